@@ -1,0 +1,126 @@
+"""Knobs: the dials of an experiment, declared once.
+
+A technique declares a subclass; the same declaration becomes the panel's controls, command-line options,
+papermill parameters and validation with a one-line message::
+
+    class Knobs(workbench.knobs.Knobs):
+        micro_batches: int = dial(4, ge=1, le=32, description="backward passes per update")
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class KnobError(ValueError):
+    """A knob was given something it cannot take. ``knob`` names it; the message is one line."""
+
+    def __init__(self, knob: str, reason: str):
+        super().__init__(f"{knob}: {reason}" if knob else reason)
+        self.knob, self.reason = knob, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """What a control or a command-line option needs to know of one knob. ``log``: steps are ratios, not differences.
+
+    ``panel``: worth a control; the others (seed, number of steps, …) stay at the command line and in papermill.
+    """
+
+    name: str
+    type: type
+    default: Any
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+    log: bool = False
+    panel: bool = True
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
+
+
+def dial(default: Any, *, log: bool = False, panel: bool = True, **field: Any) -> Any:
+    """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, and whether it is on the ``panel``."""
+    return Field(default, json_schema_extra={"log": log, "panel": panel}, **field)
+
+
+class Knobs(BaseModel):
+    """Base of every technique's knobs: frozen, nothing unknown, one line when something is wrong.
+
+    Raises ``KnobError`` (a ``ValueError``) on a value out of range, of the wrong type, or a knob that does not exist.
+    A rule between two knobs is a ``model_validator`` that raises ``KnobError(knob, reason)`` itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _one_line(type(self), error) from None
+
+    @classmethod
+    def dials(cls) -> list[Dial]:
+        return [_dial(name, field) for name, field in cls.model_fields.items()]
+
+    def turned(self, **changes: Any) -> Knobs:
+        """The same knobs with some turned, checked again (pydantic's ``model_copy`` does not check)."""
+        return type(self)(**{**self.model_dump(), **changes})
+
+    def changed_from_default(self) -> dict[str, Any]:
+        """The knobs that are not at their default: what to call a run by."""
+        default = type(self)()
+        return {name: value for name, value in self if value != getattr(default, name)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.changed_from_default().items()) or "defaults"
+
+
+def _dial(name: str, field: Any) -> Dial:
+    bounds = {}
+    for constraint in field.metadata:
+        for attribute in ("ge", "gt", "le", "lt"):
+            if (bound := getattr(constraint, attribute, None)) is not None:
+                bounds["low" if attribute[0] == "g" else "high"] = bound
+    is_choice = get_origin(field.annotation) is Literal
+    choices = get_args(field.annotation) if is_choice else ()
+    return Dial(
+        name,
+        type(choices[0]) if choices else field.annotation,
+        field.default,
+        field.description or "",
+        choices=choices,
+        **bounds,
+        **(field.json_schema_extra or {}),
+    )
+
+
+def _one_line(knobs: type[Knobs], error: ValidationError) -> KnobError:
+    first = error.errors()[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, KnobError):
+        return own
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return KnobError("", no_such("knob", name, knobs.model_fields))
+    return KnobError(name, f"{_reason(first)} ({knobs.model_fields[name].description}), not {first['input']!r}")
+
+
+def _reason(error: dict) -> str:
+    """pydantic's reason in our words: its subject ("Input …") is the knob, which the line already names."""
+    return error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that does not exist, with the nearest one that does."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no {what} is called {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}")

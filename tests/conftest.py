@@ -13,10 +13,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(BROWSER):
             item.add_marker("browser")
-
-
-def pytest_runtest_setup(item):
-    programs = [program for mark in item.iter_markers("needs") for program in mark.args]
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"not installed here: {', '.join(missing)} (`sh .ci/system-packages` says how to get it)")
+        programs = [program for mark in item.iter_markers("needs") for program in mark.args]
+        if missing := [program for program in programs if shutil.which(program) is None]:
+            reason = f"not installed here: {', '.join(missing)} (sh .ci/system-packages says how to get it)"
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -8,21 +8,23 @@ are made in the foreground, briefly, and only the picture is shown.
 from __future__ import annotations
 
 import base64
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import ipywidgets as w
-from IPython import get_ipython
 from IPython.display import display, update_display
 
 from accel_lab.workbench import figure
 from accel_lab.workbench.chart import BLUE, GREY, Badge, Chart, Record
 from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.notebook import someone_watches
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart, styled
+from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.trainer import Run, Trainer, observe
+
+__all__ = ["Panel", "Prediction"]
 
 MOST_GHOSTS = 3
 MOST_PINNED = 3  # as many as there are line styles
@@ -44,16 +46,6 @@ STYLE = """<style>
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 .accel-badge { color: #fff; border-radius: 4px; padding: 2px 8px; }
 </style>"""
-
-
-def someone_watches() -> bool:
-    """Whether a person sits at the front end: one who could answer an ``input()``. ACCEL_LAB_HEADLESS=1 or 0 overrides."""
-    if (told := os.environ.get("ACCEL_LAB_HEADLESS")) is not None:
-        return told == "0"
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "get_parent"):
-        return False
-    return bool(shell.get_parent().get("content", {}).get("allow_stdin"))
 
 
 class Panel:

@@ -113,10 +113,11 @@ def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
     bar = tqdm(
         islice(steps, options.steps), total=options.steps, unit=" updates", disable=options.jsonl or not sys.stderr.isatty()
     )
-    start = perf_counter()
+    end = None
     for step in bar:
         yield step
-        if options.steps is None and perf_counter() - start >= options.seconds:
+        end = end or perf_counter() + options.seconds  # from the first update on: what comes before is preparation
+        if options.steps is None and perf_counter() >= end:
             return
 
 

@@ -1,0 +1,77 @@
+# make lab     set up, and open the course in JupyterLab        make lab LAB_ARGS="--no-browser --port=9000"
+# make test    set up, and run every check                      make test PYTEST_ARGS="-k accumulation"
+# make course  build the notebooks from course/source           make bench BENCH="accumulation panel"
+# make lint · make format · make constraints · make clean
+
+PYTHON ?= python3
+# The torch that constraints.txt pins.
+TORCH ?= 2.13.0
+
+BIN := .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install $(if $(CI),--quiet --progress-bar off) --constraint constraints.txt
+# Opens 00_start_here, or the first chapter there is.
+FIRST = $(firstword $(sort $(wildcard course/[0-9]*.ipynb)) $(wildcard course))
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+# Tests that measure time have the machine to themselves; all others share it, one thread to each of two workers.
+QUIET := browser or alone
+
+.PHONY: lab test course bench lint format constraints clean
+
+lab: .venv/installed
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/$(FIRST)" $(LAB_ARGS)
+
+# Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so that none can get lost between
+# them; the first may be empty (pytest's 5), and where PYTEST_ARGS chooses tests, so may the second.
+test: .venv/installed-test
+	@sh .ci/system-packages || true
+	@failed=0; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/pytest -m "$(QUIET)" $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --dist loadfile \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_ARGS) $(wildcard course) tests \
+		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
+	exit $$failed
+
+course: .venv/installed-test
+	$(BIN)/python course/build.py $(COURSE_ARGS)
+
+bench: .venv/installed-test
+	$(BIN)/python -m benchmarks $(BENCH)
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The newest versions that go together, torch as above. What is written is "torch==X", without the local part of the build
+# that happened to be installed here: CPU and CUDA builds both satisfy it.
+constraints: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	echo "torch==$(TORCH)" > .venv/torch.txt
+	CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --allow-unsafe \
+		--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--constraint .venv/torch.txt --output-file constraints.txt pyproject.toml
+	sed -i.bak -e 's/^\(torch==[0-9.]*\)+.*/\1/' constraints.txt && rm constraints.txt.bak
+
+clean:
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis artefacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the environment: made once, brought up to date when pyproject.toml or constraints.txt change ----
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit( \
+		f"accel_lab needs Python 3.11 or later, and $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# What the course runs on. JupyterLab's news pop-up would lie over the page, so it is off in this environment.
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) --editable .
+	$(BIN)/jupyter labextension disable --log-level=ERROR @jupyterlab/apputils-extension:announcements
+	@touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) --editable ".[test,bench]"
+	@touch $@

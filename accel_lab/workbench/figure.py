@@ -1,0 +1,113 @@
+"""The still picture: a panel's charts drawn with matplotlib, and the few figures that chapters share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from accel_lab.workbench.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.step import Span
+
+STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+
+
+def axes(width: float = 7.0, height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure in the course's look, off pyplot (which is neither thread-safe nor needed), and its axes from left to right."""
+    figure = Figure((width, height), dpi=100, layout="constrained")
+    row = list(figure.subplots(1, columns, squeeze=False)[0])
+    for one in row:
+        tidy(one)
+    return figure, row
+
+
+def tidy(one: Axes) -> None:
+    one.spines[["top", "right"]].set_visible(False)
+    one.grid(alpha=0.25, linewidth=0.6)
+    one.set_axisbelow(True)
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def draw(charts: Sequence[Chart], pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> Figure:
+    """All charts of a panel, two a row, with the live run in front of pinned ones and ghosts."""
+    rows = (len(charts) + 1) // 2
+    figure = Figure((9.0, 2.9 * rows), dpi=90, layout="constrained")
+    for place, chart in enumerate(charts):
+        last_alone = place == len(charts) - 1 and place % 2 == 0
+        grid = figure.add_gridspec(rows, 2)
+        one = figure.add_subplot(grid[place // 2, :] if last_alone else grid[place // 2, place % 2])
+        tidy(one)
+        _DRAW[type(chart)](one, chart, pinned, ghosts, live)
+    return figure
+
+
+def _styled(pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> list[tuple[Record, str, str, float]]:
+    styled = [(record, GREY, "-", 1.0) for record in ghosts]
+    styled += [(record, *STYLES[place % len(STYLES)], 1.8) for place, record in enumerate(pinned)]
+    return styled + ([(live, BLUE, "-", 2.2)] if live else [])
+
+
+def _curve(one: Axes, chart: Curve, *records: Sequence[Record] | Record | None) -> None:
+    for record, color, style, width in _styled(*records):
+        if values := record.series.get(chart.metric):
+            xs = record.seconds if chart.over == "seconds" else record.updates
+            one.plot(xs, [v * chart.scale for v in values], style, color=color, linewidth=width, label=record.label)
+    if chart.limit:
+        one.axhline(chart.limit[0], color="black", linewidth=1, linestyle=(0, (4, 3)), label=chart.limit[1])
+    one.set(xlabel=chart.over, ylabel=chart.label, yscale="log" if chart.log else "linear")
+    if not chart.log:
+        one.set_ylim(bottom=0)
+    one.legend(frameon=False, fontsize=8)
+
+
+def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> None:
+    styled = _styled(pinned, ghosts, live)
+    if chart.predicted and styled:
+        one.plot(*chart.prediction(styled[-1][0].knobs), color="black", linewidth=1, linestyle=(0, (4, 3)), label=chart.formula)
+    for record, color, _, _ in styled:
+        if (value := record.typical(chart.metric)) is not None:
+            one.plot(getattr(record.knobs, chart.knob), value * chart.scale, "o", color=color, markersize=7, label=record.label)
+    one.set(xlabel=chart.knob.replace("_", " "), ylabel=chart.label, yscale="log" if chart.log else "linear")
+    if not chart.log:
+        one.set_ylim(bottom=0)
+    one.legend(frameon=False, fontsize=8)
+
+
+def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> None:
+    record = live or (pinned[-1] if pinned else None)
+    if record:
+        draw_spans(one, record.spans)
+    one.set_xlabel(chart.label)
+
+
+def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
+    """A bar for each span, a lane for each rank, a colour for each name."""
+    names = list(dict.fromkeys(span.name for span in spans))
+    for name, group in groupby(sorted(spans, key=lambda span: names.index(span.name)), key=lambda span: span.name):
+        bars = list(group)
+        one.barh(
+            [span.rank for span in bars],
+            [(span.end - span.start) * 1e3 for span in bars],
+            left=[span.start * 1e3 for span in bars],
+            height=0.7,
+            color=SPAN_COLORS[names.index(name) % len(SPAN_COLORS)],
+            edgecolor="white",
+            linewidth=0.5,
+            label=name,
+        )
+    ranks = sorted({span.rank for span in spans})
+    one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
+    one.invert_yaxis()
+    if names:
+        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+_DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}

@@ -1,0 +1,133 @@
+"""Equivalence, shown: two or more ways of doing the same, compared step by step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one way compares with the first one. ``diverges_at``: index of the first step beyond the tolerance, or None."""
+
+    name: str
+    worst: float
+    diverges_at: int | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What ``prove`` found. In a notebook it is a badge; as text it is one line that does not vary between machines."""
+
+    truth: str
+    steps: int
+    tolerance: float
+    compared: tuple[Comparison, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(comparison.diverges_at is None for comparison in self.compared)
+
+    def __str__(self) -> str:
+        return "; ".join(self._verdict(comparison) for comparison in self.compared)
+
+    __repr__ = __str__
+
+    def _verdict(self, comparison: Comparison) -> str:
+        if comparison.diverges_at is None:
+            return f"{comparison.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
+        return f"{comparison.name} ≠ {self.truth} from step {comparison.diverges_at} on"
+
+    def _repr_html_(self) -> str:
+        return "".join(self._badge(comparison) for comparison in self.compared)
+
+    def _badge(self, comparison: Comparison) -> str:
+        equal = comparison.diverges_at is None
+        color, sign = ("#00664b", "✓") if equal else ("#a33c00", "✗")
+        return (
+            f'<div style="margin:3px 0"><span style="background:{color};color:#fff;border-radius:4px;padding:2px 8px">'
+            f"{sign} {escape(self._verdict(comparison))}</span> &nbsp;max |Δ| = {comparison.worst:.2g}</div>"
+        )
+
+
+def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: float = 1e-12) -> Proof:
+    """Advance every way by one step at a time and compare each with the first, the truth.
+
+    A way is an iterable of states (name → tensor, the same names and shapes in all ways), one after each step. Differences
+    are absolute, and NaN differs from everything. Raises ValueError when a way ends before ``steps`` or its names differ.
+    """
+    iterators = {name: iter(states) for name, states in ways.items()}
+    truth, *others = iterators
+    worst = dict.fromkeys(others, 0.0)
+    diverges_at: dict[str, int | None] = dict.fromkeys(others)
+    for step in range(steps):
+        states = {name: _next(name, states, step) for name, states in iterators.items()}
+        for name in others:
+            difference = _max_difference(name, states[truth], states[name])
+            worst[name] = max(worst[name], difference)
+            if diverges_at[name] is None and difference > tolerance:
+                diverges_at[name] = step
+    return Proof(truth, steps, tolerance, tuple(Comparison(name, worst[name], diverges_at[name]) for name in others))
+
+
+def _next(name: str, states: Iterator[State], step: int) -> State:
+    try:
+        return next(states)
+    except StopIteration:
+        raise ValueError(f"proof: {name!r} ended before step {step}; every way must go the same number of steps") from None
+
+
+def _max_difference(name: str, truth: State, other: State) -> float:
+    if truth.keys() != other.keys():
+        raise ValueError(f"proof: {name!r} has other tensors than the truth: {sorted(truth.keys() ^ other.keys())}")
+    differences = [(truth[key].cpu().double() - other[key].cpu().double()).abs().max() for key in truth if truth[key].numel()]
+    worst = torch.stack(differences).max().item()
+    return float("inf") if worst != worst else worst
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers as they are now: a copy, name → tensor."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def trajectory(model: nn.Module, update: Callable[[nn.Module, Tensor, Tensor], object], batches: Iterable[tuple[Tensor, Tensor]]):
+    """A way for ``prove``: train a copy of ``model`` by ``update(model, x, y)`` and yield its state after each batch."""
+    model = copy.deepcopy(model)
+    for x, y in batches:
+        update(model, x, y)
+        yield snapshot(model)
+
+
+class Twin:
+    """Repeats every update by a reference rule, from exactly where the model stands: the error of single updates, free of drift.
+
+    ``reference(model, optimizer, x, y)`` is applied to a copy of both.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, reference: Callable[..., object]):
+        self.model, self.optimizer, self.reference = model, optimizer, reference
+
+    def ahead_of(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batches, each passed on only when the copy has had it: outside the timed update."""
+        for x, y in batches:
+            twin, optimizer = copy.deepcopy((self.model, self.optimizer))
+            self._before = self._weights(self.model)
+            self.reference(twin, optimizer, x, y)
+            self._expected = self._weights(twin)
+            yield x, y
+
+    def error(self) -> float:
+        """‖Δw − Δw_reference‖ / ‖Δw_reference‖ of the last update; 0 when they agree, 1 when all of it is wrong."""
+        off = torch.linalg.vector_norm(self._weights(self.model) - self._expected)
+        return float(off / torch.linalg.vector_norm(self._expected - self._before))
+
+    @staticmethod
+    def _weights(model: nn.Module) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).double()

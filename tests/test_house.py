@@ -1,0 +1,258 @@
+"""One word runs through everything, and each part of the house knows only what it may.
+
+Every rule is a function from the root of a tree to a list of complaints, empty when the rule holds; so each is shown to fail
+on a small made-up tree before it is trusted on ours.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHAPTER = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)")
+UI = {"ipywidgets", "bqplot"}
+NOT_IN_A_TECHNIQUE = UI | {"IPython"}
+
+
+# ---- what is there ----
+
+
+def modules(folder: Path) -> set[str]:
+    """The modules of a folder that count: those whose name has no leading underscore."""
+    return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+
+
+def sources(root: Path) -> list[Path]:
+    return sorted((root / "course/source").glob("*.py"))
+
+
+def chapters(root: Path) -> list[str]:
+    """The words of the chapters that teach a technique: all but those numbered 00."""
+    names = [CHAPTER.fullmatch(path.stem) for path in sources(root)]
+    return [name[2] for name in names if name and name[1] != "00"]
+
+
+def imports(path: Path, root: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in it, in full: ``accel_lab.ddp`` also for ``from accel_lab import ddp``."""
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imported_techniques(path: Path, root: Path) -> list[str]:
+    """Names of the technique modules, or of their exercises, that a file imports."""
+    techniques = modules(root / "accel_lab")
+    found = set()
+    for name in imports(path, root):
+        first, _, rest = name.partition(".")
+        parts = rest.removeprefix("exercises.").split(".")
+        if first == "accel_lab" and parts[0] in techniques:
+            found.add(parts[0])
+    return sorted(found)
+
+
+# ---- the rules ----
+
+
+def chapter_names(root: Path) -> list[str]:
+    """course/source holds nothing but NN_name.py; no number and no name twice."""
+    found = [(path.name, CHAPTER.fullmatch(path.stem)) for path in sources(root)]
+    complaints = [f"course/source/{name}: a chapter is called NN_name.py" for name, match in found if not match]
+    for group, what in ((1, "number"), (2, "name")):
+        values = [match[group] for _, match in found if match]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        complaints += [f"course/source: two chapters have the {what} {value}" for value in twice]
+    return complaints
+
+
+def one_word(root: Path) -> list[str]:
+    """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without its chapter.
+
+    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel.py``).
+    """
+    words = chapters(root)
+    complaints = [
+        f"{path}: missing, and course/source has a chapter called {word}"
+        for word in words
+        for path in (f"accel_lab/{word}.py", f"accel_lab/exercises/{word}.py", f"tests/test_{word}.py", f"benchmarks/{word}.py")
+        if not (root / path).is_file()
+    ]
+    for folder in ("accel_lab", "accel_lab/exercises"):
+        orphans = sorted(modules(root / folder) - set(words))
+        complaints += [f"{folder}/{word}.py: course/source has no chapter called {word}" for word in orphans]
+    parts = {path.stem for path in (root / "accel_lab").rglob("*") if path.is_dir() or path.suffix == ".py"}
+    orphans = sorted(modules(root / "benchmarks") - parts)
+    return complaints + [f"benchmarks/{word}.py: accel_lab has nothing called {word}" for word in orphans]
+
+
+def notebooks(root: Path) -> list[str]:
+    """Each chapter's notebook is there, was run from top to bottom, and says what its source says."""
+    expected = {path.stem: path for path in sources(root)}
+    built = {path.stem: path for path in sorted((root / "course").glob("*.ipynb"))}
+    complaints = [f"course/{name}.ipynb: missing; make course builds it" for name in expected if name not in built]
+    complaints += [f"course/{name}.ipynb: has no source in course/source" for name in built if name not in expected]
+    for name in sorted(expected.keys() & built.keys()):
+        cells = json.loads(built[name].read_text(encoding="utf-8"))["cells"]
+        if [said(cell) for cell in cells] != [said(cell) for cell in jupytext.read(expected[name]).cells]:
+            complaints.append(f"course/{name}.ipynb: not what its source says; make course builds it again")
+        if any(cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code" and said(cell)[1].strip()):
+            complaints.append(f"course/{name}.ipynb: has cells that were never run; make course builds it again")
+    return complaints
+
+
+def said(cell) -> tuple[str, str, list[str]]:
+    return cell["cell_type"], "".join(cell["source"]).rstrip("\n"), sorted(cell["metadata"].get("tags", []))
+
+
+def workbench_knows_no_technique(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)}: imports {name}, and the workbench knows no technique"
+        for path in sorted((root / "accel_lab/workbench").rglob("*.py"))
+        for name in imported_techniques(path, root)
+    ]
+
+
+def techniques_stand_alone(root: Path) -> list[str]:
+    """A technique draws nothing, and uses another only where its docstring tells the reader so by the full name."""
+    complaints = []
+    for word in sorted(modules(root / "accel_lab")):
+        path = root / "accel_lab" / f"{word}.py"
+        drawing = sorted({name.partition(".")[0] for name in imports(path, root)} & NOT_IN_A_TECHNIQUE)
+        complaints += [f"accel_lab/{word}.py: imports {name}, and a technique draws nothing" for name in drawing]
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        complaints += [
+            f"accel_lab/{word}.py: imports {other}, and its docstring does not speak of accel_lab.{other}"
+            for other in imported_techniques(path, root)
+            if other != word and not re.search(rf"\baccel_lab\.{other}\b", docstring)
+        ]
+    return complaints
+
+
+def only_the_panel_draws_widgets(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)}: imports {name}, which only accel_lab/workbench/panel.py may"
+        for path in sorted((root / "accel_lab").rglob("*.py"))
+        if path != root / "accel_lab/workbench/panel.py"
+        for name in sorted({name.partition(".")[0] for name in imports(path, root)} & UI)
+    ]
+
+
+RULES = [
+    chapter_names,
+    one_word,
+    notebooks,
+    workbench_knows_no_technique,
+    techniques_stand_alone,
+    only_the_panel_draws_widgets,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_its_rules(rule):
+    assert (ROOT / "accel_lab/workbench").is_dir()  # an empty tree would keep any rule
+    assert rule(ROOT) == []
+
+
+# ---- each rule can fail ----
+
+
+def notebook(*cells: tuple[str, str], count: int | None = 1) -> str:
+    made = [{"cell_type": kind, "source": text.splitlines(keepends=True), "metadata": {}} for kind, text in cells]
+    for cell in made:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": count}
+    return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+SOURCE = "# %% [markdown]\n# A *question*\n\n# %%\nx = 1\nx\n"
+CELLS = [("markdown", "A *question*"), ("code", "x = 1\nx")]
+GOOD = {
+    "course/source/00_start_here.py": SOURCE,
+    "course/00_start_here.ipynb": notebook(*CELLS),
+    "course/source/07_folding.py": SOURCE,
+    "course/07_folding.ipynb": notebook(*CELLS),
+    "accel_lab/__init__.py": "",
+    "accel_lab/__main__.py": "from accel_lab import folding\n",
+    "accel_lab/folding.py": '"""Folding."""\nfrom accel_lab.workbench.step import Step\n',
+    "accel_lab/exercises/folding.py": "from accel_lab import folding\n",
+    "accel_lab/workbench/step.py": "import torch\n",
+    "accel_lab/workbench/panel.py": "import ipywidgets as w\nfrom bqplot import Figure\n",
+    "accel_lab/grading/__init__.py": "",
+    "tests/test_folding.py": "",
+    "tests/test_step.py": "",
+    "benchmarks/__main__.py": "",
+    "benchmarks/folding.py": "",
+    "benchmarks/panel.py": "",
+    "benchmarks/grading.py": "",
+}
+
+
+def complaints_about(changes: dict[str, str | None], root: Path) -> list[str]:
+    """What all rules say about GOOD with some files changed, added, or (None) left out."""
+    for path, text in (GOOD | changes).items():
+        if text is not None:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, encoding="utf-8")
+    return [complaint for rule in RULES for complaint in rule(root)]
+
+
+def test_a_good_tree_has_no_complaint(tmp_path):
+    assert complaints_about({}, tmp_path) == []
+
+
+FAULTS = {
+    "a file that is no chapter": ({"course/source/folding2.py": SOURCE}, "a chapter is called NN_name.py"),
+    "a number twice": ({"course/source/00_again.py": SOURCE, "course/00_again.ipynb": notebook(*CELLS)}, "the number 00"),
+    "a name twice": ({"course/source/08_folding.py": SOURCE, "course/08_folding.ipynb": notebook(*CELLS)}, "the name folding"),
+    "no module": ({"accel_lab/folding.py": None}, "accel_lab/folding.py: missing"),
+    "no exercises": ({"accel_lab/exercises/folding.py": None}, "accel_lab/exercises/folding.py: missing"),
+    "no tests": ({"tests/test_folding.py": None}, "tests/test_folding.py: missing"),
+    "no benchmark": ({"benchmarks/folding.py": None}, "benchmarks/folding.py: missing"),
+    "a technique without a chapter": ({"accel_lab/bending.py": ""}, "no chapter called bending"),
+    "exercises without a chapter": ({"accel_lab/exercises/bending.py": ""}, "accel_lab/exercises/bending.py: course/source has no"),
+    "a benchmark of nothing": ({"benchmarks/bending.py": ""}, "accel_lab has nothing called bending"),
+    "no notebook": ({"course/07_folding.ipynb": None}, "course/07_folding.ipynb: missing"),
+    "a notebook without a source": ({"course/09_left.ipynb": notebook()}, "course/09_left.ipynb: has no source"),
+    "a stale notebook": ({"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))}, "not what its source says"),
+    "a cell too few": ({"course/07_folding.ipynb": notebook(CELLS[0])}, "not what its source says"),
+    "a tag too few": ({"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')}, "not what its source says"),
+    "a notebook never run": ({"course/07_folding.ipynb": notebook(*CELLS, count=None)}, "never run"),
+    "a workbench that knows a technique": ({"accel_lab/workbench/step.py": "from accel_lab import folding\n"}, "step.py: imports folding"),
+    "the same, relative": ({"accel_lab/workbench/step.py": "from ..folding import update\n"}, "step.py: imports folding"),
+    "the same, its exercises": ({"accel_lab/workbench/step.py": "import accel_lab.exercises.folding\n"}, "step.py: imports folding"),
+    "the same, inside a function": ({"accel_lab/workbench/step.py": "def f():\n    from .. import folding\n"}, "step.py: imports folding"),
+    "a technique that draws": ({"accel_lab/folding.py": "from IPython.display import display\n"}, "imports IPython"),
+    "widgets outside the panel": ({"accel_lab/workbench/step.py": "import bqplot.marks\n"}, "step.py: imports bqplot"),
+    "widgets in exercises": ({"accel_lab/exercises/folding.py": "from ipywidgets import HTML\n"}, "folding.py: imports ipywidgets"),
+}
+BENDING = {
+    "course/source/08_bending.py": SOURCE,
+    "course/08_bending.ipynb": notebook(*CELLS),
+    "accel_lab/exercises/bending.py": "",
+    "tests/test_bending.py": "",
+    "benchmarks/bending.py": "",
+}
+
+
+@pytest.mark.parametrize(("changes", "complaint"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_is_found(changes, complaint, tmp_path):
+    assert any(complaint in found for found in complaints_about(changes, tmp_path))
+
+
+def test_a_technique_may_use_another_when_its_docstring_says_so(tmp_path):
+    told = {"accel_lab/bending.py": '"""Bending what ``accel_lab.folding`` folded."""\nfrom accel_lab.folding import update\n'}
+    untold = {"accel_lab/bending.py": '"""Bending."""\nfrom accel_lab.folding import update\n'}
+    assert complaints_about(BENDING | told, tmp_path / "told") == []
+    assert complaints_about(BENDING | untold, tmp_path / "untold") == [
+        "accel_lab/bending.py: imports folding, and its docstring does not speak of accel_lab.folding"
+    ]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import linecache
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,6 +25,12 @@ from accel_lab.workbench.rank import RankSpans
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_directory(tmp_path_factory, monkeypatch):
+    """Other tests may launch at the same time: what is left behind must be ours."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 def sums(rounds):
@@ -74,7 +81,9 @@ def nothing_left():
     before = left_behind()
     yield
     ranks, descriptors, directories = left_behind()
-    assert ranks <= before[0] and descriptors <= before[1] and directories <= before[2]
+    assert ranks <= before[0]
+    assert descriptors <= before[1]
+    assert directories <= before[2]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -169,7 +178,7 @@ def test_a_rank_that_skips_a_collective_is_told_apart():
 
 
 def test_silence_of_all_is_a_hang_too():
-    with pytest.raises(RankFailed, match="(?s)rank 0 stands here.*rank 1 stands here") as failed:
+    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*rank 1 stands here") as failed:
         list(launch(lambda: time.sleep(60), 2, timeout=0.5))
     assert failed.value.how == "hung"
 
@@ -188,7 +197,7 @@ def test_a_script_needs_no_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("from accel_lab.workbench.launch import launch\nprint(list(launch(lambda: 'once', 2)))\n")
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=our_environment())
-    assert ran.stdout.count("once") == 2 and not ran.stderr
+    assert (ran.stdout.count("once"), ran.stderr) == (2, "")
 
 
 def our_environment():
@@ -299,29 +308,25 @@ def test_one_step_of_the_world_from_one_of_each_rank():
     for step in steps:
         first, second = step.spans
         assert (first.rank, second.rank) == (0, 1)
-        assert 0 <= first.start < 0.03 and first.end < second.end
+        assert min(first.start, second.start) == 0
+        assert max(first.start, second.start) < 0.03
+        assert first.end < second.end
         assert step.seconds >= 0.05
 
 
-@pytest.mark.slow
 @linux
-def test_five_hundred_launches_in_a_row():
+def test_many_launches_in_a_row():
     with nothing_left():
-        for _ in range(500):
+        for _ in range(20):
             assert len(list(launch(sums, 2, 2))) == 4
 
 
-@pytest.mark.slow
 @linux
 def test_a_rank_killed_at_a_random_moment_is_always_the_one_named():
-    import random
-
     moments = random.Random(0)
-    timeout = 10.0
     with nothing_left():
-        for _ in range(100):
-            victim, moment = moments.randrange(3), moments.uniform(0.0, 0.4)
-            assert_named_when_killed(victim, moment, timeout)
+        for _ in range(10):
+            assert_named_when_killed(moments.randrange(3), moments.uniform(0.0, 0.4), timeout=10.0)
 
 
 def assert_named_when_killed(victim, moment, timeout):

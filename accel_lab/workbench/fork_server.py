@@ -11,8 +11,8 @@ from pathlib import Path
 import cloudpickle  # noqa: F401
 import numpy  # noqa: F401
 import pydantic  # noqa: F401
-import torch._dynamo  # noqa: F401
-import torch.distributed  # noqa: F401
+import torch._dynamo
+import torch.distributed
 import torch.optim  # noqa: F401
 
 

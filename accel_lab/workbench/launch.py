@@ -31,6 +31,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -43,7 +44,8 @@ import cloudpickle
 import torch.distributed as dist
 
 from accel_lab.workbench import rank as inside
-from accel_lab.workbench.step import Step
+from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.step import Span, Step
 
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
@@ -74,14 +76,14 @@ def launch(
     """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield, or return.
 
     timeout: seconds that a rank may wait for another, or the caller for any of them · threads: torch's, per rank ·
-    backend: ``auto`` takes NCCL where each rank can have its own GPU, else gloo; None starts no process group. What ranks
-    print is printed here, with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
+    backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank can have a GPU of its own; None starts no process
+    group. What ranks print is printed here, with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
 
     Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield equally often.
     Raises RankFailed, and whatever pickling the worker raises.
     """
     if under_torchrun():
-        yield from _with_torchrun(worker, args, timeout, threads, backend or "gloo")
+        yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
         return
     ranks = _Ranks(world_size, timeout)
     try:
@@ -121,15 +123,23 @@ def launch_steps(
     merge: Callable[[list[Step]], Step] | None = None,
     **options: Any,
 ) -> Iterator[Step]:
-    """``launch`` a worker that yields Steps, and make one Step of the world from one of each rank (see ``side_by_side``)."""
+    """``launch`` a worker that yields Steps, and make one Step of the world from one of each rank (see ``side_by_side``).
+
+    Raises NonFiniteLoss as it is, wherever it happened: it is the run that failed, not a rank.
+    """
     arrived: dict[int, dict[int, Step]] = {}
-    with contextlib.closing(launch(worker, wanted, *args, **options)) as stream:
-        for rank, step in stream:
-            together = arrived.setdefault(step.index, {})
-            together[rank] = step
-            if len(together) == world_size(wanted):
-                del arrived[step.index]
-                yield (merge or side_by_side)([together[rank] for rank in sorted(together)])
+    try:
+        with contextlib.closing(launch(worker, wanted, *args, **options)) as stream:
+            for rank, step in stream:
+                together = arrived.setdefault(step.index, {})
+                together[rank] = step
+                if len(together) == world_size(wanted):
+                    del arrived[step.index]
+                    yield (merge or side_by_side)([together[rank] for rank in sorted(together)])
+    except RankFailed as failed:
+        if isinstance(failed.cause, NonFiniteLoss):
+            raise failed.cause from failed
+        raise
 
 
 def side_by_side(steps: list[Step]) -> Step:
@@ -138,8 +148,14 @@ def side_by_side(steps: list[Step]) -> Step:
     metrics = {
         name: sum(step.metrics[name] * step.samples for step in steps if step.samples) / samples for name in steps[0].metrics
     }
-    spans = tuple(span for step in steps for span in step.spans)
-    return Step(steps[0].index, samples, max(step.seconds for step in steps), metrics, spans)
+    return Step(steps[0].index, samples, max(step.seconds for step in steps), metrics, on_one_timeline(steps))
+
+
+def on_one_timeline(steps: list[Step]) -> tuple[Span, ...]:
+    """The spans of all ranks, the first of them beginning at 0: waking up after waiting for one another is not the step's."""
+    spans = [span for step in steps for span in step.spans]
+    zero = min((span.start for span in spans), default=0.0)
+    return tuple(replace(span, start=span.start - zero, end=span.end - zero) for span in spans)
 
 
 class _Ranks:

@@ -216,10 +216,15 @@ def _join(backend: str, local_rank: int, timeout: float, **where: Any) -> None:
 
 
 def resolve_backend(backend: str | None, local_world: int) -> str | None:
-    """``auto``: NCCL beside gloo where every rank can have a GPU of its own, gloo elsewhere."""
-    if backend != "auto":
-        return backend
-    return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= local_world else "gloo"
+    """``cuda`` is NCCL, beside gloo for what lies on the CPU; ``auto`` takes it where every rank can have a GPU of its own."""
+    if backend == "auto":
+        backend = "cuda" if torch.cuda.device_count() >= local_world else "cpu"
+    return {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}.get(backend, backend)
+
+
+def device_of_rank() -> torch.device:
+    """Where this rank computes: a GPU of its own, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend_config() else torch.device("cpu")
 
 
 @functools.cache

@@ -42,7 +42,7 @@ from accel_lab.workbench.checkpoint import Checkpoint
 from accel_lab.workbench.launch import launch_steps
 from accel_lab.workbench.loop import pick_device, train
 from accel_lab.workbench.proof import Twin
-from accel_lab.workbench.rank import RankSpans, device_of_rank
+from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, gather
 from accel_lab.workbench.step import Span, Step
 
 Parameters = dict[str, nn.Parameter]  # those that get a gradient, by name; a tied one is in it once
@@ -275,7 +275,7 @@ class DataParallel(Buckets):
 
     All ranks start from rank 0's weights and buffers; each backward pass then leaves the whole batch's gradient. Afterwards
     the model is used as before. What looks across samples, as batch normalization does, sees this rank's samples alone.
-    options: see Buckets. Raises ShapeMismatch when the ranks' models differ.
+    options: see Buckets. Raises RanksDiffer when the ranks' models differ.
     """
 
     def __init__(self, model: nn.Module, **options: Any):
@@ -287,21 +287,16 @@ def trainable(model: nn.Module) -> Parameters:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-class ShapeMismatch(ValueError):
-    """Ranks hold different models. gloo would abort, or leave a rank with sums that are none."""
-
-
 def start_equal(model: nn.Module) -> None:
-    """Give all ranks rank 0's parameters and buffers, frozen ones too. Raises ShapeMismatch, on every rank alike."""
+    """Give all ranks rank 0's parameters and buffers, frozen ones too. Raises RanksDiffer, on every rank alike."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     mine = [f"{name} {list(tensor.shape)} {tensor.dtype}, trained {tensor.requires_grad}" for name, tensor in tensors.items()]
-    everyone: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = gather(mine)
     for rank, theirs in enumerate(everyone):
         if different := [pair for pair in zip(everyone[0], theirs, strict=False) if pair[0] != pair[1]]:
-            raise ShapeMismatch(f"rank {rank} has {different[0][1]}, rank 0 has {different[0][0]}")
+            raise RanksDiffer(f"rank {rank} has {different[0][1]}, rank 0 has {different[0][0]}")
         if len(theirs) != len(everyone[0]):
-            raise ShapeMismatch(f"rank {rank} has {len(theirs)} parameters and buffers, rank 0 has {len(everyone[0])}")
+            raise RanksDiffer(f"rank {rank} has {len(theirs)} parameters and buffers, rank 0 has {len(everyone[0])}")
     for tensor in tensors.values():
         dist.broadcast(tensor.detach(), 0)
 

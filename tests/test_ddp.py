@@ -17,6 +17,7 @@ from accel_lab.ddp import DataParallel, Knobs, average_each, average_flat, ring_
 from accel_lab.workbench.launch import RankFailed, launch
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.proof import prove, snapshot
+from accel_lab.workbench.rank import RanksDiffer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -269,7 +270,7 @@ def test_models_that_differ_are_refused_before_anything_is_sent():
     for kind in ("shape", "dtype", "frozen", "more"):
         with pytest.raises(RankFailed, match="rank 1 has") as failed:
             list(launch(differing, 2, kind))
-        assert isinstance(failed.value.cause, ddp.ShapeMismatch)
+        assert isinstance(failed.value.cause, RanksDiffer)
 
 
 # ---- the sampler ----

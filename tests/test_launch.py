@@ -173,8 +173,17 @@ def test_the_cause_comes_along():
 
 
 def test_a_rank_that_skips_a_collective_is_told_apart():
-    with pytest.raises(RankFailed, match="rank 1 had already finished"):
+    with pytest.raises(RankFailed, match="rank 1 has already finished; rank 0 waited in vain"):
         list(launch(gone_wrong, 2, "return", timeout=1.0))
+
+
+def test_a_deadlock_tells_where_each_rank_stands():
+    def each_waits_for_the_other():
+        dist.recv(torch.ones(1), 1 - dist.get_rank())
+
+    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*dist\.recv.*rank 1 stands here.*dist\.recv") as failed:
+        list(launch(each_waits_for_the_other, 2, timeout=1.0))
+    assert failed.value.how == "hung"
 
 
 def test_silence_of_all_is_a_hang_too():

@@ -30,13 +30,12 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
-from traceback import StackSummary
 from typing import Any, Literal
 from unittest import mock
 
@@ -273,36 +272,38 @@ class _Ranks:
                 return self._died(rank, content)
             if not content.victim:
                 return self._raised(rank, content)
-        rank, (_, failure) = next(iter(seen.items()))
-        if absent := sorted(self.working - seen.keys()):
-            return self._hung(absent, f"rank {rank} waited for it in vain ({failure.headline})")
-        return self._raised(rank, failure, "; ".join(f"rank {other} had already finished" for other in sorted(self.finished)))
+        victims = {rank: failure for rank, (_, failure) in seen.items()}
+        first, failure = next(iter(victims.items()))
+        why = "".join(f"rank {rank} has already finished; " for rank in sorted(self.finished))
+        why += f"rank {first} waited in vain ({failure.headline})"
+        return self._hung(sorted(self.working - seen.keys()), why, victims)
 
-    def _raised(self, rank: int, failure: inside.Failure, because: str = "") -> RankFailed:
+    def _raised(self, rank: int, failure: inside.Failure) -> RankFailed:
         report = "".join(failure.report.format())
-        headline = f"{failure.headline} ({because})" if because else failure.headline
-        message = f"rank {rank} of {self.world_size} raised {headline}\n{report}{self._output(rank)}"
+        message = f"rank {rank} of {self.world_size} raised {failure.headline}\n{report}{self._output(rank)}"
         return RankFailed(rank, "raised", message, failure.exception)
 
     def _died(self, rank: int, code: int | None) -> RankFailed:
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code} amid its work"
         return RankFailed(rank, "died", f"rank {rank} of {self.world_size} {how}{self._output(rank)}")
 
-    def _hung(self, absent: list[int], why: str) -> RankFailed:
-        self._command(inside.WHERE, absent)
-        stands: dict[int, StackSummary] = {}
-        deadline = monotonic() + GATHERING / 2
+    def _hung(self, absent: list[int], why: str, victims: Mapping[int, inside.Failure] | None = None) -> RankFailed:
+        """Name the first rank that others waited for; if there is none, all wait for one another. Quote where each stands."""
+        stands = {rank: failure.report.stack for rank, failure in (victims or {}).items()}
         self.working = set(absent)
+        self._command(inside.WHERE, absent)
+        deadline = monotonic() + GATHERING / 2
         while self.working - stands.keys() and (left := deadline - monotonic()) > 0:
-            stands |= {rank: content for rank, kind, content in self._hear(left) if kind == "stands"}
+            for rank, kind, content in self._hear(left):
+                if kind in ("stands", "failed"):  # a rank may have given up waiting just before it was asked
+                    stands.setdefault(rank, content if kind == "stands" else content.report.stack)
         where = "".join(
             f"\nrank {rank} stands here:\n{''.join(stands[rank].format())}" if rank in stands
             else f"\nrank {rank} does not even tell where it stands: it is stopped, or deep inside C code"
-            for rank in absent
+            for rank in sorted({*absent, *stands})
         )  # fmt: skip
-        return RankFailed(
-            absent[0], "hung", f"rank {absent[0]} of {self.world_size} hangs: {why}{where}{self._output(absent[0])}"
-        )
+        blamed = absent[0] if absent else min(stands)
+        return RankFailed(blamed, "hung", f"rank {blamed} of {self.world_size} hangs: {why}{where}{self._output(blamed)}")
 
     def _output(self, rank: int, last: int = 2000) -> str:
         with contextlib.suppress(OSError):

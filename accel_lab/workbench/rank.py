@@ -227,12 +227,21 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend_config() else torch.device("cpu")
 
 
+class RanksDiffer(ValueError):
+    """Ranks hold what does not fit together. gloo would abort, or leave a rank with sums that are none."""
+
+
+def gather(mine: Any) -> list[Any]:
+    """What every rank has given, in their order, on every rank."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 @functools.cache
 def _on_one_host() -> bool:
     boot = Path("/proc/sys/kernel/random/boot_id")
-    hosts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, boot.read_text() if boot.exists() else platform.node())
-    return len(set(hosts)) == 1
+    return len(set(gather(boot.read_text() if boot.exists() else platform.node()))) == 1
 
 
 def start_together() -> float:

@@ -25,9 +25,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -42,7 +42,7 @@ from accel_lab.workbench.checkpoint import Checkpoint
 from accel_lab.workbench.launch import launch_steps
 from accel_lab.workbench.loop import pick_device, train
 from accel_lab.workbench.proof import Twin
-from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, gather
+from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, gather, shared_between_ranks
 from accel_lab.workbench.step import Span, Step
 
 Parameters = dict[str, nn.Parameter]  # those that get a gradient, by name; a tied one is in it once
@@ -125,36 +125,75 @@ class UnusedParameters(RuntimeError):
     """A parameter got no gradient in this backward pass: the other ranks may be waiting for it."""
 
 
+class Network:
+    """Carries gradients by all-reduce, from one machine to another if need be. flat: [n], where their averages go."""
+
+    def __init__(self, flat: Tensor, compress: bool):
+        self.flat, self._out = flat, flat.bfloat16() if compress else flat
+
+    def outgoing(self) -> Tensor:
+        """[n], where this rank's share is to be written in this step."""
+        return self._out
+
+    def send(self, piece: slice) -> Any:
+        return dist.all_reduce(self._out[piece], async_op=True)
+
+    def take(self, piece: slice) -> None:
+        """Put the average in its place, once the message is through."""
+        if self._out is not self.flat:
+            self.flat[piece] = self._out[piece]
+
+    def bytes(self, piece: slice) -> int:
+        return _bytes_on_the_ring(self._out[piece])
+
+
+class SharedMemory:
+    """Carries gradients between ranks of one machine: each writes its share where all can read it, and only says so.
+
+    There are two pages for alternate steps. Who writes on a page again has heard of all, in the step between, that they have
+    read it; so nobody is ever waited for twice.
+    """
+
+    def __init__(self, flat: Tensor, pages: list[list[Tensor]]):
+        self.flat, self._pages = flat, pages
+        self._written = torch.zeros(1)
+
+    def outgoing(self) -> Tensor:
+        self._pages.reverse()
+        return self._pages[0][dist.get_rank()]
+
+    def send(self, piece: slice) -> Any:
+        return dist.all_reduce(self._written, async_op=True)  # through when all have called it
+
+    def take(self, piece: slice) -> None:
+        first, second, *others = (page[piece] for page in self._pages[0])
+        total = torch.add(first, second, out=self.flat[piece])
+        for other in others:
+            total += other  # in the order of the ranks, everywhere: the same to the last bit
+
+    def bytes(self, piece: slice) -> int:
+        return self._pages[0][0][piece].nbytes
+
+
+def wire_for(flat: Tensor, compress: bool, wire: str) -> Network | SharedMemory:
+    """``auto`` takes shared memory where the ranks have it: on one Linux machine, for what is computed on the CPU."""
+    if wire == "auto" and flat.device.type == "cpu" and dist.get_world_size() > 1:
+        dtype = torch.bfloat16 if compress else flat.dtype
+        if all(pages := [shared_between_ranks(len(flat), dtype) for _ in range(2)]):
+            return SharedMemory(flat, pages)
+    return Network(flat, compress)
+
+
 @dataclass(eq=False)
 class Bucket:
-    """A piece of all gradients: ``wire`` is what travels of it, the same memory unless it is compressed."""
+    """A piece of all gradients, sent as soon as all of it is there."""
 
-    gradients: Tensor
-    wire: Tensor
-    inbox: Tensor | None
+    name: str
+    wire: Network | SharedMemory
+    piece: slice
     parameters: int = 0  # how many have a part in this bucket …
     missing: int = 0  # … and how many of them have no gradient yet
-    messages: list[Any] = field(default_factory=list)
-
-    def send(self, exchange: bool) -> None:
-        """With two ranks the ring's two turns are one exchange of whole buckets: the same bytes, half the waiting."""
-        if self.wire is not self.gradients:
-            self.wire.copy_(self.gradients)
-        if exchange:
-            other = 1 - dist.get_rank()
-            self.messages = [dist.irecv(self.inbox, other), dist.isend(self.wire, other)]
-        else:
-            self.messages = [dist.all_reduce(self.wire, async_op=True)]
-
-    def wait(self) -> None:
-        for message in self.messages:
-            message.wait()
-
-    def take(self, exchange: bool) -> None:
-        if exchange:
-            self.wire.add_(self.inbox)  # a + b here, b + a there: the same to the last bit
-        if self.wire is not self.gradients:
-            self.gradients.copy_(self.wire)
+    message: Any = None
 
 
 class Buckets:
@@ -162,44 +201,45 @@ class Buckets:
 
     The parameters' order is the order in which they are packed and sent, and must be the same on all ranks: best that in
     which backward reaches them. bucket_mib: MiB of gradients per message · compress: send bfloat16, half the bytes and
-    8 bits of mantissa · spans: where to record when each bucket travelled. ``share``: this rank's part of the batch, to be
-    set before backward where it is not 1/world. ``bytes_sent``, ``seconds_waited``: since the start, for whoever counts.
+    8 bits of mantissa · wire: ``auto`` or ``network``, see ``wire_for`` · spans: where to record when each bucket travelled.
+    ``share``: this rank's part of the batch, to be set before backward where it is not 1/world. ``bytes_sent`` and
+    ``seconds_waited`` count since the start.
     Raises UnusedParameters, from ``backward``, when a parameter got no gradient.
     """
 
     def __init__(
-        self, parameters: Parameters, *, bucket_mib: float = 8.0, compress: bool = False, spans: RankSpans | None = None
+        self,
+        parameters: Parameters,
+        *,
+        bucket_mib: float = 8.0,
+        compress: bool = False,
+        wire: str = "auto",
+        spans: RankSpans | None = None,
     ):
         self.parameters, self.spans = parameters, spans
-        self.world = dist.get_world_size()
-        self.share = 1 / self.world
+        self.share = 1 / dist.get_world_size()
         self.bytes_sent, self.seconds_waited = 0, 0.0
-        self._exchange = self.world == 2 and device_of_rank().type == "cpu"
         self._syncs, self._pass = True, None
         self._watcher = ThreadPoolExecutor(1) if spans else None
-        self._home: dict[nn.Parameter, tuple[Tensor, list[Bucket]]] = {}
+        self._home: dict[nn.Parameter, tuple[Tensor, slice, list[Bucket]]] = {}
         self.buckets: list[Bucket] = []
-        kinds = {(parameter.dtype, parameter.device) for parameter in parameters.values()}
-        for kind in sorted(kinds, key=str):
+        for kind in sorted({(parameter.dtype, parameter.device) for parameter in parameters.values()}, key=str):
             alike = [parameter for parameter in parameters.values() if (parameter.dtype, parameter.device) == kind]
-            self._pack(alike, int(bucket_mib * 2**20) // alike[0].element_size(), compress)
-        if self.world > 1:
+            flat = alike[0].new_zeros(sum(parameter.numel() for parameter in alike))
+            self._pack(alike, wire_for(flat, compress, wire), max(1, int(bucket_mib * 2**20) // flat.element_size()))
+        if dist.get_world_size() > 1:
             for parameter in parameters.values():
                 parameter.register_post_accumulate_grad_hook(self._has_gradient)
 
-    def _pack(self, parameters: list[nn.Parameter], bucket_size: int, compress: bool) -> None:
-        """One flat tensor for all gradients, cut into buckets of one size; a large parameter lies in several."""
-        flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
-        wire = flat.bfloat16() if compress else flat
-        buckets = [
-            Bucket(gradients, gradients if wire is flat else part, torch.empty_like(part) if self._exchange else None)
-            for gradients, part in zip(flat.split(bucket_size), wire.split(bucket_size), strict=True)
-        ]
+    def _pack(self, parameters: list[nn.Parameter], wire: Network | SharedMemory, size: int) -> None:
+        """All gradients in one flat tensor, cut into buckets of one size; a large parameter lies in several."""
+        starts = range(0, len(wire.flat), size)
+        buckets = [Bucket(f"bucket {i}", wire, slice(start, start + size)) for i, start in enumerate(starts, len(self.buckets))]
         end = 0
         for parameter in parameters:
             start, end = end, end + parameter.numel()
-            touched = buckets[start // bucket_size : (end - 1) // bucket_size + 1]
-            self._home[parameter] = flat[start:end].view_as(parameter), touched
+            touched = buckets[start // size : (end - 1) // size + 1]
+            self._home[parameter] = wire.flat[start:end].view_as(parameter), slice(start, end), touched
             for bucket in touched:
                 bucket.parameters += 1
         self.buckets += buckets
@@ -218,8 +258,8 @@ class Buckets:
             return
         if self._pass != (now := torch._C._current_graph_task_id()):
             self._begin(now)
-        home, buckets = self._home[parameter]
-        torch.mul(parameter.grad, self.share, out=home)
+        home, place, buckets = self._home[parameter]
+        torch.mul(parameter.grad, self.share, out=self._outgoing[buckets[0].wire][place].view_as(parameter))
         parameter.grad = home
         self._seen.add(parameter)
         for bucket in buckets:
@@ -229,16 +269,16 @@ class Buckets:
 
     def _begin(self, this_pass: int) -> None:
         self._pass, self._seen, self._unsent = this_pass, set(), list(self.buckets)
+        self._outgoing = {wire: wire.outgoing() for wire in {bucket.wire: None for bucket in self.buckets}}
         for bucket in self.buckets:
             bucket.missing = bucket.parameters
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
     def _send(self, bucket: Bucket) -> None:
-        bucket.send(self._exchange)
-        self.bytes_sent += _bytes_on_the_ring(bucket.wire)
-        if self.spans:
-            name = f"bucket {self.buckets.index(bucket)}"
-            bucket.messages = [_Watched(self._watcher.submit(_watch, bucket.messages, self.spans, name, self.spans.now()))]
+        bucket.message = bucket.wire.send(bucket.piece)
+        self.bytes_sent += bucket.wire.bytes(bucket.piece)
+        if self.spans:  # a thread waits too, to see when the message is through and not when somebody asks
+            bucket.message = Watched(self._watcher.submit(_watch, bucket.message, self.spans, bucket.name, self.spans.now()))
 
     def _finish(self) -> None:
         """The end of backward: wait for what still travels."""
@@ -249,22 +289,19 @@ class Buckets:
             )
         for bucket in self.buckets:
             start = time.perf_counter()
-            bucket.wait()
+            bucket.message.wait()
             self.seconds_waited += time.perf_counter() - start
-            bucket.take(self._exchange)
+            bucket.wire.take(bucket.piece)
 
 
-def _watch(messages: list[Any], spans: RankSpans, name: str, start: float) -> None:
-    for message in messages:
-        message.wait()
+def _watch(message: Any, spans: RankSpans, name: str, start: float) -> None:
+    message.wait()
     spans.taken.append(Span(spans.rank, name, start, spans.now()))
 
 
 @dataclass
-class _Watched:
-    """Messages that a thread waits for, in order to see when they are through and not when somebody asks."""
-
-    future: Any
+class Watched:
+    future: Future
 
     def wait(self) -> None:
         self.future.result()
@@ -339,6 +376,7 @@ class Knobs(knobs.Knobs):
         "none", "skip the division", "forget the broadcast", "same shard everywhere", "wrong rank order", "mismatched shapes",
         "slow rank", "dying rank", "the article's formula",
     ] = knobs.dial("none", description="a famous mistake, or mishap")  # fmt: skip
+    wire: Literal["network", "auto"] = knobs.dial("network", panel=False, description="auto: shared memory where ranks have it")
     compress: bool = knobs.dial(False, panel=False, description="send gradients as bfloat16")
     micro_batches: int = knobs.dial(1, ge=1, le=16, panel=False, description="backward passes per update on each rank")
     no_sync: bool = knobs.dial(True, panel=False, description="send only after the last of the micro-batches")
@@ -429,7 +467,7 @@ def _averager(knobs: Knobs, model: nn.Module, spans: RankSpans | None, odd: bool
     backwards = not (odd and knobs.mistake == "wrong rank order")
     parameters = dict(reversed(trainable(model).items()) if backwards else trainable(model).items())
     if knobs.method == "buckets":
-        return Buckets(parameters, bucket_mib=knobs.bucket_mib, compress=knobs.compress, spans=spans)
+        return Buckets(parameters, bucket_mib=knobs.bucket_mib, compress=knobs.compress, wire=knobs.wire, spans=spans)
     if knobs.method == "per parameter":
         return Afterwards(parameters, average_each)
     reduce = partial(ring_all_reduce, spans=spans) if knobs.method == "ring" else dist.all_reduce

@@ -88,7 +88,9 @@ def way(name):
             mse_loss(wrapped(x), y) * weight * share if len(x) else wrapped(x).sum() * 0
         ).backward()
     if name.startswith("buckets"):
-        parallel = DataParallel(model, bucket_mib=1e-4 if "small" in name else 8.0)
+        parallel = DataParallel(
+            model, bucket_mib=1e-4 if "small" in name else 8.0, wire="network" if "network" in name else "auto"
+        )
 
         def backward(x, y, share):
             parallel.share = share
@@ -110,6 +112,7 @@ def way(name):
 
 
 WAYS = ["torch", "torch, views", "buckets", "buckets, small", "buckets, accumulated", "per parameter", "flat", "ring"]
+WAYS += [f"{name}, network" for name in WAYS if name.startswith("buckets")]
 
 
 def train_all_ways():
@@ -180,7 +183,7 @@ def test_the_ring_adds_up_what_gloo_adds_up(world):
 
 def bytes_of_one_update(micro_batches, **options):
     model = nn.Linear(100, 10)
-    parallel = DataParallel(model, **options)
+    parallel = DataParallel(model, **options, wire="network")
     for _ in range(micro_batches - 1):
         with parallel.no_sync():
             model(torch.ones(1, 100)).sum().backward()
@@ -194,22 +197,23 @@ def test_accumulation_sends_once_and_compression_half():
     assert {value for _, value in launch(lambda: bytes_of_one_update(1, compress=True), 2)} == {2020}
 
 
-def compressed_beside_exact():
+def compressed_beside_exact(wire):
     torch.manual_seed(dist.get_rank())
     model = nn.Linear(50, 20)
     ddp.start_equal(model)
     models = [model, copy.deepcopy(model)]
     x = torch.randn(8, 50)
     for each, compress in zip(models, (False, True), strict=True):
-        DataParallel(each, compress=compress)
+        DataParallel(each, compress=compress, wire=wire)
         each(x).square().mean().backward()
     exact, compressed = (each.weight.grad for each in models)
     return ((exact - compressed).norm() / exact.norm()).item(), compressed
 
 
+@pytest.mark.parametrize("wire", ["network", "auto"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_compression_rounds_but_keeps_ranks_equal(world):
-    results = [value for _, value in launch(compressed_beside_exact, world)]
+def test_compression_rounds_but_keeps_ranks_equal(world, wire):
+    results = [value for _, value in launch(compressed_beside_exact, world, wire)]
     assert all(0 < error < 2**-7 for error, _ in results)
     assert all(torch.equal(results[0][1], gradient) for _, gradient in results[1:])
 
@@ -348,3 +352,11 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path):
     assert [step.index for step in resumed] == [4, 5, 6, 7, 8, 9]
     assert [step.metrics["loss"] for step in first] == pytest.approx(whole[:6], rel=1e-6)
     assert [step.metrics["loss"] for step in resumed] == pytest.approx(whole[4:], rel=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory without a name is Linux's")
+def test_ranks_of_one_machine_share_memory():
+    def wires():
+        return [type(DataParallel(nn.Linear(2, 2), wire=wire).buckets[0].wire).__name__ for wire in ("auto", "network")]
+
+    assert {tuple(names) for _, names in launch(wires, 2)} == {("SharedMemory", "Network")}

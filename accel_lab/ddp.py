@@ -21,8 +21,6 @@ differ in size; collectives that ranks call in different orders, which add up un
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,13 +35,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from accel_lab.workbench import data, knobs, models
+from accel_lab.workbench import data, models
 from accel_lab.workbench.checkpoint import Checkpoint
-from accel_lab.workbench.launch import launch_steps
-from accel_lab.workbench.loop import pick_device, train
+from accel_lab.workbench.knobs import dial
+from accel_lab.workbench.loop import train
 from accel_lab.workbench.proof import Twin
-from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, gather, shared_between_ranks
+from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, die, gather
 from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.wires import Network, SharedMemory, bytes_on_the_ring, wire_for
+from accel_lab.workbench.world import RankKnobs, launch_steps
 
 Parameters = dict[str, nn.Parameter]  # those that get a gradient, by name; a tied one is in it once
 
@@ -64,7 +64,7 @@ def ring_moves(rank: int, world: int) -> Iterator[tuple[int, int, bool]]:
 def ring_all_reduce(tensor: Tensor, spans: RankSpans | None = None) -> None:
     """Replace a contiguous tensor by its sum over all ranks, with nothing but messages between neighbours.
 
-    spans: where to record each chunk's move, as ``chunk 2 → rank 1``.
+    spans: where to record when each chunk went on to the next rank, as ``chunk 2``.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     left, right = (rank - 1) % world, (rank + 1) % world
@@ -72,7 +72,7 @@ def ring_all_reduce(tensor: Tensor, spans: RankSpans | None = None) -> None:
     inbox = torch.empty_like(chunks[0])  # the first chunk is the largest
     for out, into, adds in ring_moves(rank, world):
         arrived = inbox[: len(chunks[into])] if adds else chunks[into]
-        with spans(f"chunk {out} → rank {right}") if spans else nullcontext():
+        with spans(f"chunk {out}") if spans else nullcontext():
             messages = [dist.P2POp(dist.irecv, arrived, left), dist.P2POp(dist.isend, chunks[out], right)]
             for message in dist.batch_isend_irecv(messages):
                 message.wait()
@@ -87,7 +87,7 @@ def average_each(parameters: Parameters, share: float) -> int:
     """One all-reduce per parameter: simple, and for many small parameters all waiting. Returns the bytes this rank sent."""
     for parameter in parameters.values():
         dist.all_reduce(parameter.grad.mul_(share))
-    return sum(_bytes_on_the_ring(parameter.grad) for parameter in parameters.values())
+    return sum(bytes_on_the_ring(parameter.grad) for parameter in parameters.values())
 
 
 def average_flat(parameters: Parameters, share: float, all_reduce: Callable[[Tensor], Any] = dist.all_reduce) -> int:
@@ -97,12 +97,7 @@ def average_flat(parameters: Parameters, share: float, all_reduce: Callable[[Ten
     all_reduce(flat)
     for gradient, averaged in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(averaged.view_as(gradient))
-    return _bytes_on_the_ring(flat)
-
-
-def _bytes_on_the_ring(tensor: Tensor) -> int:
-    world = dist.get_world_size()
-    return 2 * (world - 1) * tensor.nbytes // world
+    return bytes_on_the_ring(flat)
 
 
 class Afterwards:
@@ -123,65 +118,6 @@ class Afterwards:
 
 class UnusedParameters(RuntimeError):
     """A parameter got no gradient in this backward pass: the other ranks may be waiting for it."""
-
-
-class Network:
-    """Carries gradients by all-reduce, from one machine to another if need be. flat: [n], where their averages go."""
-
-    def __init__(self, flat: Tensor, compress: bool):
-        self.flat, self._out = flat, flat.bfloat16() if compress else flat
-
-    def outgoing(self) -> Tensor:
-        """[n], where this rank's share is to be written in this step."""
-        return self._out
-
-    def send(self, piece: slice) -> Any:
-        return dist.all_reduce(self._out[piece], async_op=True)
-
-    def take(self, piece: slice) -> None:
-        """Put the average in its place, once the message is through."""
-        if self._out is not self.flat:
-            self.flat[piece] = self._out[piece]
-
-    def bytes(self, piece: slice) -> int:
-        return _bytes_on_the_ring(self._out[piece])
-
-
-class SharedMemory:
-    """Carries gradients between ranks of one machine: each writes its share where all can read it, and only says so.
-
-    There are two pages for alternate steps. Who writes on a page again has heard of all, in the step between, that they have
-    read it; so nobody is ever waited for twice.
-    """
-
-    def __init__(self, flat: Tensor, pages: list[list[Tensor]]):
-        self.flat, self._pages = flat, pages
-        self._written = torch.zeros(1)
-
-    def outgoing(self) -> Tensor:
-        self._pages.reverse()
-        return self._pages[0][dist.get_rank()]
-
-    def send(self, piece: slice) -> Any:
-        return dist.all_reduce(self._written, async_op=True)  # through when all have called it
-
-    def take(self, piece: slice) -> None:
-        first, second, *others = (page[piece] for page in self._pages[0])
-        total = torch.add(first, second, out=self.flat[piece])
-        for other in others:
-            total += other  # in the order of the ranks, everywhere: the same to the last bit
-
-    def bytes(self, piece: slice) -> int:
-        return self._pages[0][0][piece].nbytes
-
-
-def wire_for(flat: Tensor, compress: bool, wire: str) -> Network | SharedMemory:
-    """``auto`` takes shared memory where the ranks have it: on one Linux machine, for what is computed on the CPU."""
-    if wire == "auto" and flat.device.type == "cpu" and dist.get_world_size() > 1:
-        dtype = torch.bfloat16 if compress else flat.dtype
-        if all(pages := [shared_between_ranks(len(flat), dtype) for _ in range(2)]):
-            return SharedMemory(flat, pages)
-    return Network(flat, compress)
 
 
 @dataclass(eq=False)
@@ -366,45 +302,34 @@ def article_update(parameters: Parameters) -> None:
 # ---- the experiment ----
 
 
-class Knobs(knobs.Knobs):
-    ranks: int = knobs.dial(2, ge=1, le=4, description="processes that train together")
-    method: Literal["buckets", "flat", "per parameter", "ring"] = knobs.dial("buckets", description="how gradients are averaged")
-    bucket_mib: float = knobs.dial(1.0, ge=0.0625, le=64, log=True, description="MiB of gradients per message")
-    width: int = knobs.dial(256, ge=8, le=4096, log=True, description="units in each of the two hidden layers")
-    batch_size: int = knobs.dial(128, ge=1, le=1024, log=True, description="samples per update, over all ranks")
+class Knobs(RankKnobs):
+    ranks: int = dial(2, ge=1, le=4, description="processes that train together")
+    method: Literal["buckets", "flat", "per parameter", "ring"] = dial("buckets", description="how gradients are averaged")
+    bucket_mib: float = dial(1.0, ge=0.0625, le=64, log=True, description="MiB of gradients per message")
+    width: int = dial(256, ge=8, le=4096, log=True, description="units in each of the two hidden layers")
+    batch_size: int = dial(128, ge=1, le=1024, log=True, description="samples per update, over all ranks")
     mistake: Literal[
         "none", "skip the division", "forget the broadcast", "same shard everywhere", "wrong rank order", "mismatched shapes",
         "slow rank", "dying rank", "the article's formula",
-    ] = knobs.dial("none", description="a famous mistake, or mishap")  # fmt: skip
-    wire: Literal["network", "auto"] = knobs.dial("network", panel=False, description="auto: shared memory where ranks have it")
-    compress: bool = knobs.dial(False, panel=False, description="send gradients as bfloat16")
-    micro_batches: int = knobs.dial(1, ge=1, le=16, panel=False, description="backward passes per update on each rank")
-    no_sync: bool = knobs.dial(True, panel=False, description="send only after the last of the micro-batches")
-    threads: int = knobs.dial(1, ge=1, le=64, panel=False, description="torch threads per rank")
-    learning_rate: float = knobs.dial(0.1, ge=0.0001, le=10, log=True, panel=False, description="step size of the optimizer")
-    momentum: float = knobs.dial(0.9, ge=0, lt=1, panel=False, description="part of the last update that the next one keeps")
-    twin: bool = knobs.dial(False, panel=False, description="repeat each update in one process and report the difference")
-    timeline: bool = knobs.dial(True, panel=False, description="record what each rank did when")
-    steps: int = knobs.dial(0, ge=0, panel=False, description="updates to make, 0 for no end")
-    checkpoint: str = knobs.dial("", panel=False, description="file to resume from and to save to, on rank 0's machine")
-    checkpoint_every: int = knobs.dial(10, ge=1, panel=False, description="updates between two checkpoints")
-    timeout: float = knobs.dial(30.0, gt=0, panel=False, description="seconds that a rank waits for another")
-    seed: int = knobs.dial(0, ge=0, le=2**31 - 1, panel=False, description="of the weights and of the order of the samples")
-    device: Literal["auto", "cpu", "cuda"] = knobs.dial("auto", panel=False, description="where to train")
+    ] = dial("none", description="a famous mistake, or mishap")  # fmt: skip
+    wire: Literal["network", "auto"] = dial("network", panel=False, description="auto: shared memory where ranks have it")
+    compress: bool = dial(False, panel=False, description="send gradients as bfloat16")
+    micro_batches: int = dial(1, ge=1, le=16, panel=False, description="backward passes per update on each rank")
+    no_sync: bool = dial(True, panel=False, description="send only after the last of the micro-batches")
+    momentum: float = dial(0.9, ge=0, lt=1, panel=False, description="part of the last update that the next one keeps")
+    timeline: bool = dial(True, panel=False, description="record what each rank did when")
 
 
 def run(knobs: Knobs) -> Iterator[Step]:
-    """Train an MLP on 4,000 MNIST digits on ranks of their own processes. A Step is one update of them all; its metrics:
+    """Train an MLP on 4,000 MNIST digits on ranks of their own processes, for ever. A Step is one update of them all; its metrics:
 
     loss, of the whole batch · bytes_sent, by each rank · seconds_waited, by each rank, for messages that backward did not
     hide · update_error (with ``twin``), ‖Δw − Δw_one‖ / ‖Δw_one‖ against one process that takes the whole batch.
     The spans of each rank (with ``timeline``) are forward, backward, optimizer step, and each bucket's or chunk's travel.
     Raises RankFailed as ``launch`` does.
     """
-    pick_device(knobs.device)
     digits = data.mnist5k()
-    options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": knobs.device}
-    return launch_steps(train_on_this_rank, knobs.ranks, knobs, digits.train_x, digits.train_y, **options)
+    return launch_steps(train_on_this_rank, knobs, digits.train_x, digits.train_y)
 
 
 def train_on_this_rank(knobs: Knobs, images: Tensor, labels: Tensor) -> Iterator[Step]:
@@ -451,16 +376,11 @@ def train_on_this_rank(knobs: Knobs, images: Tensor, labels: Tensor) -> Iterator
         optimizer.step()
 
     twin = Twin(model, optimizer, in_one_process) if knobs.twin else None
-    for step in train(update, twin.ahead_of(batches()) if twin else batches(), spans=spans):
-        done = saved.updates + step.index + 1
-        if done % knobs.checkpoint_every == 0:
-            saved.save(done)
-        error = {"update_error": twin.error()} if twin else {}
-        yield replace(step, index=done - 1, metrics={**step.metrics, **error})
-        if done == knobs.steps:
-            return
-        if odd and knobs.mistake == "dying rank" and step.index == 4 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
+    steps = train(update, twin.ahead_of(batches()) if twin else batches(), spans=spans)
+    for step in saved.steps(steps, knobs.checkpoint_every):
+        yield replace(step, metrics={**step.metrics, "update_error": twin.error()}) if twin else step
+        if odd and knobs.mistake == "dying rank" and step.index == saved.updates + 4:
+            die()
 
 
 def _averager(knobs: Knobs, model: nn.Module, spans: RankSpans | None, odd: bool) -> Buckets | Afterwards:

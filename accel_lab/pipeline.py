@@ -18,13 +18,11 @@ its weight; neighbours that disagree about the order of messages, which mix grad
 from __future__ import annotations
 
 import copy
-import os
-import signal
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, islice, pairwise
 from statistics import median
 from typing import Any, Literal
@@ -35,14 +33,15 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from accel_lab.workbench import data, knobs, models
+from accel_lab.workbench import data, models
 from accel_lab.workbench.checkpoint import Checkpoint
-from accel_lab.workbench.launch import launch_steps, on_one_timeline
-from accel_lab.workbench.loop import pick_device, synchronize, train
+from accel_lab.workbench.knobs import KnobError, dial
+from accel_lab.workbench.loop import synchronize, train
 from accel_lab.workbench.memory import ActivationMeter
 from accel_lab.workbench.proof import Twin
-from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, gather
+from accel_lab.workbench.rank import RanksDiffer, RankSpans, device_of_rank, die, gather
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.world import RankKnobs, launch_steps, on_one_timeline
 
 Action = tuple[Literal["forward", "backward"], int]  # what to do, with which micro-batch
 Schedule = Callable[[int, int, int], list[Action]]  # (stage, stages, micro-batches) → this stage's actions in order
@@ -231,38 +230,29 @@ class Stage:
 # ---- the experiment ----
 
 
-class Knobs(knobs.Knobs):
-    ranks: int = knobs.dial(2, ge=1, le=4, description="stages, each a process of its own")
-    micro_batches: int = knobs.dial(4, ge=1, le=32, description="pieces of a batch that follow one another")
-    schedule: Literal["gpipe", "1f1b"] = knobs.dial("gpipe", description="order of forwards and backwards")
+class Knobs(RankKnobs):
+    ranks: int = dial(2, ge=1, le=4, description="stages, each a process of its own")
+    micro_batches: int = dial(4, ge=1, le=32, description="pieces of a batch that follow one another")
+    schedule: Literal["gpipe", "1f1b"] = dial("gpipe", description="order of forwards and backwards")
     mistake: Literal[
         "none", "skip the division", "wrong rank order", "two schedules", "unbalanced stages", "mismatched shapes", "slow rank",
         "dying rank",
-    ] = knobs.dial("none", description="a famous mistake, or mishap")  # fmt: skip
-    width: int = knobs.dial(512, ge=8, le=4096, log=True, description="units in each hidden layer")
-    depth: int = knobs.dial(8, ge=2, le=16, panel=False, description="linear layers of the whole model")
-    batch_size: int = knobs.dial(256, ge=1, le=1024, log=True, description="samples per update")
-    threads: int = knobs.dial(1, ge=1, le=64, panel=False, description="torch threads per rank")
-    learning_rate: float = knobs.dial(0.1, ge=0.0001, le=10, log=True, panel=False, description="step size of the optimizer")
-    twin: bool = knobs.dial(False, panel=False, description="repeat each update in one process and report the difference")
-    steps: int = knobs.dial(0, ge=0, panel=False, description="updates to make, 0 for no end")
-    checkpoint: str = knobs.dial("", panel=False, description="file to resume from and to save to, on rank 0's machine")
-    checkpoint_every: int = knobs.dial(10, ge=1, panel=False, description="updates between two checkpoints")
-    timeout: float = knobs.dial(30.0, gt=0, panel=False, description="seconds that a rank waits for another")
-    seed: int = knobs.dial(0, ge=0, le=2**31 - 1, panel=False, description="of the weights and of the order of the samples")
-    device: Literal["auto", "cpu", "cuda"] = knobs.dial("auto", panel=False, description="where to train")
+    ] = dial("none", description="a famous mistake, or mishap")  # fmt: skip
+    width: int = dial(512, ge=8, le=4096, log=True, description="units in each hidden layer")
+    depth: int = dial(8, ge=2, le=16, panel=False, description="linear layers of the whole model")
+    batch_size: int = dial(256, ge=1, le=1024, log=True, description="samples per update")
 
     @model_validator(mode="after")
     def _everything_fits(self) -> Knobs:
         if self.micro_batches > self.batch_size:
-            raise knobs.KnobError("micro_batches", f"{self.micro_batches} do not fit a batch of {self.batch_size} samples")
+            raise KnobError("micro_batches", f"{self.micro_batches} do not fit a batch of {self.batch_size} samples")
         if self.ranks > self.depth:
-            raise knobs.KnobError("ranks", f"{self.ranks} stages cannot be filled with {self.depth} linear layers")
+            raise KnobError("ranks", f"{self.ranks} stages cannot be filled with {self.depth} linear layers")
         return self
 
 
 def run(knobs: Knobs) -> Iterator[Step]:
-    """Train a deep MLP on 4,000 MNIST digits, its layers dealt out to ranks of their own processes. The metrics of each Step:
+    """Train a deep MLP on 4,000 MNIST digits for ever, its layers dealt out to ranks of their own processes. Metrics of a Step:
 
     loss · bubble_measured, the idle part of all ranks' time between the first forward's start and the last backward's end ·
     bubble_predicted, by the formula · held_on_rank_R, for how many micro-batches rank R holds activations at most ·
@@ -270,16 +260,13 @@ def run(knobs: Knobs) -> Iterator[Step]:
     against one process with the whole batch. Spans: ``forward I`` and ``backward I`` of each rank and micro-batch I.
     Raises RankFailed as ``launch`` does.
     """
-    pick_device(knobs.device)
-    digits = data.mnist5k()
-    options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": knobs.device, "merge": one_behind_the_other}
-    return launch_steps(train_this_stage, knobs.ranks, knobs, digits, **options)
+    return launch_steps(train_this_stage, knobs, data.mnist5k(), merge=one_behind_the_other)
 
 
 def one_behind_the_other(steps: list[Step]) -> Step:
     """The Step of ranks that share a model: the last one knows the loss, and all of them together how long each was idle."""
     spans = on_one_timeline(steps)
-    work = [span for span in spans if span.name.startswith(("forward", "backward"))]
+    work = [span for span in spans if span.kind in ("forward", "backward")]
     lasted = max(span.end for span in work) - min(span.start for span in work)
     busy = sum(span.end - span.start for span in work)
     metrics = {
@@ -303,12 +290,13 @@ def train_this_stage(knobs: Knobs, digits: data.Data) -> Iterator[Step]:
     torch.manual_seed(knobs.seed)
     width = knobs.width + (odd and knobs.mistake == "mismatched shapes")
     whole = _deep_mlp(digits.train_x[0].numel(), *[width] * (knobs.depth - 1), digits.classes).to(device)
-    saved = Checkpoint(knobs.checkpoint, whole=whole)
+    saved = Checkpoint(knobs.checkpoint, model=whole)
     batches = islice(digits.to(device).batches(knobs.batch_size, knobs.seed), saved.updates, None)
     x, y = next(batches)
     layers = stage_of(whole, _my_layers(whole, x.tensor_split(knobs.micro_batches)[0], knobs.mistake == "unbalanced stages"))
     if odd and knobs.mistake == "slow rank":
         layers.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    saved.parts["model"] = together = Together(whole, layers)
     spans = RankSpans(device)
     stage = Stage(layers, x, _loss(knobs), spans)
     optimizer = torch.optim.SGD(layers.parameters(), lr=knobs.learning_rate)
@@ -325,21 +313,28 @@ def train_this_stage(knobs: Knobs, digits: data.Data) -> Iterator[Step]:
         stage.step(actions, x.tensor_split(knobs.micro_batches), y.tensor_split(knobs.micro_batches))
     twin = Twin(whole, torch.optim.SGD(whole.parameters(), lr=knobs.learning_rate), _in_one_process) if knobs.twin else None
     batches = chain([(x, y)], batches)
-    for step in train(update, twin.ahead_of(batches) if twin else batches, spans=spans):
-        done = saved.updates + step.index + 1
+    steps = train(update, twin.ahead_of(batches) if twin else batches, spans=spans)
+    for step in saved.steps(steps, knobs.checkpoint_every):
         metrics = {**step.metrics, "activation_bytes": meter.peak}
-        if twin or (knobs.checkpoint and done % knobs.checkpoint_every == 0):
-            for part in gather(layers.state_dict()):
-                whole.load_state_dict(part, strict=False)
         if twin:
+            together.state_dict()
             metrics["update_error"] = twin.error()
-        if done % knobs.checkpoint_every == 0:
-            saved.save(done)
-        yield replace(step, index=done - 1, metrics=metrics)
-        if done == knobs.steps:
-            return
-        if odd and knobs.mistake == "dying rank" and step.index == 4 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
+        yield replace(step, metrics=metrics)
+        if odd and knobs.mistake == "dying rank" and step.index == saved.updates + 4:
+            die()
+
+
+@dataclass
+class Together:
+    """The whole model, brought up to date from the stages that train its layers; to be asked on all ranks alike."""
+
+    whole: nn.Sequential
+    layers: nn.Sequential
+
+    def state_dict(self) -> dict[str, Tensor]:
+        for part in gather(self.layers.state_dict()):
+            self.whole.load_state_dict(part, strict=False)
+        return self.whole.state_dict()
 
 
 def _deep_mlp(*widths: int) -> nn.Sequential:

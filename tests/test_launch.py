@@ -19,9 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench.launch import RankFailed, launch, launch_steps
+from accel_lab.workbench.launch import RankFailed, launch
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.rank import RankSpans
+from accel_lab.workbench.world import RankKnobs, launch_steps
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -297,7 +298,7 @@ def is_running(pid):
     return False
 
 
-def stepping(slow):
+def stepping(knobs, slow):
     """A worker that trains nothing, as the techniques' workers do."""
     spans = RankSpans()
 
@@ -309,8 +310,12 @@ def stepping(slow):
     yield from train(update, [(torch.zeros(2 + dist.get_rank(), 1), torch.zeros(1))] * 3, spans=spans)
 
 
+class TwoRanks(RankKnobs):
+    ranks: int = 2
+
+
 def test_one_step_of_the_world_from_one_of_each_rank():
-    steps = list(launch_steps(stepping, 2, 1))
+    steps = list(launch_steps(stepping, TwoRanks(), 1))
     assert [step.index for step in steps] == [0, 1, 2]
     assert {step.samples for step in steps} == {5}
     assert steps[0].metrics == {"loss": pytest.approx(3 / 5)}

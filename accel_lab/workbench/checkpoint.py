@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+from accel_lab.workbench.step import Step
 
 
 class Stateful(Protocol):
@@ -37,10 +41,19 @@ class Checkpoint:
         return torch.load(self.path, map_location="cpu", weights_only=True) if self.path and self.path.exists() else None
 
     def save(self, updates: int) -> None:
-        """Replace the file in one go: a rank that dies while writing leaves the former one."""
-        if self.path is None or dist.get_rank() != 0:
+        """Replace the file in one go: a rank that dies while writing leaves the former one. To be called by all ranks alike."""
+        if self.path is None:
             return
         state = {"updates": updates, **{name: part.state_dict() for name, part in self.parts.items()}}
-        fresh = self.path.with_name(self.path.name + ".new")
-        torch.save(state, fresh)
-        os.replace(fresh, self.path)
+        if dist.get_rank() == 0:
+            fresh = self.path.with_name(self.path.name + ".new")
+            torch.save(state, fresh)
+            os.replace(fresh, self.path)
+
+    def steps(self, steps: Iterable[Step], every: int) -> Iterator[Step]:
+        """These Steps, numbered on from where the file left off; saves after each ``every``-th update, before passing it on."""
+        for step in steps:
+            index = self.updates + step.index
+            if (index + 1) % every == 0:
+                self.save(index + 1)
+            yield replace(step, index=index)

@@ -31,7 +31,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,11 +39,10 @@ from typing import Any, Literal
 from unittest import mock
 
 import cloudpickle
+import torch
 import torch.distributed as dist
 
 from accel_lab.workbench import rank as inside
-from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.step import Span, Step
 
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
@@ -78,7 +76,8 @@ def launch(
     backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank can have a GPU of its own; None starts no process
     group. What ranks print is printed here, with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
 
-    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield equally often.
+    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield equally often; closing the iterator
+    on rank 0 ends it on all.
     Raises RankFailed, and whatever pickling the worker raises.
     """
     if under_torchrun():
@@ -99,62 +98,24 @@ def under_torchrun() -> bool:
     return dist.is_torchelastic_launched()
 
 
-def world_size(wanted: int) -> int:
-    """How many ranks ``launch`` would run: those wanted, or those that torchrun has started."""
-    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else wanted
-
-
 def _with_torchrun(worker: Callable, args: tuple, timeout: float, threads: int, backend: str) -> Iterator[tuple[int, Any]]:
+    """Rank 0 hands out what all have yielded, and tells the others whether its caller wants more."""
     inside.join(timeout, threads, backend)
+    is_first, going_on = dist.get_rank() == 0, torch.ones(())
     try:
         for value in inside.values(worker, args):
-            everyone = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+            everyone = [None] * dist.get_world_size() if is_first else None
             dist.gather_object(value, everyone)
-            yield from enumerate(everyone or ())
+            try:
+                yield from enumerate(everyone or ())
+            except GeneratorExit:
+                dist.broadcast(torch.zeros(()), 0)
+                raise
+            dist.broadcast(going_on, 0)
+            if not going_on:
+                return
     finally:
         dist.destroy_process_group()
-
-
-def launch_steps(
-    worker: Callable[..., Iterator[Step]],
-    wanted: int,
-    *args: Any,
-    merge: Callable[[list[Step]], Step] | None = None,
-    **options: Any,
-) -> Iterator[Step]:
-    """``launch`` a worker that yields Steps, and make one Step of the world from one of each rank (see ``side_by_side``).
-
-    Raises NonFiniteLoss as it is, wherever it happened: it is the run that failed, not a rank.
-    """
-    arrived: dict[int, dict[int, Step]] = {}
-    try:
-        with contextlib.closing(launch(worker, wanted, *args, **options)) as stream:
-            for rank, step in stream:
-                together = arrived.setdefault(step.index, {})
-                together[rank] = step
-                if len(together) == world_size(wanted):
-                    del arrived[step.index]
-                    yield (merge or side_by_side)([together[rank] for rank in sorted(together)])
-    except RankFailed as failed:
-        if isinstance(failed.cause, NonFiniteLoss):
-            raise failed.cause from failed
-        raise
-
-
-def side_by_side(steps: list[Step]) -> Step:
-    """The Step of ranks that share a batch: samples add up, the slowest sets the time, metrics are means over the samples."""
-    samples = sum(step.samples for step in steps)
-    metrics = {
-        name: sum(step.metrics[name] * step.samples for step in steps if step.samples) / samples for name in steps[0].metrics
-    }
-    return Step(steps[0].index, samples, max(step.seconds for step in steps), metrics, on_one_timeline(steps))
-
-
-def on_one_timeline(steps: list[Step]) -> tuple[Span, ...]:
-    """The spans of all ranks, the first of them beginning at 0: waking up after waiting for one another is not the step's."""
-    spans = [span for step in steps for span in step.spans]
-    zero = min((span.start for span in spans), default=0.0)
-    return tuple(replace(span, start=span.start - zero, end=span.end - zero) for span in spans)
 
 
 class _Ranks:

@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -39,6 +40,7 @@ import torch.distributed as dist
 
 from accel_lab.workbench.loop import Spans
 
+_launches = count()  # by this process, which torchrun has started
 LEAVE, WHERE = b"+", b"?"  # what the caller writes into the lifeline: leave for one more value; tell where you stand
 
 
@@ -139,6 +141,12 @@ def end_at_once() -> None:
     os._exit(1)
 
 
+def die() -> None:
+    """A mishap to study: this rank is killed. One that torchrun has started again is spared, to show how the run goes on."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Caller:
     """The rank's end of the line: tells the caller things, waits for its leave, and dies when it does."""
 
@@ -206,7 +214,10 @@ def join(timeout: float, threads: int, backend: str) -> None:
     """Join the ranks that ``torchrun`` has started, on this machine and on others."""
     torch.set_num_threads(threads)
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
-    _join(resolve_backend(backend, local_world), int(os.environ["LOCAL_RANK"]), timeout)
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    fresh = dist.PrefixStore(f"launch {next(_launches)}", store)  # a second launch must not find the first one's addresses
+    backend = resolve_backend(backend, local_world)
+    _join(backend, int(os.environ["LOCAL_RANK"]), timeout, store=fresh, rank=rank, world_size=world)
 
 
 def _join(backend: str, local_rank: int, timeout: float, **where: Any) -> None:

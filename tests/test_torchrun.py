@@ -39,9 +39,9 @@ def driver(tmp_path):
     return path
 
 
-def agent(driver, requests, *options, before=(), interface="lo"):
-    """One torchrun; several make up the nodes of a cluster. requests: (technique, how many Steps, knobs), one after the other."""
-    command = [*before, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", *options, str(driver)]
+def agent(program, *options, before=(), interface="lo"):
+    """One torchrun; several make up the nodes of a cluster."""
+    command = [*before, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", *options, *program]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -49,8 +49,13 @@ def agent(driver, requests, *options, before=(), interface="lo"):
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # without it a restart finds the former ranks' keys
         "OMP_NUM_THREADS": "1",
     }
-    command += [json.dumps(request) for request in requests]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def command_line(technique, steps, knobs):
+    """What a reader of the README would type."""
+    given = [word for name, value in knobs.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return ["-m", "accel_lab", "run", technique, "--jsonl", "--steps", str(steps), *given]
 
 
 def steps_from(agents):
@@ -85,13 +90,14 @@ def assert_both_went_well(steps):
 def test_two_agents_on_one_machine(driver):
     port = free_port()
     options = [[*nodes("127.0.0.1", port, node), "--local-addr", "127.0.0.1"] for node in (0, 1)]
-    assert_both_went_well(steps_from([agent(driver, BOTH, *option) for option in options]))
+    program = [str(driver), *(json.dumps(request) for request in BOTH)]
+    assert_both_went_well(steps_from([agent(program, *option) for option in options]))
 
 
-def test_a_rank_that_was_killed_and_started_again_resumes_from_its_checkpoint(driver, tmp_path):
+def test_a_rank_that_was_killed_and_started_again_resumes_from_its_checkpoint(tmp_path):
     knobs = {**SMALL, "mistake": "dying rank", "checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 2}
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--local-addr", "127.0.0.1"]
-    steps = steps_from([agent(driver, [("ddp", 9, knobs)], *options)])
+    steps = steps_from([agent(command_line("ddp", 9, knobs), *options)])
     indices = [step["index"] for step in steps]
     assert indices == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # rank 1 died after the fifth; the file knew of 4
     assert all(step["metrics"]["update_error"] < 1e-5 for step in steps)
@@ -125,9 +131,12 @@ def two_hosts():
 
 @pytest.mark.needs("ip")
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="network namespaces are root's")
-def test_two_hosts_joined_by_a_cable(two_hosts, driver):
+def test_two_hosts_joined_by_a_cable(two_hosts):
     agents = []
     for node, host in enumerate(two_hosts):
         options = [*nodes("10.99.0.1", 29400, node), "--local-addr", f"10.99.0.{node + 1}"]
-        agents.append(agent(driver, BOTH, *options, before=["ip", "netns", "exec", host], interface="eth0"))
-    assert_both_went_well(steps_from(agents))
+        inside = ["ip", "netns", "exec", host]
+        agents.append(agent(command_line("ddp", 6, SMALL), *options, before=inside, interface="eth0"))
+    steps = steps_from(agents)
+    assert [step["index"] for step in steps] == list(range(6))
+    assert all(step["metrics"]["update_error"] < 1e-5 for step in steps)

@@ -56,6 +56,7 @@ def show_list() -> None:
 
 def run(name: str, arguments: list[str]) -> None:
     from accel_lab.workbench.knobs import KnobError, no_such
+    from accel_lab.workbench.launch import RankFailed
 
     if name not in techniques():
         fail(no_such("technique", name, techniques()))
@@ -70,6 +71,9 @@ def run(name: str, arguments: list[str]) -> None:
         _run(technique.run(knobs), options)
     except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         fail(str(error))
+    except RankFailed as error:  # with the rank's own traceback, which says more than ours
+        print(f"accel_lab: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _run_parser(name: str, knobs: type) -> Parser:

@@ -281,6 +281,6 @@ def test_a_prediction_leaves_out_what_the_knobs_refuse():
 
 
 def test_what_goes_on_beside_other_work_gets_a_lane_of_its_own():
-    spans = [Span(0, "forward 0", 0.0, 1.0), Span(0, "backward 0", 1.0, 2.0), Span(1, "bucket 0", 0.0, 1.0)]
+    spans = [Span(0, "forward 0", 0.0, 1.0), Span(0, "backward 0", 1.0, 2.0), Span(1, "bucket 0", 1.2, 2.0)]
     assert kinds_of(spans) == {"forward": False, "backward": False, "bucket": False}
     assert kinds_of([*spans, Span(0, "bucket 1", 1.5, 2.5)]) == {"forward": False, "backward": False, "bucket": True}

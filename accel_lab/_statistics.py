@@ -110,10 +110,10 @@ def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statis
     looks like [n, height, width, channels]; and when a later batch has other channels or another dtype than the first.
     """
     seen: Statistics | None = None
-    first: Tensor | None = None
+    first: tuple[int, torch.dtype] | None = None  # channels and dtype; not the batch, which would stay in memory
     for place, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
         _check(batch, place, first, skip_nan)
-        first = batch[:0] if first is None else first
+        first = first or (batch.shape[1], batch.dtype)
         for block in batch.split(max(1, BLOCK // max(1, batch[:1].numel()))):
             if block.numel():
                 part = (Totals if batch.dtype in EXACT else Moments).of(block)
@@ -125,16 +125,16 @@ def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statis
     return seen
 
 
-def _check(batch: Tensor, place: int, first: Tensor | None, skip_nan: bool) -> None:
+def _check(batch: Tensor, place: int, first: tuple[int, torch.dtype] | None, skip_nan: bool) -> None:
     if not isinstance(batch, Tensor) or batch.dim() < 2:
         what = f"{list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
         raise ValueError(f"statistics: batch {place} is {what}; a tensor [n, channels, …] is needed")
     if batch.dtype == torch.bool or batch.is_complex():
         raise ValueError(f"statistics: {batch.dtype} has no scale; turn it into numbers first")
     refuse_channels_last(batch)
-    if first is not None and (batch.shape[1] != first.shape[1] or batch.dtype != first.dtype):
+    if first is not None and (batch.shape[1], batch.dtype) != first:
         raise ValueError(
-            f"statistics: batch {place} has {batch.shape[1]} channels of {batch.dtype}, the first had {first.shape[1]} of {first.dtype}"
+            f"statistics: batch {place} has {batch.shape[1]} channels of {batch.dtype}, the first {first[0]} of {first[1]}"
         )
     if batch.is_floating_point():
         if batch.isinf().any():

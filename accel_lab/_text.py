@@ -1,0 +1,125 @@
+"""Text augmentation: the same sentence said otherwise, misheard, or cut short.
+
+Four operations, each from a seed: a share of the words is replaced by synonyms, or by homophones (what a tired typist or a speech
+recognizer writes), or deleted, or swapped. What is not a word (spaces, punctuation, emoji, any other script, even NUL) stays as
+it is: joined together again, an unchanged text is the same text. A text without a known word comes back unchanged.
+
+Class-safe: a word that turns a sentence round ("not", "never", 不) is neither replaced nor deleted unless ``unsafe``.
+
+Source: Wei and Zou 2019, "EDA: Easy Data Augmentation", arXiv:1901.11196, section 2 (synonyms, swap, deletion).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from accel_lab.workbench import words
+from accel_lab.workbench.knobs import no_such
+
+Language = Literal["english", "chinese"]
+
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, with apostrophes inside
+HAN = re.compile(r"[\u4e00-\u9fff]+")
+TURNS_ROUND_LIST = """
+not no never nor none nothing neither nobody without hardly barely cannot can't don't doesn't didn't isn't wasn't won't couldn't
+wouldn't shouldn't aren't weren't ain't 不 没 没有 不是 无 非 未 别 莫 勿
+"""
+TURNS_ROUND = frozenset(TURNS_ROUND_LIST.split())
+
+
+def synonyms(text: str, seed: int, share: float = 0.1, *, unsafe: bool = False) -> str:
+    """Replace ``share`` of the words of an English text, at least one, by a WordNet synonym; the case is kept."""
+    return _replace(text, words.synonyms(), seed, share, unsafe, "english")
+
+
+def homophones(text: str, seed: int, share: float = 0.1, language: Language = "english", *, unsafe: bool = False) -> str:
+    """Replace ``share`` of the words, at least one, by a word that sounds the same. Chinese: same syllables, tones aside."""
+    tables = {"english": words.english_homophones, "chinese": words.chinese_homophones}
+    if language not in tables:
+        raise ValueError(f"language: {no_such('language', language, tables)}")
+    return _replace(text, tables[language](), seed, share, unsafe, language)
+
+
+def delete(text: str, seed: int, share: float = 0.1, language: Language = "english", *, unsafe: bool = False) -> str:
+    """Leave out each word with probability ``share``, and the space before it; one word at least is kept."""
+    rng, pieces = _start(text, seed, share, language)
+    places = range(1, len(pieces), 2)
+    gone = [place for place in places if rng.random() < share and (unsafe or pieces[place].lower() not in TURNS_ROUND)]
+    if len(gone) == len(places) and gone:
+        gone.remove(rng.choice(gone))
+    for place in gone:
+        pieces[place] = ""
+        pieces[place - 1] = pieces[place - 1].removesuffix(" ")
+    return "".join(pieces)
+
+
+def swap(text: str, seed: int, share: float = 0.1, language: Language = "english") -> str:
+    """Exchange two words, ``share`` · words times, at least once where there are two."""
+    rng, pieces = _start(text, seed, share, language)
+    places = range(1, len(pieces), 2)
+    for _ in range(_how_many(share, len(places)) if len(places) > 1 else 0):
+        one, other = rng.sample(places, 2)
+        pieces[one], pieces[other] = pieces[other], pieces[one]
+    return "".join(pieces)
+
+
+OPERATIONS: dict[str, Callable[..., str]] = {"synonyms": synonyms, "homophones": homophones, "delete": delete, "swap": swap}
+
+
+def many(texts: list[str], operation: Callable[..., str], seed: int, **options) -> list[str]:
+    """Each text by a seed of its own, which depends on ``seed`` and on its place alone."""
+    return [operation(text, seed * 1_000_003 + place, **options) for place, text in enumerate(texts)]
+
+
+def split(text: str, language: Language = "english") -> list[str]:
+    """Pieces whose join is the text: what lies between words at even places, words at odd ones.
+
+    Chinese has no spaces: from the left, two characters that are a known word together are one, else one alone.
+    """
+    spans = _chinese_spans(text) if language == "chinese" else (match.span() for match in WORD.finditer(text))
+    pieces, end = [], 0
+    for start, stop in spans:
+        pieces += [text[end:start], text[start:stop]]
+        end = stop
+    return [*pieces, text[end:]]
+
+
+def _chinese_spans(text: str) -> Iterator[tuple[int, int]]:
+    known = words.chinese_homophones()
+    for run in HAN.finditer(text):
+        place = run.start()
+        while place < run.end():
+            pair = text[place : place + 2]
+            size = 2 if place + 2 <= run.end() and (pair in known or pair in TURNS_ROUND) else 1
+            yield place, place + size
+            place += size
+
+
+def _replace(text: str, table: words.Table, seed: int, share: float, unsafe: bool, language: Language) -> str:
+    rng, pieces = _start(text, seed, share, language)
+    places = range(1, len(pieces), 2)
+    able = [place for place in places if (word := pieces[place].lower()) in table and (unsafe or word not in TURNS_ROUND)]
+    for place in rng.sample(able, min(len(able), _how_many(share, len(places)))):
+        pieces[place] = _in_case_of(pieces[place], rng.choice(table[pieces[place].lower()]))
+    return "".join(pieces)
+
+
+def _start(text: str, seed: int, share: float, language: Language) -> tuple[random.Random, list[str]]:
+    if not isinstance(text, str):
+        raise TypeError(f"text: a str is needed, not {type(text).__name__}; bytes must be decoded first")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: {share} is not a share of the words, 0…1")
+    return random.Random(seed), split(text, language)
+
+
+def _how_many(share: float, of: int) -> int:
+    return max(1, round(share * of)) if share and of else 0
+
+
+def _in_case_of(old: str, new: str) -> str:
+    if old.isupper() and len(old) > 1:
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new

@@ -175,7 +175,7 @@ def test_ranks_agree_to_the_last_bit(tmp_path):
 # ---- the map ----
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 7, 6), (2, 3, 900, 700), (5, 3), (0, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(5, 3, 7, 6), (2, 3, 900, 700), (700, 3, 31, 33), (1, 3, 2_000_003), (5, 3), (0, 3, 4, 4)])
 def test_one_pass_is_the_naive_expression(shape):
     x = pixels(*shape)
     fitted = n.fit(pixels(9, 3, 8, 9))
@@ -185,9 +185,10 @@ def test_one_pass_is_the_naive_expression(shape):
 
 
 def test_strides_do_not_matter():
-    x = pixels(6, 3, 9, 7)
+    x = pixels(90, 3, 90, 70)
     normalize = n.to_unit_variance(n.fit(x))
     assert torch.equal(normalize(x.contiguous(memory_format=torch.channels_last)), normalize(x))
+    assert torch.equal(normalize(x)[40:50], normalize(x[40:50]))  # in tiles and at once
     assert torch.equal(normalize(x[::2, :, 1:, ::3]), normalize(x)[::2, :, 1:, ::3])
 
 

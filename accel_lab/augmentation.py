@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, grid_sample, mse_loss, pad
 
-from accel_lab._text import OPERATIONS, delete, homophones, many, swap, synonyms
+from accel_lab._text import OPERATIONS, Reader, delete, homophones, many, swap, synonyms
 from accel_lab.workbench import data, knobs, models
 from accel_lab.workbench.knobs import no_such
 from accel_lab.workbench.loop import pick_device, synchronize, train
 from accel_lab.workbench.step import Step
 
-__all__ = ["OPERATIONS", "delete", "homophones", "many", "swap", "synonyms"]  # what comes from _text and belongs here
+__all__ = ["OPERATIONS", "Reader", "delete", "homophones", "many", "swap", "synonyms"]  # what comes from _text and belongs here
 
 
 @dataclass(frozen=True)

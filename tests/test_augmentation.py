@@ -323,6 +323,17 @@ def test_each_of_many_texts_has_a_seed_of_its_own():
     assert done[5:] != a.many(texts[5:], a.homophones, seed=1)  # by place
 
 
+def test_a_reader_learns_and_cannot_see_the_order_of_words():
+    praise, blame = ["a good film", "great and moving", "so good , great"], ["a bad film", "dull and boring", "so dull , bad"]
+    texts, labels = 20 * (praise + blame), 20 * [1, 1, 1, 0, 0, 0]
+    reader = a.Reader(texts, labels)
+    assert reader.accuracy(texts, labels) == 1
+    swapped = a.many(texts, a.swap, seed=0, share=0.5)
+    assert swapped != texts
+    assert reader.accuracy(swapped, labels) == 1
+    assert 0 <= reader.accuracy(["", "\x00", "unheard of"], [0, 1, 1]) <= 1
+
+
 # ---- the run and the denoiser ----
 
 

@@ -25,7 +25,6 @@ arXiv:1502.03167, algorithms 1 and 2. Streaming statistics: ``accel_lab/_statist
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,8 +39,7 @@ from accel_lab.workbench.step import Step
 
 __all__ = ["Moments", "Statistics", "Totals", "across_ranks", "fit", "slow"]  # what comes from _statistics and belongs here
 
-IN_CACHE = 2**20  # elements: 4 MiB of float32, which the cores' caches hold between two operations
-TILE = 2**15 - 1  # elements, 128 KiB: in one core's cache, and just too few for torch to share an operation between its threads
+BLOCK = 2**20  # elements, 4 MiB of float32: what the cores' caches hold from one operation to the next
 
 
 def naive_normalize(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ class Normalizer:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x [n, channels, …] → the same shape, float64 for float64 and float32 for everything else; may be empty.
 
-        One pass over memory: a tile of the pictures is converted, shifted and scaled in ``out`` while it is in the cache. Give
+        One pass over memory: a BLOCK of the pictures is converted, shifted and scaled in ``out`` while it is in the cache. Give
         ``out`` (the same shape, that dtype) to reuse a buffer: new memory costs more than the arithmetic.
         Raises ValueError, one line, on other channels, another kind of number, or values on another scale than fitted.
         """
@@ -77,12 +75,11 @@ class Normalizer:
             out = torch.empty_like(x, dtype=dtype)
         elif out.shape != x.shape or out.dtype != dtype:
             raise ValueError(f"out: {list(out.shape)} of {out.dtype}; {list(x.shape)} of {dtype} is needed")
-        centre, scale = (part.to(x.device, dtype) for part in (self.centre, self.scale))
-        if x.numel() <= IN_CACHE or x.is_cuda or not (x.is_contiguous() and out.is_contiguous()):
-            shape = (-1, *[1] * (x.dim() - 2))
-            # Subtract first: (x − μ) is exact where x·(1/σ) − μ/σ has lost its digits.
-            return out.copy_(x).sub_(centre.view(shape)).mul_(scale.view(shape))
-        _in_tiles(x, out, centre, scale)
+        shape = (-1, *[1] * (x.dim() - 2))
+        centre, scale = (part.to(x.device, dtype).view(shape) for part in (self.centre, self.scale))
+        samples = len(x) if x.is_cuda else BLOCK // max(1, x[:1].numel())
+        for raw, done in zip(x.split(max(1, samples)), out.split(max(1, samples)), strict=True):
+            done.copy_(raw).sub_(centre).mul_(scale)  # subtract first: (x − μ) is exact where x·(1/σ) − μ/σ has lost its digits
         return out
 
     def inverse(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -107,28 +104,6 @@ class Normalizer:
                 raise ValueError(
                     f"scale: fitted on values up to {float(self.high.max()):g}, given fractions of 0…1: scaled already?"
                 )
-
-
-def _in_tiles(x: Tensor, out: Tensor, centre: Tensor, scale: Tensor) -> None:
-    """x and out [n, channels, …], contiguous: one thread for each of torch's, each with its own rows (a row: one channel of one picture).
-
-    Left to torch, every operation on every block would be shared between threads that wait for each other at its end. While another
-    program has one of the cores, those meetings take a hundred times as long as the work; here the threads meet once.
-    """
-    pixels = x.shape[2:].numel()
-    rows = [x.view(-1, pixels), out.view(-1, pixels), centre.repeat(len(x))[:, None], scale.repeat(len(x))[:, None]]
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_tile_by_tile, *(part.tensor_split(threads) for part in rows)))
-
-
-def _tile_by_tile(x: Tensor, out: Tensor, centre: Tensor, scale: Tensor) -> None:
-    """x, out [rows, pixels]; centre, scale [rows, 1]"""
-    pixels = x.shape[1]
-    height, pieces = max(1, TILE // pixels), -(-pixels // TILE)
-    for tile in zip(*(part.split(height) for part in (x, out, centre, scale)), strict=True):
-        for raw, done in zip(tile[0].tensor_split(pieces, 1), tile[1].tensor_split(pieces, 1), strict=True):
-            done.copy_(raw).sub_(tile[2]).mul_(tile[3])
 
 
 def to_zero_one(statistics: Statistics) -> Normalizer:

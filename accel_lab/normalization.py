@@ -39,7 +39,7 @@ from accel_lab.workbench.step import Step
 
 __all__ = ["Moments", "Statistics", "Totals", "across_ranks", "fit", "slow"]  # what comes from _statistics and belongs here
 
-BLOCK = 2**20  # elements, 4 MiB of float32: what the cores' caches hold from one operation to the next
+BLOCK = 2**19  # elements, 2 MiB of float32: what the cores' caches hold from one operation to the next
 
 
 def naive_normalize(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ for name, method in normalization.METHODS.items():
     y = method(statistics)(five)
     print(f"{name:<19}", [f"{value:.2f}" for value in y.flatten().tolist()], f"variance {y.var(correction=0):.2f}")
 wrong = normalization.divided_by_the_variance(statistics)(five)
-print(f"{'divided by variance':<19}", [f"{value:.2f}" for value in wrong.flatten().tolist()], f"variance {wrong.var(correction=0):.5f}")
+values = [f"{value:.2f}" for value in wrong.flatten().tolist()]
+print(f"{'divided by variance':<19}", values, f"variance {wrong.var(correction=0):.5f}")
 
 # %% [markdown]
 # The last line is what the sentence at the top would do: the variance comes out as one over the variance.
@@ -158,18 +159,14 @@ print(inspect.getsource(normalization.Moments.__add__))
 # Now look inside. Six layers, fresh weights, one batch of pictures: how large is what flows through?
 
 # %%
-torch.manual_seed(0)
-plain = normalization.network(6, batch_norm=False)
-with_batch_norm = normalization.network(6, batch_norm=True)
-with_batch_norm.load_state_dict(plain.state_dict(), strict=False)
-to_unit_variance = normalization.to_unit_variance(normalization.fit(pixels))
-raw, scaled = pixels[:512].float(), to_unit_variance(pixels[:512])
-flows = {"pixels 0…255": (plain, raw), "mean and deviation": (plain, scaled), "pixels 0…255, batch norm": (with_batch_norm, raw)}
+raw, scaled = pixels[:512].float(), normalization.to_unit_variance(normalization.fit(pixels))(pixels[:512])
+flows = {"pixels 0…255": (raw, False), "mean and deviation": (scaled, False), "pixels 0…255, batch norm": (raw, True)}
 
 picture, columns = figure.axes(9, 3, columns=3)
-for axes, (name, (model, x)) in zip(columns, flows.items()):
+for axes, (name, (x, batch_norm)) in zip(columns, flows.items()):
+    torch.manual_seed(0)
     layer = 0
-    for part in model:
+    for part in normalization.network(6, batch_norm):
         x = part(x)
         if isinstance(part, nn.ReLU):
             layer += 1
@@ -195,7 +192,8 @@ print(inspect.getsource(normalization.BatchNorm.forward))
 whole = normalization.fit(pixels)
 for size in (1, 7, 1000):
     pieces = normalization.fit(pixels.split(size))
-    print(f"in pieces of {size}: equal to the last bit:", torch.equal(pieces.mean, whole.mean) and torch.equal(pieces.variance, whole.variance))
+    equal = torch.equal(pieces.mean, whole.mean) and torch.equal(pieces.variance, whole.variance)
+    print(f"in pieces of {size}: equal to the last bit:", equal)
 
 # %% [markdown]
 # Second, our batch norm is PyTorch's, for ten updates of training and what it has learned for inference:
@@ -259,7 +257,7 @@ prove({f"0…{scale:,}": training_on(scale, batch_norm=False) for scale in (1, 2
 #
 # ## 6. Measure
 #
-# Now the limit of the learning rate. For *softmax regression*, a network without hidden layers, it can be predicted. Gradient
+# Now the edge of the learning rates. For *softmax regression*, a network without hidden layers, it can be predicted. Gradient
 # descent is stable below 2/λ, where λ is the largest curvature of the loss; at the start that is
 #
 # $$\lambda = \tfrac{1}{10}\,\lambda_{\max}\!\left(\mathbb{E}[x x^{\mathsf T}]\right),$$
@@ -281,30 +279,31 @@ def sweep(rates, **changes):
     return {rate: loss_after(50, learning_rate=rate, **changes) for rate in rates}
 
 
-rates = [10 ** (exponent / 2) for exponent in range(-14, 3)]
-regression = {name: sweep(rates, method=name, layers=0) for name in ("none", *normalization.METHODS)}
+methods = ("none", *normalization.METHODS)
+predicted = {name: normalization.largest_stable_rate(normalization.prepared(base.turned(method=name)).train_x) for name in methods}
+around = [10 ** (half / 2) for half in (-4, -2, -1, 0, 1, 2, 3, 4)]
+regression = {name: sweep([predicted[name] * factor for factor in around], method=name, layers=0) for name in methods}
 
 # %%
+rates = [10.0**exponent for exponent in range(-6, 1)]
 network = {
-    (name, batch_norm): sweep(rates[1::2], method=name, batch_norm=batch_norm)
-    for batch_norm in (False, True)
-    for name in ("none", "0 to 1")
+    (name, batch_norm): sweep(rates, method=name, batch_norm=batch_norm) for batch_norm in (False, True) for name in ("none", "0 to 1")
 }
 
 # %%
-predicted = {name: normalization.largest_stable_rate(normalization.prepared(base.turned(method=name)).train_x) for name in regression}
 colors = dict(zip(regression, (figure.ORANGE, figure.BLUE, figure.GREEN, figure.PURPLE)))
 marks = dict(zip(regression, "osv^"))
 
 picture, (left, right) = figure.axes(9.5, 3.6, columns=2)
 for name, losses in regression.items():
-    left.plot(losses.keys(), [min(loss, 50) for loss in losses.values()], marks[name] + "-", color=colors[name], label=name, markersize=4)
+    heights = [min(loss, 50) for loss in losses.values()]
+    left.plot(losses.keys(), heights, marks[name] + "-", color=colors[name], label=name, markersize=4)
     left.axvline(predicted[name], color=colors[name], linestyle=(0, (4, 3)), linewidth=1)
 for (name, batch_norm), losses in network.items():
     style, label = ("-", f"{name}, batch norm") if batch_norm else (":", name)
     size = 9 if batch_norm and name == "none" else 4
-    right.plot(losses.keys(), [min(loss, 50) for loss in losses.values()], marks[name] + style, color=colors[name], label=label, markersize=size)
-for axes, title in ((left, "softmax regression (dashed: predicted limit)"), (right, "two hidden layers")):
+    right.plot(losses.keys(), losses.values(), marks[name] + style, color=colors[name], label=label, markersize=size)
+for axes, title in ((left, "softmax regression (dashed: predicted edge of stability)"), (right, "two hidden layers")):
     axes.axhline(math.log(10), color="black", linewidth=0.8)
     axes.set(title=title, xlabel="learning rate", ylabel="loss after 50 updates", xscale="log", yscale="log", ylim=(5e-2, 60))
     axes.title.set_fontsize(9)
@@ -312,16 +311,24 @@ for axes, title in ((left, "softmax regression (dashed: predicted limit)"), (rig
 picture
 
 # %% [markdown]
-# The black line is guessing, ln 10. To the left of the valley learning is slow; to its right it falls apart, near the dashed
-# line. Among the methods, the one that subtracts the mean has the *lowest* loss although its pixels are larger: without the
+# The black line is guessing, ln 10. To the left of a valley learning is slow; to its right the weights swing ever wider. The
+# bottom lies close to the dashed line: learning is fastest at the edge of stability. (Some way beyond it training still goes on,
+# because curvature falls as the network becomes sure of itself. Where it ends, it ends in the same proportion for all methods.)
+#
+# The method that subtracts the mean has the *lowest* valley, although its pixels are larger than those of 0…1: without the
 # mean, the curvatures in different directions are less unequal, and one learning rate fits them all better.
 #
 # On the right: without batch norm, the valley moves with the scale of the pixels. With it, there is one valley, for both.
 
 # %%
 def limit(losses):
-    """The largest learning rate that ended below guessing."""
-    return max(rate for rate, loss in losses.items() if loss < math.log(10))
+    """Where the loss crosses that of guessing for the last time, between two rates, on logarithmic axes."""
+    points = [(math.log(rate), math.log(min(loss, 1e6) / math.log(10))) for rate, loss in losses.items()]
+    below = max(place for place, (_, height) in enumerate(points) if height < 0)
+    if below == len(points) - 1:
+        return math.exp(points[below][0])
+    (x0, y0), (x1, y1) = points[below : below + 2]
+    return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0))
 
 
 gain = {
@@ -345,7 +352,7 @@ guess_batch_norm.against(gain["batch norm"])
 print(inspect.getsource(normalization.Normalizer.__call__))
 
 # %%
-photographs = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8)
+photographs = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
 normalize = normalization.to_unit_variance(normalization.fit(photographs))
 mean, deviation = normalize.centre, 1 / normalize.scale
 buffer, floats = torch.empty(photographs.shape), photographs.float()
@@ -394,7 +401,10 @@ break_it
 
 # %%
 multiples = [1, 4, 16, 64, 256, 1000]
-spread = {name: [normalization.prepared(base.turned(method=name, outlier=v)).test_x.std().item() for v in multiples] for name in ("0 to 1", "mean and deviation")}
+spread = {
+    name: [normalization.prepared(base.turned(method=name, outlier=v)).test_x.std().item() for v in multiples]
+    for name in ("0 to 1", "mean and deviation")
+}
 variance, n = whole.variance.item(), pixels.numel()
 formula = {
     "0 to 1": [spread["0 to 1"][0] / v for v in multiples],
@@ -427,7 +437,8 @@ brighter = test_pixels.clone()
 brighter[0] = 255
 for leaked in (False, True):
     before, after = training_pictures(test_pixels, leaked), training_pictures(brighter, leaked)
-    print(f"statistics over {'both splits' if leaked else 'training alone'}: training data changed:", not torch.equal(before, after))
+    where = "both splits" if leaked else "training alone"
+    print(f"statistics over {where}: training data changed:", not torch.equal(before, after))
 
 # %% [markdown]
 # A test set that has a say in the training is not a test.

@@ -86,7 +86,7 @@ panel = Panel(
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
         Curve("loss", "loss", over="updates", log=(1e-2, 1e2)),
-        Curve("activation_2", "root mean square of the last activations", over="updates", log=(1e-3, 1e3)),
+        Curve("activation_2", "last activations, root mean square", over="updates", log=(1e-3, 1e3)),
         Curve("throughput", "samples/s"),
     ],
     controls=["method", "learning_rate", "batch_norm"],
@@ -102,7 +102,8 @@ panel
 #   stays where guessing leaves it, at ln 10.
 # - The methods differ from each other, too: the one that *subtracts the mean* is ahead.
 # - With batch norm the curves of all methods lie on one another. Hold that thought.
-# - The samples per second do not care. Normalization makes an update no faster: it makes updates worth more.
+# - The samples per second: they do not care what was done to the pixels, and batch norm even lowers them, since it is work in
+#   every update. Normalization makes no update faster. It makes updates worth more.
 #
 # ## 4. Build
 #
@@ -275,8 +276,8 @@ def loss_after(updates, **changes):
     return sum(step.metrics["loss"] for step in steps[-10:]) / 10
 
 
-def sweep(rates, **changes):
-    return {rate: loss_after(50, learning_rate=rate, **changes) for rate in rates}
+def sweep(rates, updates=50, **changes):
+    return {rate: loss_after(updates, learning_rate=rate, **changes) for rate in rates}
 
 
 methods = ("none", *normalization.METHODS)
@@ -287,7 +288,9 @@ regression = {name: sweep([predicted[name] * factor for factor in around], metho
 # %%
 rates = [10.0**exponent for exponent in range(-6, 1)]
 network = {
-    (name, batch_norm): sweep(rates, method=name, batch_norm=batch_norm) for batch_norm in (False, True) for name in ("none", "0 to 1")
+    (name, batch_norm): sweep(rates, updates=100, method=name, batch_norm=batch_norm)
+    for batch_norm in (False, True)
+    for name in ("none", "0 to 1")
 }
 
 # %%
@@ -305,9 +308,9 @@ for (name, batch_norm), losses in network.items():
     right.plot(losses.keys(), losses.values(), marks[name] + style, color=colors[name], label=label, markersize=size)
 for axes, title in ((left, "softmax regression (dashed: predicted edge of stability)"), (right, "two hidden layers")):
     axes.axhline(math.log(10), color="black", linewidth=0.8)
-    axes.set(title=title, xlabel="learning rate", ylabel="loss after 50 updates", xscale="log", yscale="log", ylim=(5e-2, 60))
+    axes.set(title=title, xlabel="learning rate", ylabel="loss in the end", xscale="log", yscale="log", ylim=(5e-2, 60))
     axes.title.set_fontsize(9)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
 picture
 
 # %% [markdown]
@@ -318,7 +321,7 @@ picture
 # The method that subtracts the mean has the *lowest* valley, although its pixels are larger than those of 0…1: without the
 # mean, the curvatures in different directions are less unequal, and one learning rate fits them all better.
 #
-# On the right: without batch norm, the valley moves with the scale of the pixels. With it, there is one valley, for both.
+# On the right: without batch norm, the valley moves with the scale of the pixels. With it, there is one curve, for both.
 
 # %%
 def limit(losses):
@@ -352,7 +355,7 @@ guess_batch_norm.against(gain["batch norm"])
 print(inspect.getsource(normalization.Normalizer.__call__))
 
 # %%
-photographs = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
+photographs = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8)
 normalize = normalization.to_unit_variance(normalization.fit(photographs))
 mean, deviation = normalize.centre, 1 / normalize.scale
 buffer, floats = torch.empty(photographs.shape), photographs.float()
@@ -387,7 +390,7 @@ break_it = Panel(
     broken,
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
-        Curve("activation_1", "root mean square of the first activations", over="updates", log=(1e-4, 1e2)),
+        Curve("activation_1", "first activations, root mean square", over="updates", log=(1e-4, 1e2)),
     ],
     controls=["method", "outlier", "mistake"],
     baselines={"no outlier": broken},

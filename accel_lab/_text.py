@@ -4,7 +4,8 @@ Four operations, each from a seed: a share of the words is replaced by synonyms,
 recognizer writes), or deleted, or swapped. What is not a word (spaces, punctuation, emoji, any other script, even NUL) stays as
 it is: joined together again, an unchanged text is the same text. A text without a known word comes back unchanged.
 
-Class-safe: a word that turns a sentence round ("not", "never", 不) is neither replaced nor deleted unless ``unsafe``.
+Words that say nothing by themselves ("the", "but") get no synonym. Class-safe: a word that turns a sentence round ("not", "never",
+不) is neither replaced nor deleted unless ``unsafe``.
 
 Source: Wei and Zou 2019, "EDA: Easy Data Augmentation", arXiv:1901.11196, section 2 (synonyms, swap, deletion).
 """
@@ -28,16 +29,26 @@ Language = Literal["english", "chinese"]
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, with apostrophes inside
 HAN = re.compile(r"[\u4e00-\u9fff]+")
-TURNS_ROUND_LIST = """
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+TURNS_ROUND = _words("""
 not no never nor none nothing neither nobody without hardly barely cannot can't don't doesn't didn't isn't wasn't won't couldn't
 wouldn't shouldn't aren't weren't ain't 不 没 没有 不是 无 非 未 别 莫 勿
-"""
-TURNS_ROUND = frozenset(TURNS_ROUND_LIST.split())
+""")
+SAYS_NOTHING = _words("""
+a an and are as at be been but by can could did do does for from had has have he her him his how i if in into is it its just me my of
+on only or our she so some such than that the their them then there these they this those to too up us very was we were what when
+where which who why will with would yet you your
+""")
 
 
 def synonyms(text: str, seed: int, share: float = 0.1, *, unsafe: bool = False) -> str:
     """Replace ``share`` of the words of an English text, at least one, by a WordNet synonym; the case is kept."""
-    return _replace(text, words.synonyms(), seed, share, unsafe, "english")
+    return _replace(text, words.synonyms(), seed, share, unsafe, "english", passed_over=SAYS_NOTHING)
 
 
 def homophones(text: str, seed: int, share: float = 0.1, language: Language = "english", *, unsafe: bool = False) -> str:
@@ -103,10 +114,19 @@ def _chinese_spans(text: str) -> Iterator[tuple[int, int]]:
             place += size
 
 
-def _replace(text: str, table: words.Table, seed: int, share: float, unsafe: bool, language: Language) -> str:
+def _replace(
+    text: str,
+    table: words.Table,
+    seed: int,
+    share: float,
+    unsafe: bool,
+    language: Language,
+    passed_over: frozenset[str] = frozenset(),
+) -> str:
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
-    able = [place for place in places if (word := pieces[place].lower()) in table and (unsafe or word not in TURNS_ROUND)]
+    kept = passed_over if unsafe else passed_over | TURNS_ROUND
+    able = [place for place in places if (word := pieces[place].lower()) in table and word not in kept]
     for place in rng.sample(able, min(len(able), _how_many(share, len(places)))):
         pieces[place] = _in_case_of(pieces[place], rng.choice(table[pieces[place].lower()]))
     return "".join(pieces)

@@ -138,6 +138,11 @@ def _within_only(a: tuple, b: tuple) -> tuple:
     return n, (a[0] * a[1] + b[0] * b[1]) / n, (a[0] * a[2] + b[0] * b[2]) / n
 
 
+def _distance_unweighted(a: tuple, b: tuple) -> tuple:
+    n, mean, within = _within_only(a, b)
+    return n, mean, within + (b[1] - a[1]) ** 2
+
+
 merge = Exercise(
     name="merged",
     points=3,
@@ -153,6 +158,10 @@ float64 tensors `[channels]`, the variance with divisor n. Return the same three
         Wrong(
             _within_only,
             "That is the variance within the parts. Where their means differ, add n_a·n_b/n²·(difference)².",
+        ),
+        Wrong(
+            _distance_unweighted,
+            "The distance of the means was added whole. No sample is that far from the common mean: it counts n_a·n_b/n² times.",
         ),
     ),
     tolerance=1e-9,

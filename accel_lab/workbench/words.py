@@ -92,7 +92,8 @@ def chinese_homophones() -> Table:
     from pypinyin import lazy_pinyin
 
     with open(_folder("jieba") / "dict.txt", encoding="utf-8") as file:
-        short = ((int(count), word) for word, count, *_ in map(str.split, file) if len(word) <= 2)
+        # "zg" are fragments that jieba was given with made-up counts.
+        short = ((int(count), word) for word, count, kind in map(str.split, file) if len(word) <= 2 and kind != "zg")
         frequent = [(count, word) for count, word in short if count >= 100 and is_han(word)]
     groups: dict[tuple[str, ...], list[str]] = {}
     for _, word in sorted(frequent, reverse=True):

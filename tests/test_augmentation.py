@@ -369,7 +369,7 @@ def test_a_denoiser_trained_on_noise_removes_it():
     x = data.mnist5k().train_x[:256]
     noisy = augmented(x, Policy(noise=0.4))
     models = {noise: a.train_denoiser(x, Policy(noise=noise), updates=60) for noise in (0.0, 0.4)}
-    error = {noise: float((model(noisy) - x).square().mean()) for noise, model in models.items()}
+    error = {noise: (model(noisy) - x).square().mean().item() for noise, model in models.items()}
     assert error[0.4] < 0.8 * error[0.0]
     assert error[0.4] < 0.4**2
 

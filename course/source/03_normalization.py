@@ -89,7 +89,7 @@ panel = Panel(
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
         Curve("loss", "loss", over="updates", log=(1e-2, 1e2)),
-        Curve("activation_2", "last activations, root mean square", over="updates", log=(1e-3, 1e3)),
+        Curve("activation_2", "last activations (RMS)", over="updates", log=(1e-3, 1e3)),
         Curve("throughput", "samples/s"),
     ],
     controls=["method", "learning_rate", "batch_norm"],
@@ -101,8 +101,8 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - Raw pixels at an ordinary learning rate: the activations explode in the first updates, then the ReLUs die, and the loss
-#   stays where guessing leaves it, at ln 10.
+# - Raw pixels at an ordinary learning rate: the activations (their root mean square, RMS) explode in the first updates, then
+#   the ReLUs die, and the loss stays where guessing leaves it, at ln 10.
 # - The methods differ from each other, too: the one that *subtracts the mean* is ahead.
 # - With batch norm the curves of all methods lie on one another. Hold that thought.
 # - The samples per second: they do not care what was done to the pixels, and batch norm even lowers them, since it is work in
@@ -395,7 +395,7 @@ break_it = Panel(
     broken,
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
-        Curve("activation_1", "first activations, root mean square", over="updates", log=(1e-4, 1e2)),
+        Curve("activation_1", "first activations (RMS)", over="updates", log=(1e-4, 1e2)),
     ],
     controls=["method", "outlier", "mistake"],
     baselines={"no outlier": broken},

@@ -52,7 +52,6 @@ base = normalization.Knobs(**knobs)
 mnist = data.mnist5k()
 pixels, test_pixels = ((x * 255).round().to(torch.uint8) for x in (mnist.train_x, mnist.test_x))
 _ = next(normalization.run(base))  # the first update of a process takes long: PyTorch loads its optimizers
-threads = torch.get_num_threads()
 torch.set_num_threads(1)  # the networks here are so small that threads would wait for each other more than they work
 print(f"{len(pixels):,} training pictures of {pixels.shape[2]} × {pixels.shape[3]} pixels, {pixels.min()} to {pixels.max()}")
 
@@ -362,7 +361,6 @@ photographs = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8)
 normalize = normalization.to_unit_variance(normalization.fit(photographs))
 mean, deviation = normalize.centre, 1 / normalize.scale
 buffer, floats = torch.empty(photographs.shape), photographs.float()
-torch.set_num_threads(threads)
 torch.testing.assert_close(normalize(photographs), normalization.naive_normalize(photographs, mean, deviation))
 
 speed = compare(
@@ -374,7 +372,6 @@ speed = compare(
 bound = compare(
     lambda: normalize(photographs, buffer), lambda: buffer.copy_(floats), names=("one pass", "a copy of as many floats"), patience=3.0
 )
-torch.set_num_threads(1)
 print(speed)
 print(bound)
 

@@ -46,9 +46,10 @@ def requirements(*, extras: bool) -> list[Requirement]:
 
 
 def conda_ranges(path: Path) -> dict[str, SpecifierSet]:
-    """package → range, from a conda environment file; ``python=3.12`` means any 3.12."""
+    """package → range, from a conda environment file, its pip section included; ``python=3.12`` means any 3.12."""
     found = {}
-    for line in yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]:
+    lines = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
+    for line in (name for part in lines for name in (part["pip"] if isinstance(part, dict) else [part])):
         name, range_ = re.fullmatch(r"([\w.-]+)\s*(.*)", line).groups()
         found[name] = SpecifierSet(re.sub(r"^=([\d.]+)$", r"==\1.*", range_))
     return found

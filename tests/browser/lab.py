@@ -1,0 +1,104 @@
+"""A real JupyterLab and a page of it in Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
+
+CHROMIUM = "/usr/bin/chromium"
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+}
+
+
+@contextlib.contextmanager
+def jupyter_lab(root: Path, home: Path, settings: dict | None = None) -> Iterator[str]:
+    """Serve ``root`` on a free port of 127.0.0.1, everything it writes under ``home``; yields its address with the token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    for name, value in (SETTINGS | (settings or {})).items():
+        path = home / "settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    places = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
+    env = {f"JUPYTER_{name}": str(home / place) for name, place in places.items()}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    command += ["--expose-app-in-browser"]
+    with (home / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_it_answers(server, f"{address}/api/status?token={token}", home / "lab.log")
+        yield f"{address}/lab/tree/{{path}}?token={token}&reset"
+    finally:
+        server.send_signal(signal.SIGTERM)  # ends the kernels too, and asks nothing
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait_until_it_answers(server: subprocess.Popen, status: str, log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab ended at once:\n{log.read_text()[-3000:]}")
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(status, timeout=2).read()
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"JupyterLab did not answer within a minute:\n{log.read_text()[-3000:]}")
+
+
+def open_notebook(page: Page, lab: str, path: str) -> None:
+    """Open a notebook and wait for its kernel."""
+    page.goto(lab.format(path=path))
+    page.wait_for_function("() => window.jupyterapp && window.jupyterapp.restored", timeout=60_000)
+    page.evaluate("async () => { await window.jupyterapp.restored }")
+    page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for(timeout=60_000)
+    page.wait_for_function(
+        """() => { const context = window.jupyterapp.shell.currentWidget?.sessionContext;
+                   return context?.isReady && context.session?.kernel?.status === 'idle' }""",
+        timeout=60_000,
+    )
+
+
+def run_all(page: Page, timeout: float = 180) -> None:
+    """Run all cells and wait until the last one has ended."""
+    page.evaluate(
+        """() => { window.__ran = false;
+                   window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.__ran = true }) }"""
+    )
+    page.wait_for_function("() => window.__ran", timeout=timeout * 1000)
+
+
+def control(panel: Locator, name: str) -> Locator:
+    """The slider handle of a knob, to focus and to press keys on."""
+    return panel.locator(".widget-inline-hbox", has=panel.page.get_by_text(name, exact=True)).locator(".noUi-handle")

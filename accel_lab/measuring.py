@@ -166,11 +166,11 @@ def run(knobs: Knobs) -> Iterator[Step]:
     seconds_a_batch · flops_per_second · bytes_per_second, counting the least that has to move · share_of_limit, 1 at the roofline.
     """
     device = pick_device(knobs.device)
-    operation = operation_of(knobs)
+    operation = operation_of(knobs, device)
     least = roofline(device, knobs.cores).least_seconds(operation)
     call, calls = operation.call, 1
     if knobs.mistake == "data in the clock":
-        call = lambda: operation_of(knobs).call()  # noqa: E731
+        call = lambda: operation_of(knobs, device).call()  # noqa: E731
     elif knobs.mistake == "none":
         calls = math.ceil(STEP_SECONDS / fastest(call, 0))
     for index in count():
@@ -185,12 +185,13 @@ def run(knobs: Knobs) -> Iterator[Step]:
         yield Step(index, calls * operation.samples, calls * seconds, metrics)
 
 
-def operation_of(knobs: Knobs) -> Operation:
-    """The operation that these knobs describe, with data made for it."""
-    make, device = OPERATIONS[knobs.operation], pick_device(knobs.device)
+def operation_of(knobs: Knobs, device: torch.device) -> Operation:
+    """The operation that these knobs describe, with data made for it on the device."""
+    make = OPERATIONS[knobs.operation]
     return make(knobs.batch_size, device) if knobs.way == "batched" else separately(make(1, device), knobs.batch_size)
 
 
 def most_samples_per_second(knobs: Knobs) -> float:
     """What the roofline allows: the curve to hold a measured one against."""
-    return knobs.batch_size / roofline(pick_device(knobs.device), knobs.cores).least_seconds(operation_of(knobs))
+    operation = operation_of(knobs, torch.device("meta"))  # its size is enough: no data
+    return knobs.batch_size / roofline(pick_device(knobs.device), knobs.cores).least_seconds(operation)

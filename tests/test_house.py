@@ -219,21 +219,39 @@ FAULTS = {
     "no tests": ({"tests/test_folding.py": None}, "tests/test_folding.py: missing"),
     "no benchmark": ({"benchmarks/folding.py": None}, "benchmarks/folding.py: missing"),
     "a technique without a chapter": ({"accel_lab/bending.py": ""}, "no chapter called bending"),
-    "exercises without a chapter": ({"accel_lab/exercises/bending.py": ""}, "accel_lab/exercises/bending.py: course/source has no"),
+    "exercises without a chapter": (
+        {"accel_lab/exercises/bending.py": ""},
+        "accel_lab/exercises/bending.py: course/source has no",
+    ),
     "a benchmark of nothing": ({"benchmarks/bending.py": ""}, "accel_lab has nothing called bending"),
     "no notebook": ({"course/07_folding.ipynb": None}, "course/07_folding.ipynb: missing"),
     "a notebook without a source": ({"course/09_left.ipynb": notebook()}, "course/09_left.ipynb: has no source"),
     "a stale notebook": ({"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))}, "not what its source says"),
     "a cell too few": ({"course/07_folding.ipynb": notebook(CELLS[0])}, "not what its source says"),
-    "a tag too few": ({"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')}, "not what its source says"),
+    "a tag too few": (
+        {"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')},
+        "not what its source says",
+    ),
     "a notebook never run": ({"course/07_folding.ipynb": notebook(*CELLS, count=None)}, "never run"),
-    "a workbench that knows a technique": ({"accel_lab/workbench/step.py": "from accel_lab import folding\n"}, "step.py: imports folding"),
+    "a workbench that knows a technique": (
+        {"accel_lab/workbench/step.py": "from accel_lab import folding\n"},
+        "step.py: imports folding",
+    ),
     "the same, relative": ({"accel_lab/workbench/step.py": "from ..folding import update\n"}, "step.py: imports folding"),
-    "the same, its exercises": ({"accel_lab/workbench/step.py": "import accel_lab.exercises.folding\n"}, "step.py: imports folding"),
-    "the same, inside a function": ({"accel_lab/workbench/step.py": "def f():\n    from .. import folding\n"}, "step.py: imports folding"),
+    "the same, its exercises": (
+        {"accel_lab/workbench/step.py": "import accel_lab.exercises.folding\n"},
+        "step.py: imports folding",
+    ),
+    "the same, inside a function": (
+        {"accel_lab/workbench/step.py": "def f():\n    from .. import folding\n"},
+        "step.py: imports folding",
+    ),
     "a technique that draws": ({"accel_lab/folding.py": "from IPython.display import display\n"}, "imports IPython"),
     "widgets outside the panel": ({"accel_lab/workbench/step.py": "import bqplot.marks\n"}, "step.py: imports bqplot"),
-    "widgets in exercises": ({"accel_lab/exercises/folding.py": "from ipywidgets import HTML\n"}, "folding.py: imports ipywidgets"),
+    "widgets in exercises": (
+        {"accel_lab/exercises/folding.py": "from ipywidgets import HTML\n"},
+        "folding.py: imports ipywidgets",
+    ),
 }
 BENDING = {
     "course/source/08_bending.py": SOURCE,

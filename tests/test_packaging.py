@@ -24,7 +24,9 @@ CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}  # where
 ONLY_CONDA = {"python", "pip"}
 LARGEST = 2 * 1024 * 1024  # bytes
 # Written so that these patterns do not match themselves.
-MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:work|Users|home/[a-z]+|root/[a-z]+|opt/(?:wheels|pypi)|tmp/(?:ipykernel_|pytest-)\w*)/")
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.])/(?:work|Users|home/[a-z]+|root/[a-z]+|opt/(?:wheels|pypi)|tmp/(?:ipykernel_|pytest-)\w*)/"
+)
 REGISTRIES = re.compile(r"(?i)\b(?:pypi|pythonhosted|npmjs|anaconda|debian|ubuntu|download\.pytorch)\.(?:org|com)\b")
 
 

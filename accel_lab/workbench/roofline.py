@@ -28,7 +28,7 @@ from torch import Tensor
 from accel_lab.workbench.comparison import enough_calls, reading
 
 SIZES = tuple(2**power for power in range(18, 28))  # bytes moved: 256 KiB … 128 MiB
-MATRIX = 1024  # rows and columns of the product that shows the FLOP/s
+MATRIX = 512  # rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape interruptions
 
 
 @dataclass(frozen=True)

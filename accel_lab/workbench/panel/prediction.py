@@ -41,7 +41,9 @@ class Prediction:
         factor = max(self.value / measured, measured / self.value)
         who = "You said" if self.committed else "No prediction was made; the one that stands in for it says"
         close = "spot on" if factor < 1.1 else f"a factor of {factor:.2g} between them"
-        return HTML(f"{who} <b>{self.value:.2g} {escape(self.unit)}</b>; measured: <b>{measured:.2g} {escape(self.unit)}</b>, {close}.")
+        return HTML(
+            f"{who} <b>{self.value:.2g} {escape(self.unit)}</b>; measured: <b>{measured:.2g} {escape(self.unit)}</b>, {close}."
+        )
 
     def _ipython_display_(self) -> None:
         display(self.box if someone_watches() else HTML(f"<b>{escape(self.question)}</b>"))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +20,7 @@ from accel_lab.measuring import Comparison, Knobs, Operation, Roofline, compare
 from accel_lab.workbench import comparison
 from accel_lab.workbench.knobs import KnobError
 
+unhurried = settings(deadline=None)  # the first example pays for starting up
 CPU = torch.device("cpu")
 
 
@@ -100,6 +101,7 @@ seconds = st.floats(1e-6, 1e3)
 some_pairs = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=20)
 
 
+@unhurried
 @given(some_pairs)
 def test_swapping_the_programs_turns_the_verdict_round(pairs):
     one, other = Comparison.of(pairs), Comparison.of([(peer, ours) for ours, peer in pairs])
@@ -108,6 +110,7 @@ def test_swapping_the_programs_turns_the_verdict_round(pairs):
     assert one.interval == pytest.approx((1 / high if high < math.inf else 0, 1 / low if low else math.inf))
 
 
+@unhurried
 @given(some_pairs, st.floats(0.01, 100))
 def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, factor):
     one, other = Comparison.of(pairs), Comparison.of([(factor * ours, peer) for ours, peer in pairs])
@@ -115,6 +118,7 @@ def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, facto
     assert other.interval == pytest.approx(tuple(factor * end for end in one.interval))
 
 
+@unhurried
 @given(some_pairs)
 def test_low_ratio_high_and_the_interval_lie_in_order(pairs):
     one = Comparison.of(pairs)
@@ -245,6 +249,7 @@ def test_only_the_size_matters_to_the_counts():
         assert (real.flops, real.bytes, real.intensity) == (meta.flops, meta.bytes, meta.intensity), name
 
 
+@unhurried
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31))
 def test_three_ways_to_the_same_sums(n, inputs, outputs, seed):
     generator = torch.Generator().manual_seed(seed)

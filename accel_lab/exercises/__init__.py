@@ -110,29 +110,47 @@ def check(answer: Answer, seed: int | None = None) -> Verdict:
 
 def judge(exercise: Exercise, answer: Answer, seed: int) -> Verdict:
     """All points when every case comes out as the reference's, none otherwise; the first case that differs is explained."""
-    for case in exercise.cases(random.Random(seed)):
-        try:
-            got = exercise.drive(answer, copy.deepcopy(case))
-        except NotImplementedError:
-            return Verdict(exercise.name, 0, exercise.points, NOT_ATTEMPTED)
-        except Exception as error:
-            return Verdict(exercise.name, 0, exercise.points, _where(error, answer), _hint_for(exercise, case, error))
-        want = exercise.drive(exercise.reference, copy.deepcopy(case))
-        if why := difference(got, want, exercise.tolerance):
-            return Verdict(exercise.name, 0, exercise.points, why, _hint_for(exercise, case, got))
-    return Verdict(exercise.name, exercise.points, exercise.points)
+    cases = list(exercise.cases(random.Random(seed)))
+    got = [_outcome(exercise, answer, case) for case in cases]
+    if any(isinstance(one, NotImplementedError) for one in got):
+        return Verdict(exercise.name, 0, exercise.points, NOT_ATTEMPTED)
+    want = [_outcome(exercise, exercise.reference, case) for case in cases]
+    reasons = [_reason(answer, one, other, exercise.tolerance) for one, other in zip(got, want, strict=True)]
+    if not any(reasons):
+        return Verdict(exercise.name, exercise.points, exercise.points)
+    return Verdict(exercise.name, 0, exercise.points, next(filter(None, reasons)), _hint(exercise, cases, got, reasons))
 
 
-def _hint_for(exercise: Exercise, case: Case, got: object) -> str:
-    """The hint of the wrong answer that does the same with this case as what came: the same data, or the same kind of error."""
-    for wrong in exercise.wrong:
-        try:
-            same = not difference(got, exercise.drive(wrong.answer, copy.deepcopy(case)), exercise.tolerance)
-        except Exception as error:
-            same = type(error) is type(got)
-        if same:
-            return wrong.hint
-    return ""
+def _outcome(exercise: Exercise, answer: Answer, case: Case) -> object:
+    """What the driver returned, or the exception that came instead; the case itself stays as it is."""
+    try:
+        return exercise.drive(answer, copy.deepcopy(case))
+    except Exception as error:
+        return error
+
+
+def _reason(answer: Answer, got: object, want: Plain, tolerance: float) -> str:
+    return _where(got, answer) if isinstance(got, Exception) else difference(got, want, tolerance)
+
+
+def _hint(exercise: Exercise, cases: list[Case], got: list[object], reasons: list[str]) -> str:
+    """The hint of the known wrong answer that does the same in most cases, at least one of those that are wrong among them."""
+
+    def alike(wrong: Wrong) -> tuple[int, int]:
+        same = [
+            _same(one, _outcome(exercise, wrong.answer, case), exercise.tolerance) for one, case in zip(got, cases, strict=True)
+        ]
+        return sum(both and bool(reason) for both, reason in zip(same, reasons, strict=True)), sum(same)
+
+    scores = [(alike(wrong), wrong.hint) for wrong in exercise.wrong]
+    (wrong_alike, _), hint = max(scores, key=lambda score: sum(score[0]))
+    return hint if wrong_alike else ""
+
+
+def _same(one: object, other: object, tolerance: float) -> bool:
+    if isinstance(one, Exception) or isinstance(other, Exception):
+        return type(one) is type(other)
+    return not difference(one, other, tolerance)
 
 
 def _where(error: Exception, answer: Answer) -> str:

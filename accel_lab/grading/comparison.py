@@ -11,7 +11,8 @@ Plain = None | bool | int | float | str | Tensor | list["Plain"] | dict[str, "Pl
 def difference(got: object, want: Plain, tolerance: float) -> str:
     """'' when ``got`` is ``want``, otherwise in what it differs, in one line.
 
-    Types, shapes and dtypes must be the same; floating-point numbers may differ by tolerance · (1 + |want|).
+    Types, shapes and dtypes must be the same; floating-point numbers may differ by tolerance · (1 + |want|), and NaN is wanted only
+    where it is expected.
     """
     kind = type(want)
     if kind is float and type(got) in (int, float):
@@ -41,7 +42,7 @@ def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
     if not want.is_floating_point():
         wrong = int((got != want).sum())
         return f"{wrong} of {want.numel()} values differ" if wrong else ""
-    if not torch.isfinite(got).all() and torch.isfinite(want).all():
+    if not torch.equal(got.isfinite(), want.isfinite()):
         return "NaN or infinite values"
     off = (got.double() - want.double()).abs()
     wrong = int((off > tolerance * (1 + want.double().abs())).sum())
@@ -49,7 +50,7 @@ def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
 
 
 def _close(got: float, want: float, tolerance: float) -> bool:
-    return got == want or abs(got - want) <= tolerance * (1 + abs(want))
+    return got == want or (got != got and want != want) or abs(got - want) <= tolerance * (1 + abs(want))
 
 
 def _a(thing: object) -> str:

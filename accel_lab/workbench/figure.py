@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from accel_lab.workbench.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.step import Span
 
-STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), ("#E69F00", "--"), ("#56B4E9", "-."))
 
 
-def axes(width: float = 7.0, height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure in the course's look, off pyplot (which is neither thread-safe nor needed), and its axes from left to right."""
-    figure = Figure((width, height), dpi=100, layout="constrained")
+LIMIT = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 3))}  # how a formula or a boundary is drawn
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot, which is neither thread-safe nor needed."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+    def __repr__(self) -> str:
+        return "Picture"
+
+
+def axes(width: float = 7.0, height: float = 3.0, columns: int = 1) -> tuple[Picture, list[Axes]]:
+    """A picture in the course's look, sizes in inches, and its axes from left to right."""
+    figure = Picture((width, height), dpi=100, layout="constrained")
     row = list(figure.subplots(1, columns, squeeze=False)[0])
     for one in row:
         tidy(one)
@@ -30,19 +44,40 @@ def tidy(one: Axes) -> None:
     one.set_axisbelow(True)
 
 
+def powers_of_two(one: Axes, label: str, ticks: Iterable[float]) -> None:
+    """A logarithmic axis for a count that doubles, each value written out."""
+    one.set_xscale("log", base=2)
+    one.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+    one.minorticks_off()
+    one.set_xlabel(label)
+
+
+def draw_ratios(one: Axes, ratios: Mapping[float, Comparison], ylabel: str) -> None:
+    """Measured ratios over what was varied, with the interval each comparison leaves possible, and a line at 1: no difference."""
+    one.axhline(1, **LIMIT, label="no difference")
+    middle = [ratio.ratio for ratio in ratios.values()]
+    low, high = zip(*(ratio.interval for ratio in ratios.values()), strict=True)
+    below = [max(0.0, m - end) for m, end in zip(middle, low, strict=True)]
+    above = [max(0.0, end - m) for m, end in zip(middle, high, strict=True)]
+    one.errorbar(
+        list(ratios), middle, [below, above], color=BLUE, marker="o", capsize=3, label="measured, with its 99 % interval"
+    )
+    one.set(ylabel=ylabel, ylim=(0, None))
+
+
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def draw(charts: Sequence[Chart], pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> Figure:
+def draw(charts: Sequence[Chart], pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> Picture:
     """All charts of a panel, two a row, with the live run in front of pinned ones and ghosts."""
     rows = (len(charts) + 1) // 2
-    figure = Figure((9.0, 2.9 * rows), dpi=90, layout="constrained")
+    figure = Picture((9.0, 2.9 * rows), dpi=90, layout="constrained")
+    grid = figure.add_gridspec(rows, 2)
     for place, chart in enumerate(charts):
         last_alone = place == len(charts) - 1 and place % 2 == 0
-        grid = figure.add_gridspec(rows, 2)
         one = figure.add_subplot(grid[place // 2, :] if last_alone else grid[place // 2, place % 2])
         tidy(one)
         _DRAW[type(chart)](one, chart, pinned, ghosts, live)
@@ -61,7 +96,7 @@ def _curve(one: Axes, chart: Curve, *records: Sequence[Record] | Record | None) 
             xs = record.seconds if chart.over == "seconds" else record.updates
             one.plot(xs, [v * chart.scale for v in values], style, color=color, linewidth=width, label=record.label)
     if chart.limit:
-        one.axhline(chart.limit[0], color="black", linewidth=1, linestyle=(0, (4, 3)), label=chart.limit[1])
+        one.axhline(chart.limit[0], **LIMIT, label=chart.limit[1])
     one.set(xlabel=chart.over, ylabel=chart.label)
     _upward(one, chart.log)
     one.legend(frameon=False, fontsize=8)
@@ -76,7 +111,7 @@ def _upward(one: Axes, log: tuple[float, float] | None) -> None:
 def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> None:
     styled = _styled(pinned, ghosts, live)
     if chart.predicted and styled:
-        one.plot(*chart.prediction(styled[-1][0].knobs), color="black", linewidth=1, linestyle=(0, (4, 3)), label=chart.formula)
+        one.plot(*chart.prediction(styled[-1][0].knobs), **LIMIT, label=chart.formula)
     for record, color, _, _ in styled:
         if (value := record.typical(chart.metric)) is not None:
             one.plot(getattr(record.knobs, chart.knob), value * chart.scale, "o", color=color, markersize=7, label=record.label)
@@ -112,9 +147,9 @@ def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
         )
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
-    one.invert_yaxis()
+    one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
     if names:
-        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 1))
+        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
 
 
 _DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}

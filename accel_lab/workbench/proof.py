@@ -14,7 +14,7 @@ State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Agreement:
     """How one way compares with the first one. ``diverges_at``: index of the first step beyond the tolerance, or None."""
 
     name: str
@@ -29,31 +29,31 @@ class Proof:
     truth: str
     steps: int
     tolerance: float
-    compared: tuple[Verdict, ...]
+    compared: tuple[Agreement, ...]
 
     @property
     def holds(self) -> bool:
-        return all(verdict.diverges_at is None for verdict in self.compared)
+        return all(agreement.diverges_at is None for agreement in self.compared)
 
     def __str__(self) -> str:
-        return "; ".join(self._verdict(verdict) for verdict in self.compared)
+        return "; ".join(self._say(agreement) for agreement in self.compared)
 
     __repr__ = __str__
 
-    def _verdict(self, verdict: Verdict) -> str:
-        if verdict.diverges_at is None:
-            return f"{verdict.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
-        return f"{verdict.name} ≠ {self.truth} from step {verdict.diverges_at} on"
+    def _say(self, agreement: Agreement) -> str:
+        if agreement.diverges_at is None:
+            return f"{agreement.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
+        return f"{agreement.name} ≠ {self.truth} from step {agreement.diverges_at} on"
 
     def _repr_html_(self) -> str:
-        return "".join(self._badge(verdict) for verdict in self.compared)
+        return "".join(self._badge(agreement) for agreement in self.compared)
 
-    def _badge(self, verdict: Verdict) -> str:
-        equal = verdict.diverges_at is None
+    def _badge(self, agreement: Agreement) -> str:
+        equal = agreement.diverges_at is None
         color, sign = ("#00664b", "✓") if equal else ("#a33c00", "✗")
         return (
             f'<div style="margin:3px 0"><span style="background:{color};color:#fff;border-radius:4px;padding:2px 8px">'
-            f"{sign} {escape(self._verdict(verdict))}</span> &nbsp;max |Δ| = {verdict.worst:.2g}</div>"
+            f"{sign} {escape(self._say(agreement))}</span> &nbsp;max |Δ| = {agreement.worst:.2g}</div>"
         )
 
 
@@ -74,7 +74,7 @@ def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: fl
             worst[name] = max(worst[name], difference)
             if diverges_at[name] is None and difference > tolerance:
                 diverges_at[name] = step
-    return Proof(truth, steps, tolerance, tuple(Verdict(name, worst[name], diverges_at[name]) for name in others))
+    return Proof(truth, steps, tolerance, tuple(Agreement(name, worst[name], diverges_at[name]) for name in others))
 
 
 def _next(name: str, states: Iterator[State], step: int) -> State:
@@ -97,11 +97,20 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def trajectory(model: nn.Module, update: Callable[[nn.Module, Tensor, Tensor], object], batches: Iterable[tuple[Tensor, Tensor]]):
-    """A way for ``prove``: train a copy of ``model`` by ``update(model, x, y)`` and yield its state after each batch."""
+def trajectory(
+    model: nn.Module,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    update: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], object],
+    batches: Iterable[tuple[Tensor, Tensor]],
+) -> Iterator[State]:
+    """A way for ``prove``: train a copy of ``model`` by ``update(model, optimizer, x, y)`` and yield its state after each batch.
+
+    ``optimizer`` makes one for the copy.
+    """
     model = copy.deepcopy(model)
+    made = optimizer(model)
     for x, y in batches:
-        update(model, x, y)
+        update(model, made, x, y)
         yield snapshot(model)
 
 

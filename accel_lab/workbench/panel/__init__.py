@@ -84,9 +84,9 @@ class Panel:
         if self._watched:
             self._build(knobs, controls)
         else:
-            for stop in tour:
-                self._keep_as_ghost(self.live)
-                self.live = observe(run, stop, self._label(stop), seconds)
+            toured = [observe(run, stop, self._label(stop), seconds) for stop in tour]
+            self.pinned += toured[:-1]
+            self.live = toured[-1] if toured else None
             self._take_still()
 
     # ---- what the buttons do ----

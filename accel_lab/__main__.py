@@ -1,0 +1,173 @@
+"""python -m accel_lab: list the techniques, run one, or see what this machine has."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import os
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import NoReturn
+
+from accel_lab import __version__
+
+HERE = Path(__file__).parent
+NEEDS = ["torch", "jupyterlab", "ipywidgets", "bqplot", "matplotlib", "pydantic", "accelerate", "mlxtend", "scikit-learn"]
+PROGRAMS = {
+    "bwrap": ("isolates what learners hand in, for grading", "bubblewrap"),
+    "chromium": ("the browser tests", "chromium"),
+    "ip": ("the tests of training across hosts", "iproute2"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line on stderr for whatever is wrong, and exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+
+
+def fail(message: str) -> NoReturn:
+    print(f"accel_lab: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def techniques() -> dict[str, str]:
+    """name → first line of the docstring; read without importing any of them."""
+    paths = sorted(path for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+    docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in paths}
+    return {name: text.partition("\n")[0] for name, text in docstrings.items()}
+
+
+def show_list() -> None:
+    known = techniques()
+    for name, line in known.items():
+        print(f"{name:{max(map(len, known))}}  {line}")
+
+
+def run(name: str, arguments: list[str]) -> None:
+    from accel_lab.workbench.knobs import KnobError, no_such
+
+    if name not in techniques():
+        fail(no_such("technique", name, techniques()))
+    technique = importlib.import_module(f"accel_lab.{name}")
+    parser = _run_parser(name, technique.Knobs)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        fail(no_such("option", unknown[0], parser._option_string_actions))
+    given = {dial.name: getattr(options, dial.name) for dial in technique.Knobs.dials()}
+    try:
+        knobs = technique.Knobs(**{name: value for name, value in given.items() if value is not None})
+        _run(technique.run(knobs), options)
+    except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
+        fail(str(error))
+
+
+def _run_parser(name: str, knobs: type) -> Parser:
+    parser = Parser(prog=f"python -m accel_lab run {name}", allow_abbrev=False)
+    parser.add_argument("--jsonl", action="store_true", help="print each Step as one line of JSON, and nothing else")
+    parser.add_argument("--steps", type=int, help="end after so many updates")
+    parser.add_argument("--seconds", type=float, default=10.0, help="end after so many seconds (%(default)g)")
+    group = parser.add_argument_group("knobs")
+    for dial in knobs.dials():
+        values = "|".join(map(str, dial.choices)) or dial.type.__name__
+        switch = {"nargs": "?", "const": "true"} if dial.type is bool else {"metavar": values}
+        described = dial.description.replace("%", "%%")
+        group.add_argument(f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **switch)
+    return parser
+
+
+def _run(steps: Iterator, options: argparse.Namespace) -> None:
+    """Consume a run until its end, the limits or Ctrl-C; then the summary."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # ends ranks, too
+    seen = []
+    try:
+        for step in _limited(steps, options):
+            if options.jsonl:
+                print(step.to_json(), flush=True)
+            seen.append((step.throughput, step.metrics))
+    except BrokenPipeError:  # the reader of the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        steps.close()
+    if seen and not options.jsonl:
+        speed = median(throughput for throughput, _ in seen[1:] or seen)
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in seen[-1][1].items())
+        print(f"{len(seen)} updates, median {speed:,.0f} samples/s; at the end {metrics}")
+
+
+def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
+    from tqdm import tqdm
+
+    bar = tqdm(
+        islice(steps, options.steps), total=options.steps, unit=" updates", disable=options.jsonl or not sys.stderr.isatty()
+    )
+    start = perf_counter()
+    for step in bar:
+        yield step
+        if options.steps is None and perf_counter() - start >= options.seconds:
+            return
+
+
+def doctor() -> None:
+    """What this machine has, what is missing and how to get it."""
+    import psutil
+    import torch
+
+    print(f"accel_lab {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    memory = psutil.virtual_memory()
+    print(
+        f"cores       {psutil.cpu_count()}, {_usable_cores()} of them usable here; torch uses {torch.get_num_threads()} threads"
+    )
+    print(f"memory      {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    print(f"GPU         {', '.join(gpus) or 'none that torch can use: everything runs on the CPU'}")
+    for package in NEEDS:
+        print(f"{package:<11} {_version(package)}")
+    for program, (purpose, package) in PROGRAMS.items():
+        found = shutil.which(program)
+        print(
+            f"{program:<11} {found or f'missing; needed for {purpose}: apt-get install {package}, or your system’s own package'}"
+        )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"missing; pip install {package}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run TECHNIQUE [--knob value …] | doctor")
+    commands.add_parser("list", help="the techniques, a line each")
+    commands.add_parser("doctor", help="what this machine has, and what is missing")
+    runs = commands.add_parser("run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False)
+    runs.add_argument("technique")
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "run":
+        run(options.technique, rest)
+    elif rest:
+        fail(f"{options.command} takes no {rest[0]!r}")
+    else:
+        {"list": show_list, "doctor": doctor}[options.command]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""python -m benchmarks NAME…: each benchmark is a module here whose ``cases()`` yields one finished line per case.
+
+A line reads ``CASE: ratio MEDIAN (MIN–MAX of N pairs) vs PEER``: our time over the peer's, below 1 is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+
+def known() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(":")[2])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"without any, all: {', '.join(known())}")
+    names = parser.parse_args().names or known()
+    if unknown := [name for name in names if name not in known()]:
+        print(f"benchmarks: there is none called {unknown[0]!r}; there are: {', '.join(known())}", file=sys.stderr)
+        raise SystemExit(2)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    print(f"# torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {device}", flush=True)
+    for name in names:
+        print(f"# {name}", flush=True)
+        for line in importlib.import_module(f"benchmarks.{name}").cases():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Accumulated updates equal the full batch's, to the last digit that float64 keeps; their memory is counted; mistakes are mistakes."""
+
+import copy
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LinearLR
+
+from accel_lab import accumulation
+from accel_lab.accumulation import MISTAKES, Knobs, accumulated_update, plain_update, predicted_activation_bytes, run, split
+from accel_lab.workbench import data, models
+from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.memory import ActivationMeter
+from accel_lab.workbench.proof import Twin, prove, trajectory
+
+
+class Tied(nn.Module):
+    """An input and an output layer that share a weight, and a frozen layer between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.frozen = nn.Linear(64, 64).requires_grad_(False)
+        self.last = nn.Linear(64, 64)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.frozen(self.first(x.flatten(1)))))[:, :10]
+
+
+MODELS = {
+    "cnn": lambda: models.cnn(channels=2, side=8),
+    "mlp": lambda: models.mlp(64, 20, 10),
+    "tied and frozen": Tied,
+    "group norm": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)),
+}
+
+
+def batches(size: int, steps: int = 10) -> list:
+    return [(x.double(), y) for x, y in islice(data.digits().batches(size), steps)]
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.003)
+
+
+def accumulated(m: int, rule=accumulated_update, **options):
+    return lambda model, optimizer, x, y: rule(model, optimizer, split(x, y, m), **options)
+
+
+def full_batch(**options):
+    return lambda model, optimizer, x, y: plain_update(model, optimizer, x, y, **options)
+
+
+def start(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]().double()
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("size", "m"), [(32, 4), (33, 4), (13, 13), (9, 4), (5, 1)])
+def test_ten_updates_equal_the_full_batchs(name, size, m, optimizer):
+    model = start(name)
+    ways = {"full": full_batch(max_norm=0.5), "ours": accumulated(m, max_norm=0.5)}
+    proof = prove({way: trajectory(model, optimizer, update, batches(size)) for way, update in ways.items()}, tolerance=1e-11)
+    assert proof.holds, proof
+
+
+def test_equals_accelerate_where_micro_batches_are_equal_and_not_where_they_are_ragged():
+    from accelerate import Accelerator
+
+    def theirs(size):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+
+        def update(model, optimizer, x, y):
+            for x_i, y_i in split(x, y, 4):
+                with accelerator.accumulate(model):
+                    accelerator.backward(cross_entropy(model(x_i), y_i))
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+        return trajectory(start("mlp"), lambda model: accelerator.prepare(sgd(model)), update, batches(size))
+
+    for size, equal in ((32, True), (30, False)):
+        ours = trajectory(start("mlp"), sgd, accumulated(4), batches(size))
+        assert prove({"ours": ours, "accelerate": theirs(size)}).holds is equal
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 2**16))
+def test_micro_batches_of_any_sizes_give_the_full_batchs_gradient(sizes, seed):
+    torch.manual_seed(seed)
+    model = models.mlp(7, 5, 3).double()
+    x, y = torch.randn(sum(sizes), 7).double(), torch.randint(3, (sum(sizes),))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss = plain_update(model, optimizer, x, y)
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    total = accumulated_update(model, optimizer, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    torch.testing.assert_close(total, loss, rtol=0, atol=1e-12)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
+
+
+@given(n=st.integers(1, 300), m=st.integers(1, 300))
+def test_split_loses_nothing_and_is_as_equal_as_can_be(n, m):
+    x = torch.arange(n)
+    if m > n:
+        with pytest.raises(KnobError, match=r"micro_batches: .* do not fit a batch of"):
+            split(x, x, m)
+        return
+    parts = [part for part, _ in split(x, x, m)]
+    sizes = [len(part) for part in parts]
+    assert len(parts) == m
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) == -(-n // m)
+    assert torch.equal(torch.cat(parts), x)
+
+
+def test_the_schedule_advances_once_an_update():
+    model = start("mlp")
+    optimizer = sgd(model)
+    schedule = LinearLR(optimizer, 0.1, total_iters=4)
+    rates = []
+    for x, y in batches(16, steps=4):
+        accumulated_update(model, optimizer, split(x, y, 8), schedule=schedule)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05 * share for share in (0.325, 0.55, 0.775, 1.0)])
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 50])
+def test_activations_fall_with_the_largest_micro_batch(m):
+    x, y = next(data.digits().batches(50))
+    model = models.cnn(channels=4, side=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def peak(parts: int) -> int:
+        with ActivationMeter(model, x, y) as meter:
+            accumulated_update(model, optimizer, split(x, y, parts))
+        assert meter.held == 0
+        return meter.peak
+
+    assert peak(m) == pytest.approx(peak(1) * -(-50 // m) / 50, abs=64)  # the loss keeps a few bytes that no sample adds to
+
+
+def test_the_prediction_is_what_run_counts():
+    for knobs in (Knobs(batch_size=50, micro_batches=8), Knobs(batch_size=64, micro_batches=1)):
+        counted = next(run(knobs)).metrics["activation_bytes"]
+        assert counted == pytest.approx(predicted_activation_bytes(knobs), abs=64)
+
+
+# ---- mistakes ----
+
+
+def update_error(rule, size: int, model: nn.Module | None = None) -> float:
+    """Of the third update: the first ones of some mistakes are right."""
+    model = copy.deepcopy(model) if model else start("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    twin = Twin(model, optimizer, plain_update)
+    for x, y in twin.ahead_of(batches(size, steps=3)):
+        rule(model, optimizer, split(x, y, 4))
+    return twin.error()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "size", "least", "most"),
+    [
+        ("no scaling", 32, 2.99, 3.01),  # m − 1
+        ("unweighted", 32, 0, 1e-12),  # right, as long as all have one size
+        ("unweighted", 30, 1e-3, 1),
+        ("off by one", 32, 0.05, 2),
+        ("forgotten clear", 32, 0.3, 10),
+    ],
+)
+def test_a_mistake_is_as_wrong_as_it_is_said_to_be(mistake, size, least, most):
+    assert update_error(accumulated_update, size) < 1e-12
+    assert least <= update_error(MISTAKES[mistake], size) <= most
+
+
+def test_batch_norm_sees_another_batch():
+    torch.manual_seed(0)
+    model = models.cnn(channels=2, side=8, batch_norm=True).double()
+    assert update_error(accumulated_update, 32, model) > 1e-3
+
+
+def test_every_mistake_can_be_chosen():
+    assert set(Knobs.model_fields["mistake"].annotation.__args__) == {"none", *MISTAKES}
+
+
+# ---- run ----
+
+
+def test_run_trains_and_reports():
+    knobs = Knobs(batch_size=64, micro_batches=4, twin=True, timeline=True)
+    steps = list(islice(run(knobs), 30))
+    assert [step.index for step in steps] == list(range(30))
+    assert {step.samples for step in steps} == {64}
+    assert all(step.metrics["update_error"] < 1e-4 for step in steps)
+    assert [span.name for span in steps[0].spans] == ["forward", "backward"] * 4 + ["optimizer step"]
+    assert all(0 <= span.start <= span.end <= step.seconds * 1.01 + 1e-3 for step in steps for span in step.spans)
+    early, late = steps[0].metrics["loss"], sum(step.metrics["loss"] for step in steps[-5:]) / 5
+    assert late < 0.9 * early
+
+
+def test_the_same_knobs_train_the_same_model_whatever_m_is():
+    def losses(**knobs):
+        return [step.metrics["loss"] for step in islice(run(Knobs(batch_size=64, **knobs)), 5)]
+
+    assert losses(micro_batches=4) == losses(micro_batches=4)
+    assert losses(micro_batches=4) == pytest.approx(losses(micro_batches=1), abs=1e-4)
+    assert losses(micro_batches=4, seed=1) != losses(micro_batches=4)
+
+
+def test_clipping_and_warm_up_reach_the_update():
+    def weights_moved(**knobs):
+        first, second = islice(run(Knobs(batch_size=64, micro_batches=2, **knobs)), 2)
+        return first.metrics["loss"] - second.metrics["loss"]
+
+    assert abs(weights_moved(learning_rate=1.0, max_norm=1e-6) - weights_moved(learning_rate=0.001, max_norm=1e-6)) < 1e-4
+    assert weights_moved(warmup_updates=1000) != weights_moved()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line(monkeypatch):
+    monkeypatch.setattr(accumulation, "accumulated_update", lambda *arguments, **options: torch.tensor(float("nan")))
+    with pytest.raises(NonFiniteLoss, match=r"^the loss is nan at step 0: lower the learning rate") as error:
+        next(run(Knobs(batch_size=8)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "knob", "line"),
+    [
+        (
+            {"micro_batches": 99},
+            "micro_batches",
+            "micro_batches: should be less than or equal to 64 (backward passes per update), not 99",
+        ),
+        ({"micro_batches": "many"}, "micro_batches", "micro_batches: should be a valid integer"),
+        ({"micro_batches": 2.5}, "micro_batches", "micro_batches: should be a valid integer"),
+        ({"micro_batch": 2}, "", "no knob is called 'micro_batch'; did you mean 'micro_batches'?"),
+        ({"batch_size": 8, "micro_batches": 16}, "micro_batches", "micro_batches: 16 do not fit a batch of 8"),
+        ({"learning_rate": float("nan")}, "learning_rate", "learning_rate: should be a finite number"),
+        ({"mistake": "typo"}, "mistake", "mistake: should be 'none'"),
+    ],
+)
+def test_a_wrong_knob_is_named_in_one_line(knobs, knob, line):
+    with pytest.raises(KnobError) as error:
+        Knobs(**knobs)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    assert error.value.knob == knob

@@ -20,7 +20,10 @@ systems", rules 4 to 8; Kalibera and Jones 2013, "Rigorous benchmarking in reaso
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from statistics import mean
 from typing import Literal
@@ -139,11 +142,25 @@ WRONG_RATIOS = {"one reading": one_reading, "one after the other": one_after_the
 def spans_of(program: Program) -> list[Span]:
     """What torch.profiler saw while ``program`` ran, as a timeline: the operations that it called itself, one lane."""
     program()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with _hushed(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         program()
     events = [event for event in profiler.events() if event.cpu_parent is None]
     zero = min(event.time_range.start for event in events)
     return [Span(0, e.name, (e.time_range.start - zero) * 1e-6, (e.time_range.end - zero) * 1e-6) for e in events]
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Some builds of the profiler announce each start and stop on the process's standard error, below Python's."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Knobs(knobs.Knobs):

@@ -165,7 +165,8 @@ keep_what_it_says = Exercise(
     name="keep_logits",
     points=2,
     task="""`keep_logits(teacher, x, batch_size)` asks a teacher about all samples of `x [n, …]`, `batch_size` at a time, and returns
-its logits `[n, classes]`, to be kept for the whole training. The version below spoils them. Repair it: the logits are those of evaluation mode, hold
+its logits `[n, classes]`, to be kept for the whole training. The version below spoils
+them. Repair it: the logits are those of evaluation mode, hold
 no graph, and cover every sample; and the teacher is in the mode in which it came when the function returns.""",
     cases=_teachers,
     drive=_ask,

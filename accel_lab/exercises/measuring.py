@@ -216,8 +216,8 @@ def _layers(rng):
         }
 
 
-def _by_name(answer, case):
-    return float(answer(**case))
+def _one_layer(answer, case):
+    return float(answer(case["samples"], case["inputs"], case["outputs"], case["bytes_a_number"]))
 
 
 place_below_the_roof = Exercise(
@@ -227,7 +227,7 @@ place_below_the_roof = Exercise(
 without bias, `x [samples, inputs] @ weight [inputs, outputs]`. A multiplication and an addition are two FLOPs. Count the least that
 has to move: each input once, the weights once for the whole batch, the result once.""",
     cases=_layers,
-    drive=_by_name,
+    drive=_one_layer,
     reference=intensity_of_linear,
     wrong=(
         Wrong(without_the_additions, "Each product is also added to a sum: two FLOPs for each weight and sample."),

@@ -58,9 +58,18 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor, bridge: nn.Mod
 
 @torch.no_grad()
 def logits_of(teacher: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
-    """The teacher's logits [n, classes] for all of x [n, …], in evaluation mode: to be computed once for each data set."""
+    """The teacher's logits [n, classes] for all of x [n, …], in evaluation mode: to be computed once for each data set.
+
+    Given the first layers of a teacher alone, its features.
+    """
     teacher.eval()
     return torch.cat([teacher(part) for part in x.split(batch_size)])
+
+
+def classes_named(logits: Tensor, temperature: float) -> float:
+    """exp(entropy) of the soft labels, the mean over samples: 1 for a label, the number of classes for no opinion at all."""
+    p = softmax(logits / temperature, 1)
+    return float(torch.special.entr(p).sum(1).exp().mean())
 
 
 # The famous mistakes: each is distillation_loss with one thing wrong.
@@ -115,7 +124,7 @@ class Knobs(knobs.Knobs):
     hint_weight: float = knobs.dial(0.0, ge=0, le=10, panel=False, description="of matching the teacher's features, 0 for none")
     teacher: Literal["cached", "every step"] = knobs.dial("cached", panel=False, description="when the teacher is asked")
     teacher_channels: int = knobs.dial(24, ge=1, le=64, panel=False, description="width of the teacher's first layer")
-    teacher_updates: int = knobs.dial(160, ge=0, le=5000, panel=False, description="how long the teacher was trained")
+    teacher_updates: int = knobs.dial(120, ge=0, le=5000, panel=False, description="how long the teacher was trained")
     student_channels: int = knobs.dial(4, ge=1, le=64, panel=False, description="width of the student's first layer")
     batch_size: int = knobs.dial(50, ge=1, le=500, panel=False, description="samples per update")
     learning_rate: float = knobs.dial(3e-3, ge=1e-5, le=0.1, log=True, panel=False, description="step size of Adam")
@@ -123,13 +132,14 @@ class Knobs(knobs.Knobs):
     device: Literal["auto", "cpu", "cuda"] = knobs.dial("auto", panel=False, description="where to train")
 
 
-EVALUATE_EVERY = 20  # updates
+EVALUATE_EVERY = 50  # updates
 
 
 def run(knobs: Knobs) -> Iterator[Step]:
     """Teach a student, for ever; its teacher is trained first, once. The metrics of each Step:
 
-    loss · accuracy, on the test samples · of_withheld, the same on those of the withheld class alone.
+    loss · accuracy, on the test samples · of_withheld, the same on those of the withheld class alone · classes_named, among how
+    many classes the teacher spreads its opinion of a sample at this temperature (with ``cached``).
     """
     device = pick_device(knobs.device)
     lesson = lesson_of(knobs).to(device)
@@ -139,7 +149,9 @@ def run(knobs: Knobs) -> Iterator[Step]:
     bridge = nn.Conv2d(2 * knobs.student_channels, 2 * knobs.teacher_channels, 1).to(device)
     optimizer = torch.optim.Adam([*student.parameters(), *bridge.parameters()], lr=knobs.learning_rate)
     rule = MISTAKES.get(knobs.mistake, distillation_loss)
-    kept = logits_of(teacher, lesson.train_x) if knobs.teacher == "cached" else None
+    cached = knobs.teacher == "cached"
+    kept = logits_of(teacher, lesson.train_x) if cached else None
+    kept_features = logits_of(teacher[:-2], lesson.train_x) if cached and knobs.hint_weight else None
 
     def update(x: Tensor, index: Tensor) -> dict[str, Tensor]:
         features = student[:-2](x)  # all but flattening and the linear layer
@@ -150,23 +162,23 @@ def run(knobs: Knobs) -> Iterator[Step]:
             opinion = logits_of(teacher, x) if kept is None else kept[index]
             loss = rule(logits, opinion, labels, knobs.temperature, knobs.soft_share)
         if knobs.hint_weight:
-            with torch.no_grad():
-                seen = teacher[:-2](x)
+            seen = logits_of(teacher[:-2], x) if kept_features is None else kept_features[index]
             loss = loss + knobs.hint_weight * hint_loss(features, seen, bridge)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return {"loss": loss.detach()}
 
+    named = {} if kept is None else {"classes_named": classes_named(kept, knobs.temperature)}
     found: dict[str, float] = {}
     for step in train(update, _batches(lesson, knobs.batch_size, knobs.seed)):
         if step.index % EVALUATE_EVERY == EVALUATE_EVERY - 1 or not found:
             found = _accuracies(student, lesson, knobs.withheld)
-        yield replace(step, metrics={**step.metrics, **found})
+        yield replace(step, metrics={**step.metrics, **named, **found})
 
 
 @cache
-def teacher_of(name: str, channels: int = 24, updates: int = 160) -> nn.Sequential:
+def teacher_of(name: str, channels: int = 24, updates: int = 120) -> nn.Sequential:
     """A CNN trained on the labels of all training samples of a data set of ``workbench.data``; trained once, and kept."""
     torch.manual_seed(0)
     everything: data.Data = getattr(data, name)()

@@ -105,6 +105,13 @@ def test_the_articles_formula_is_least_at_the_teachers_first_choice_alone():
     assert soft_loss(choosing, teacher, 1.0) > soft_loss(agreeing, teacher, 1.0)
 
 
+def test_the_classes_named_grow_from_one_to_all_with_the_temperature():
+    _, teacher = logits((20, 10), 3)
+    named = [distillation.classes_named(teacher, t) for t in (1e-3, 1, 4, 20, 1e4)]
+    assert named == sorted(named)
+    assert (named[0], named[-1]) == pytest.approx((1, 10), rel=1e-2)
+
+
 def test_hints_pass_through_the_bridge():
     torch.manual_seed(0)
     bridge = nn.Conv2d(2, 6, 1)

@@ -99,7 +99,12 @@ def _curve(one: Axes, chart: Curve, *records: Sequence[Record] | Record | None) 
         one.axhline(chart.limit[0], **LIMIT, label=chart.limit[1])
     one.set(xlabel=chart.over, ylabel=chart.label)
     _upward(one, chart.log)
-    one.legend(frameon=False, fontsize=8)
+    _legend(one)
+
+
+def _legend(one: Axes) -> None:
+    if one.get_legend_handles_labels()[0]:
+        one.legend(frameon=False, fontsize=8)
 
 
 def _upward(one: Axes, log: tuple[float, float] | None) -> None:
@@ -120,7 +125,7 @@ def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[R
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter("{x:g}")
     _upward(one, chart.log)
-    one.legend(frameon=False, fontsize=8)
+    _legend(one)
 
 
 def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None) -> None:

@@ -160,7 +160,7 @@ for m, color in ((1, figure.ORANGE), (8, figure.BLUE)):
     for _ in range(2):  # the first time warms up
         with ActivationMeter(model, x, y) as meter:
             accumulation.accumulated_update(model, optimizer, accumulation.split(x, y, m))
-    times, held = zip(*meter.history)
+    times, held = zip((0, 0), *meter.history)
     axes.step([t * 1e3 for t in times], [b / 2**20 for b in held], where="post", color=color, label=f"micro-batches: {m}")
 axes.set(xlabel="milliseconds since the update began", ylabel="activations kept, MiB")
 axes.legend(frameon=False)
@@ -257,7 +257,7 @@ def updating(m):
 
 
 counts = [m for m in (2, 4, 8, 16, 32, 64) if m <= base.batch_size]
-ratios = {m: compare(updating(m), updating(1), names=(f"m = {m}", "full batch"), patience=3.0) for m in counts}
+ratios = {m: compare(updating(m), updating(1), names=(f"m = {m}", "full batch"), patience=1.0) for m in counts}
 for ratio in ratios.values():
     print(ratio)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -90,7 +91,7 @@ def open_notebook(page: Page, lab: str, path: str) -> None:
     )
 
 
-def run_all(page: Page, timeout: float = 180) -> None:
+def run_all(page: Page, timeout: float = 300) -> None:
     """Run all cells and wait until the last one has ended."""
     page.evaluate(
         """() => { window.__ran = false;
@@ -99,6 +100,36 @@ def run_all(page: Page, timeout: float = 180) -> None:
     page.wait_for_function("() => window.__ran", timeout=timeout * 1000)
 
 
-def control(panel: Locator, name: str) -> Locator:
-    """The slider handle of a knob, to focus and to press keys on."""
-    return panel.locator(".widget-inline-hbox", has=panel.page.get_by_text(name, exact=True)).locator(".noUi-handle")
+def run_cell(page: Page, beginning: str) -> None:
+    """Run the one cell that holds this text, and wait until it has ended."""
+    page.evaluate(
+        """async (text) => {
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes(text));
+            await window.jupyterapp.commands.execute('notebook:run-cell') }""",
+        beginning,
+    )
+
+
+def ask_kernel(page: Page, code: str) -> str:
+    """What the code prints, run beside the notebook's cells."""
+    return page.evaluate(
+        """async (code) => {
+            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const request = kernel.requestExecute({code});
+            let heard = '';
+            request.onIOPub = message => { if (message.header.msg_type === 'stream') heard += message.content.text };
+            await request.done;
+            return heard }""",
+        code,
+    )
+
+
+def picture(locator: Locator) -> str:
+    """What can be seen of it, as a fingerprint."""
+    return hashlib.sha1(locator.screenshot()).hexdigest()
+
+
+def shut_down(page: Page) -> None:
+    """End the notebook's kernel: memory is for the next one."""
+    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown() }")

@@ -31,7 +31,7 @@ def observe(run: Run, knobs: Knobs, label: str, seconds: float) -> Record:
 
 
 def windows(run: Run, record: Record, interrupted: threading.Event | None = None) -> Iterator[float]:
-    """Train and keep the record; yields the seconds since the start after each window, the first one being the first step.
+    """Train and keep the record; yields the seconds since the first step began after each window, the first one being that step.
 
     Ends after the step during which ``interrupted`` was set. Whatever ends it, the run is closed.
     """
@@ -40,6 +40,8 @@ def windows(run: Run, record: Record, interrupted: threading.Event | None = None
     due = 0.0
     try:
         for step in steps:
+            if not record.samples:  # what the run had to prepare is not on the curve
+                zero = perf_counter() - step.seconds
             record.add(step)
             now = perf_counter() - zero
             if now >= due:
@@ -98,12 +100,13 @@ class Trainer:
             if self._open:
                 return
             self._open = True
-            previous, self._thread = self._thread, threading.Thread(target=self._work, daemon=True, name="training")
+            before, self._thread = [self._thread], threading.Thread(target=self._work, daemon=True, name="training")
         with Trainer._choosing:
             other, Trainer._at_work = Trainer._at_work, self
-        if other not in (None, self):
+        if other is not None and other is not self:
             other.stop()
-        self._wait_for = [thread for thread in (previous, other and other._thread) if thread]
+            before.append(other._thread)
+        self._wait_for = [thread for thread in before if thread is not None]
         self._thread.start()
 
     def stop(self) -> None:

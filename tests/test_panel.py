@@ -1,0 +1,263 @@
+"""The panel without a browser: one trainer at a time, stopped and restarted safely; complaints beside the knob; headless pictures."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from pydantic import model_validator
+
+from accel_lab.workbench.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.knobs import KnobError, Knobs, dial
+from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.notebook import SpeedLog, log_verdict, speed_log_path
+from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench.panel.controls import Controls
+from accel_lab.workbench.step import Span, Step
+
+CHARTS = [Curve("throughput", "samples/s"), Sweep("parts", "bytes", "bytes", predicted=lambda k: 8 / k.parts), Timeline()]
+
+
+class Some(Knobs):
+    parts: int = dial(1, ge=1, le=8, description="parts of it")
+    fault: str = dial("", panel=False, description="what goes wrong")
+
+    @model_validator(mode="after")
+    def _rule(self):
+        if self.parts == 7:
+            raise KnobError("parts", "7 is not to be had")
+        return self
+
+
+class World:
+    """Counts the runs that are open, and how many ever were at once."""
+
+    def __init__(self):
+        self.open = self.most = self.runs = 0
+
+    def run(self, knobs):
+        self.open, self.runs = self.open + 1, self.runs + 1
+        self.most = max(self.most, self.open)
+        try:
+            for index in range(10_000_000):
+                time.sleep(0.004)
+                if knobs.fault == "nan" and index == 2:
+                    raise NonFiniteLoss("the loss is nan at step 2: lower the learning rate")
+                if knobs.fault == "crash":
+                    raise RuntimeError("first line\nsecond line")
+                yield Step(index, 8, 0.004, {"loss": 1.0, "bytes": 8 / knobs.parts}, (Span(0, "forward", 0.0, 0.004),))
+        finally:
+            self.open -= 1
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def panel(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    made = Panel(world.run, Some(), CHARTS, badge=Badge("loss", 2.0, "fine", "not fine"))
+    yield made
+    made.stop()
+    made.wait()
+    assert world.open == 0
+    assert "training" not in {thread.name for thread in threading.enumerate()}
+
+
+def turn(panel: Panel, **values: int) -> None:
+    for name, value in values.items():
+        panel._controls._inputs[name].value = value
+
+
+def test_start_train_stop(panel, world):
+    panel.start()
+    until(lambda: panel.live is not None and len(panel.live.seconds) >= 2)
+    assert panel.training
+    assert "samples/s" in panel._status.value
+    assert "fine" in panel._verdict.value
+    assert panel._start.disabled
+    assert not panel._stop.disabled
+    panel.stop()
+    panel.wait()
+    assert not panel.training
+    assert "stopped after" in panel._status.value
+    assert panel._still.startswith(b"\x89PNG")
+    assert not panel._start.disabled
+
+
+def test_start_twice_is_start_once(panel, world):
+    for _ in range(3):
+        panel.start()
+    until(lambda: world.open == 1)
+    time.sleep(0.1)
+    assert (world.most, world.runs) == (1, 1)
+
+
+def test_stop_before_the_first_step(panel, world):
+    panel.start()
+    panel.stop()
+    panel.wait()
+    assert world.open == 0
+    panel.start()
+    until(lambda: panel.live is not None and panel.live.samples > 0)
+
+
+def test_a_knob_moved_while_training_starts_a_fresh_curve_and_leaves_a_ghost(panel, world):
+    panel.start()
+    until(lambda: len(panel.live.seconds if panel.live else []) >= 4)
+    former = panel.live
+    turn(panel, parts=4)
+    until(lambda: panel.live is not former and len(panel.live.seconds) >= 1)
+    assert panel.live.knobs == Some(parts=4)
+    assert panel.live.label == "parts 4"
+    assert panel.ghosts == [former]
+    assert world.most == 1
+
+
+def test_many_knob_moves_never_train_twice_at_once(panel, world):
+    panel.start()
+    for value in (2, 3, 4, 5, 6, 8, 1, 2, 3):
+        turn(panel, parts=value)
+        time.sleep(0.01)
+    until(lambda: panel.live is not None and panel.live.knobs.parts == 3 and panel.live.samples > 0)
+    assert world.most == 1
+    assert len(panel.ghosts) <= 3
+
+
+def test_a_knob_that_is_refused_is_told_beside_it_and_training_goes_on(panel, world):
+    panel.start()
+    until(lambda: world.open == 1)
+    turn(panel, parts=7)
+    assert "7 is not to be had" in panel._controls._notes["parts"].value
+    assert panel.knobs == Some()
+    assert panel.training
+    turn(panel, parts=6)
+    assert "parts of it" in panel._controls._notes["parts"].value
+    until(lambda: panel.live is not None and panel.live.knobs.parts == 6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"), [("nan", "the loss is nan at step 2: lower the learning rate"), ("crash", "RuntimeError: first line")]
+)
+def test_what_ends_a_run_is_shown_in_one_line_and_the_panel_lives_on(panel, world, fault, line):
+    panel._controls.knobs = Some(fault=fault)
+    panel.start()
+    until(lambda: panel.error is not None)
+    panel.wait()
+    assert line in panel._status.value
+    assert "second line" not in panel._status.value
+    panel._controls.knobs = Some()
+    panel.start()
+    until(lambda: panel.live.samples > 0 and world.open == 1)
+
+
+def test_a_second_panel_takes_over(panel, world):
+    panel.start()
+    until(lambda: world.open == 1)
+    other = Panel(world.run, Some(parts=2), CHARTS)  # making it is enough: a cell run again must not leave its trainer behind
+    assert world.open == 0
+    panel.start()
+    other.start()
+    until(lambda: other.live is not None and other.live.samples > 0)
+    assert not panel.training
+    assert world.most == 1
+    other.stop()
+    other.wait()
+
+
+def test_pin_keeps_runs_apart_from_ghosts(panel):
+    panel.start()
+    until(lambda: len(panel.live.seconds if panel.live else []) >= 3)
+    panel.pin()
+    pinned = panel.live
+    turn(panel, parts=2)
+    until(lambda: panel.live is not pinned and panel.live.samples > 0)
+    assert panel.pinned == [pinned]
+    assert panel.ghosts == []
+
+
+def test_interrupting_wait_stops_the_run(panel, world, monkeypatch):
+    panel.start()
+    until(lambda: world.open == 1)
+    monkeypatch.setattr(threading.Thread, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        panel.wait()
+    monkeypatch.undo()
+    until(lambda: world.open == 0)
+
+
+def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    panel = Panel(world.run, Some(), CHARTS, baselines={"base": Some()}, tour=[Some(parts=2), Some(parts=4)], seconds=0.05)
+    assert [record.label for record in panel.pinned] == ["base", "parts 2"]
+    assert panel.live.label == "parts 4"
+    assert world.open == 0
+    bundle = panel._bundle()
+    assert bundle.keys() == {"text/plain", "image/png"}
+    assert bundle["text/plain"] == "Panel"
+
+
+def test_a_watched_panel_shows_widget_and_picture(panel):
+    assert "application/vnd.jupyter.widget-view+json" in panel._bundle()
+    panel.start()
+    until(lambda: panel.live is not None and panel.live.samples > 0)
+    panel.stop()
+    panel.wait()
+    assert panel._bundle().keys() == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
+
+
+def test_every_kind_of_knob_gets_its_control():
+    from typing import Literal
+
+    import ipywidgets as w
+
+    class All(Knobs):
+        count: int = dial(4, ge=1, le=9, description="c")
+        power: int = dial(4, ge=1, le=64, log=True, description="p")
+        share: float = dial(0.5, ge=0, le=1, description="s")
+        rate: float = dial(0.1, ge=0.001, le=1, log=True, description="r")
+        few: Literal["a", "b"] = dial("a", description="f")
+        on: bool = dial(False, description="o")
+        hidden: int = dial(3, panel=False, description="h")
+
+    heard = []
+    controls = Controls(All(), None, heard.append)
+    kinds = [type(control) for control in controls._inputs.values()]
+    assert kinds == [w.IntSlider, w.SelectionSlider, w.FloatSlider, w.FloatLogSlider, w.ToggleButtons, w.Checkbox]
+    controls._inputs["power"].value = 32
+    controls._inputs["on"].value = True
+    assert heard == [All(power=32), All(power=32, on=True)]
+
+
+def test_a_prediction_is_held_against_what_was_measured(monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    prediction = Prediction("How many?", low=0.1, high=10, default=1.0, unit="×")
+    assert "No prediction was made" in prediction.against(2.0).data
+    prediction._slider.value = 2.0
+    prediction._button.click()
+    assert "You said <b>2 ×</b>; measured: <b>0.97 ×</b>, a factor of 2.1 between them." in prediction.against(0.97).data
+    assert "spot on" in prediction.against(2.05).data
+
+
+def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "new"))
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    log_verdict("one", "slow")
+    with speed_log_path().open("a") as file:
+        file.write('{"half a li')
+    log_verdict("two", "a|b")
+    log_verdict("one", "fast")
+    assert [(e["technique"], e["verdict"]) for e in SpeedLog.read().entries] == [("two", "a|b"), ("one", "fast")]
+    assert "| one | fast |" in SpeedLog.read()._repr_markdown_()
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    assert repr(log_verdict("three", "x")) == "Speed log: three"
+    assert len(SpeedLog.read().entries) == 2

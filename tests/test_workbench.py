@@ -1,0 +1,280 @@
+"""The loop and its clock, memory, proofs, data, and what a panel remembers."""
+
+import json
+import math
+from itertools import islice, repeat
+from time import sleep
+
+import pytest
+import torch
+from torch import nn
+
+from accel_lab.workbench import data, models
+from accel_lab.workbench.chart import Record, Sweep
+from accel_lab.workbench.knobs import Knobs, dial
+from accel_lab.workbench.loop import NonFiniteLoss, Spans, pick_device, train
+from accel_lab.workbench.memory import ActivationMeter, process_peak
+from accel_lab.workbench.proof import Twin, prove, snapshot, trajectory
+from accel_lab.workbench.step import Span, Step
+
+X, Y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
+
+
+# ---- the loop ----
+
+
+def test_only_the_update_is_timed():
+    def slow_batches():
+        while True:
+            sleep(0.05)
+            yield X, Y
+
+    steps = list(islice(train(lambda x, y: {"loss": torch.tensor(1.0)}, slow_batches()), 3))
+    assert [step.index for step in steps] == [0, 1, 2]
+    assert all(step.samples == 6 and 0 < step.seconds < 0.03 for step in steps)
+    assert steps[0].metrics == {"loss": 1.0}
+    assert steps[0].throughput == 6 / steps[0].seconds
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_it(loss):
+    with pytest.raises(NonFiniteLoss, match=f"the loss is {loss} at step 1"):
+        list(train(lambda x, y: {"loss": next(losses)}, repeat((X, Y))) if (losses := iter([1.0, loss])) else [])
+
+
+def test_closing_the_loop_closes_what_feeds_it():
+    closed = []
+
+    def batches():
+        try:
+            while True:
+                yield X, Y
+        finally:
+            closed.append(True)
+
+    feed = batches()
+    steps = train(lambda x, y: {"loss": 0.0}, feed)
+    next(steps)
+    steps.close()
+    del feed, steps
+    assert closed == [True]
+
+
+def test_a_run_ends_after_its_steps():
+    assert len(list(train(lambda x, y: {}, repeat((X, Y)), steps=4))) == 4
+
+
+def test_spans_see_a_model_from_outside_and_leave_no_hook():
+    model = nn.Sequential(nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    spans = Spans()
+
+    def update(x, y):
+        for _ in range(2):
+            model(x).sum().backward()
+        with spans("own"):
+            optimizer.step()
+        return {}
+
+    with spans.watch(model, optimizer):
+        (step,) = train(update, [(X, Y)], spans=spans)
+    assert [span.name for span in step.spans] == ["forward", "backward", "forward", "backward", "optimizer step", "own"]
+    assert all(one.start <= one.end for one in step.spans)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_step_is_one_line_of_json():
+    step = Step(3, 64, 0.5, {"loss": 1.25}, (Span(0, "forward", 0.0, 0.25),))
+    line = step.to_json()
+    assert "\n" not in line
+    assert json.loads(line)["spans"] == [{"rank": 0, "name": "forward", "start": 0.0, "end": 0.25}]
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device: this machine has no CUDA device that torch can use; take 'auto' or 'cpu'"):
+        pick_device("cuda")
+
+
+# ---- memory ----
+
+
+def test_activations_are_counted_to_the_byte():
+    """A linear layer keeps its input (which exists anyway); tanh keeps its output: n · width · 4 bytes each."""
+    model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
+    with ActivationMeter(model, X) as meter:
+        out = model(X)
+        assert meter.held == 6 * 32 * 4 + 6 * 8 * 4  # the first tanh's output and the second layer's input are one tensor
+        out.sum().backward()
+        assert meter.held == 0
+    assert meter.peak == 6 * 32 * 4 + 6 * 8 * 4
+    assert max(held for _, held in meter.history) == meter.peak
+    assert [t for t, _ in meter.history] == sorted(t for t, _ in meter.history)
+
+
+def test_the_process_grows_by_what_is_taken():
+    with process_peak() as peak:
+        taken = torch.ones(25_000_000)
+        del taken
+    assert 0.9e8 < peak.grown < 1.5e8, peak.how
+    with process_peak() as peak:
+        pass
+    assert peak.grown < 1e7
+
+
+# ---- proofs ----
+
+
+def test_a_proof_finds_the_first_step_that_diverges():
+    def way(wrong_at: int, by: float):
+        for step in range(5):
+            yield {"w": torch.full((2, 2), float(step) + (by if step >= wrong_at else 0.0))}
+
+    proof = prove({"truth": way(9, 0), "same": way(9, 0), "off": way(3, 0.5), "nan": way(1, math.nan)}, steps=5)
+    assert not proof.holds
+    assert str(proof) == "same = truth over 5 steps, within 1e-12; off ≠ truth from step 3 on; nan ≠ truth from step 1 on"
+    assert [agreement.worst for agreement in proof.compared] == [0.0, 0.5, math.inf]
+    assert "✓" in proof._repr_html_()
+    assert "✗" in proof._repr_html_()
+
+
+def test_a_proof_refuses_ways_that_cannot_be_compared():
+    with pytest.raises(ValueError, match="'short' ended before step 1"):
+        prove({"truth": repeat({"w": X}), "short": [{"w": X}]}, steps=2)
+    with pytest.raises(ValueError, match="'other' has other tensors than the truth"):
+        prove({"truth": repeat({"w": X}), "other": repeat({"v": X})}, steps=1)
+
+
+def test_a_trajectory_leaves_its_model_alone():
+    model = nn.Linear(4, 3)
+    before = snapshot(model)
+
+    def update(model, optimizer, x, y):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+
+    states = list(trajectory(model, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), update, [(X, Y)] * 2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(model).items())
+    assert not torch.equal(states[0]["weight"], states[1]["weight"])
+
+
+def test_a_twin_measures_each_update_by_itself():
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def update(model, optimizer, x, y, factor=1.0):
+        optimizer.zero_grad()
+        (model(x).square().sum() * factor).backward()
+        optimizer.step()
+
+    twin = Twin(model, optimizer, update)
+    errors = []
+    for factor, (x, y) in zip((1.0, 3.0), twin.ahead_of([(X, Y)] * 2), strict=True):
+        update(model, optimizer, x, y, factor)
+        errors.append(twin.error())
+    assert errors == pytest.approx([0.0, 2.0], abs=1e-5)
+
+
+# ---- data ----
+
+
+@pytest.mark.parametrize(("load", "total", "side"), [(data.digits, 1797, 8), (data.mnist5k, 5000, 28)])
+def test_the_data_are_whole_and_split_by_class(load, total, side):
+    found = load()
+    assert len(found.train_x) + len(found.test_x) == total
+    assert found.train_x.shape[1:] == (1, side, side)
+    assert (found.train_x.min(), found.train_x.max()) == (0.0, 1.0)
+    shares = found.test_y.bincount() / (found.test_y.bincount() + found.train_y.bincount())
+    assert torch.allclose(shares, torch.full((10,), 0.2), atol=0.01)
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    ours = torch.cat([data.digits().train_x, data.digits().test_x]).flatten(1) * 16
+    theirs = torch.from_numpy(load_digits().data).float()
+    assert torch.equal(ours.sort(dim=0).values, theirs.sort(dim=0).values)
+
+
+def test_batches_go_through_every_sample_once_an_epoch():
+    digits = data.digits()
+    feed = digits.batches(100, seed=3)
+    seen = torch.cat([x for x, _ in islice(feed, 15)])[: len(digits.train_x)].flatten(1)
+    assert torch.equal(seen.sort(dim=0).values, digits.train_x.flatten(1).sort(dim=0).values)
+    again = next(digits.batches(100, seed=3))
+    assert torch.equal(again[0], seen[:100].view_as(again[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train_x": torch.empty(0, 1, 8, 8), "train_y": torch.empty(0)}, "data: the train part of 'toy' is empty"),
+        ({"test_y": torch.zeros(5).long()}, "data: the test part of 'toy' has 4 samples but 5 labels"),
+        ({"train_y": torch.tensor([0, 1, 2, 0])}, "data: label 2 in the train part of 'toy'; labels are 0 to 1"),
+        ({"test_y": torch.tensor([0, -1, 1, 0])}, "data: label -1 in the test part of 'toy'"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_are_refused_in_one_line(change, line):
+    whole = {"train_x": torch.rand(4, 1, 8, 8), "train_y": torch.tensor([0, 1, 1, 0])}
+    whole |= {"test_x": torch.rand(4, 1, 8, 8), "test_y": torch.tensor([0, 1, 1, 0])}
+    data.Data("toy", 2, **whole)
+    with pytest.raises(ValueError, match=line):
+        data.Data("toy", 2, **(whole | change))
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_batch_that_cannot_be_is_refused_at_once(size):
+    with pytest.raises(ValueError, match=f"batch_size: {size} is not within 1 and the 1438 training samples of 'digits'"):
+        data.digits().batches(size)
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(ModuleNotFoundError, match="the package 'no_such_package' carries this data set"):
+        data._table("no_such_package", "x")
+
+
+def test_models_have_the_shapes_they_say():
+    assert models.mlp(64, 5, 10)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    for batch_norm in (False, True):
+        assert models.cnn(channels=2, side=8, batch_norm=batch_norm)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+
+
+# ---- records ----
+
+
+class Half(Knobs):
+    parts: int = dial(1, ge=1, le=6, description="parts")
+    size: int = dial(6, ge=1, le=6, description="samples")
+
+
+def test_a_record_keeps_means_of_windows():
+    record = Record(Half(), "run")
+    for index, seconds in enumerate((0.1, 0.3)):
+        record.add(Step(index, 10, seconds, {"loss": float(index)}))
+    record.close_window(1.0)
+    record.close_window(2.0)  # nothing since: no point
+    assert (record.seconds, record.updates, record.samples) == ([1.0], [2.0], 20)
+    assert record.series == {"throughput": [pytest.approx(50.0)], "loss": [0.5]}
+
+
+def test_a_long_record_is_thinned_and_keeps_its_means_and_its_end():
+    record = Record(Half(), "run")
+    for index in range(5000):
+        record.add(Step(index, 1, 1.0, {"loss": float(index)}))
+        record.close_window(index + 1.0)
+    assert len(record.seconds) <= Record.MOST_WINDOWS
+    assert len(record.seconds) == len(record.updates) == len(record.series["loss"]) == len(record._steps_of_window)
+    assert sum(record._steps_of_window) == 5000
+    mean = sum(v * n for v, n in zip(record.series["loss"], record._steps_of_window, strict=True)) / 5000
+    assert mean == pytest.approx(4999 / 2)
+    assert (record.seconds[-1], record.updates[-1]) == (5000.0, 5000.0)
+    assert record.seconds == sorted(record.seconds)
+
+
+def test_a_prediction_leaves_out_what_the_knobs_refuse():
+    sweep = Sweep("parts", "bytes", "bytes", scale=2.0, predicted=lambda knobs: 6 / knobs.parts)
+    assert sweep.prediction(Half()) == ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [12.0, 6.0, 4.0, 3.0, pytest.approx(2.4), 2.0])

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Literal
 
@@ -149,9 +149,7 @@ def run(knobs: Knobs) -> Iterator[Step]:
     bridge = nn.Conv2d(2 * knobs.student_channels, 2 * knobs.teacher_channels, 1).to(device)
     optimizer = torch.optim.Adam([*student.parameters(), *bridge.parameters()], lr=knobs.learning_rate)
     rule = MISTAKES.get(knobs.mistake, distillation_loss)
-    cached = knobs.teacher == "cached"
-    kept = logits_of(teacher, lesson.train_x) if cached else None
-    kept_features = logits_of(teacher[:-2], lesson.train_x) if cached and knobs.hint_weight else None
+    kept, kept_features = asked_once(_lesson_alone(knobs)) if knobs.teacher == "cached" else (None, None)
 
     def update(x: Tensor, index: Tensor) -> dict[str, Tensor]:
         features = student[:-2](x)  # all but flattening and the linear layer
@@ -189,6 +187,21 @@ def teacher_of(name: str, channels: int = 24, updates: int = 120) -> nn.Sequenti
         cross_entropy(teacher(x), y).backward()
         optimizer.step()
     return teacher.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=4)
+def asked_once(knobs: Knobs) -> tuple[Tensor, Tensor | None]:
+    """The teacher's logits, and if hints are wanted its features, for all samples of a lesson: kept from run to run."""
+    device = pick_device(knobs.device)
+    teacher = teacher_of(knobs.data, knobs.teacher_channels, knobs.teacher_updates).to(device)
+    x = lesson_of(knobs).train_x.to(device)
+    return logits_of(teacher, x), logits_of(teacher[:-2], x) if knobs.hint_weight else None
+
+
+def _lesson_alone(knobs: Knobs) -> Knobs:
+    """Without what makes no difference to the lesson and its teacher."""
+    says = ("data", "samples", "withheld", "views", "teacher_channels", "teacher_updates", "device")
+    return Knobs(**{name: getattr(knobs, name) for name in says}, hint_weight=float(knobs.hint_weight > 0))
 
 
 def lesson_of(knobs: Knobs) -> data.Data:

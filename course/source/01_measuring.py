@@ -96,11 +96,11 @@ panel = Panel(
     measuring.run,
     base,
     [
+        Curve("share_of_limit", "share of what the roofline allows", limit=(1.0, "the roofline")),
         Sweep(
             "batch_size", "throughput", "samples/s", predicted=measuring.most_samples_per_second,
             formula="the roofline allows", log=(1e3, 1e8), log_x=(1, 1024),
         ),
-        Curve("share_of_limit", "share of what the roofline allows", limit=(1.0, "the roofline")),
     ],
     controls=["operation", "batch_size", "way"],
     baselines={"matmul, one sample": base},

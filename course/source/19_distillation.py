@@ -417,15 +417,14 @@ picture
 # features inside the network instead of its answers.
 
 # %%
-everything = {"samples": 4000}
-crops = {"data": "rgb_crops", "samples": 600, "teacher_channels": 16, "teacher_updates": 120}
+crops = {"data": "rgb_crops", "samples": 400, "teacher_channels": 16, "teacher_updates": 100}
 lessons = {
     "200 digits": {},
     "200 digits, 9 shifted views": {"views": 9},
     "200 digits, hints as well": {"hint_weight": 1.0},
-    "all digits": everything,
+    "all 4,000 digits": {"samples": 4000},
     "a teacher after 10 updates": {"teacher_updates": 10},
-    "600 crops of photographs": crops,
+    "400 crops of photographs": crops,
 }
 gains = {}
 for name, changes in lessons.items():
@@ -457,7 +456,7 @@ kept_price, naive_price = (ratio.ratio for ratio in prices.values())
 verdict = (
     f"{base.samples} samples: taught {mean(taught):.1f} %, alone {mean(by_labels):.1f} %, teacher {100 * right:.1f} %; "
     f"{1 / speed.ratio:.1f} × the teacher's samples/s at {sizes[1] / sizes[0]:.3f} × its parameters; an epoch costs {kept_price:.2f} × "
-    f"(teacher at every step: {naive_price:.2f} ×); crops of photographs: {mean(gains['600 crops of photographs']):+.1f} points"
+    f"(teacher at every step: {naive_price:.2f} ×); crops of photographs: {mean(gains['400 crops of photographs']):+.1f} points"
 )
 log_verdict("distillation", verdict)
 

@@ -56,6 +56,7 @@ def show_list() -> None:
 
 def run(name: str, arguments: list[str]) -> None:
     from accel_lab.workbench.knobs import KnobError, no_such
+    from accel_lab.workbench.launch import RankFailed
 
     if name not in techniques():
         fail(no_such("technique", name, techniques()))
@@ -70,6 +71,9 @@ def run(name: str, arguments: list[str]) -> None:
         _run(technique.run(knobs), options)
     except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         fail(str(error))
+    except RankFailed as error:  # with the rank's own traceback, which says more than ours
+        print(f"accel_lab: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _run_parser(name: str, knobs: type) -> Parser:
@@ -113,10 +117,11 @@ def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
     bar = tqdm(
         islice(steps, options.steps), total=options.steps, unit=" updates", disable=options.jsonl or not sys.stderr.isatty()
     )
-    start = perf_counter()
+    end = None
     for step in bar:
         yield step
-        if options.steps is None and perf_counter() - start >= options.seconds:
+        end = end or perf_counter() + options.seconds  # from the first update on: what comes before is preparation
+        if options.steps is None and perf_counter() >= end:
             return
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from accel_lab.workbench import data, models
-from accel_lab.workbench.chart import Record, Sweep
+from accel_lab.workbench.chart import Record, Sweep, kinds_of
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, Spans, pick_device, train
 from accel_lab.workbench.memory import ActivationMeter, process_peak
@@ -278,3 +278,9 @@ def test_a_long_record_is_thinned_and_keeps_its_means_and_its_end():
 def test_a_prediction_leaves_out_what_the_knobs_refuse():
     sweep = Sweep("parts", "bytes", "bytes", scale=2.0, predicted=lambda knobs: 6 / knobs.parts)
     assert sweep.prediction(Half()) == ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [12.0, 6.0, 4.0, 3.0, pytest.approx(2.4), 2.0])
+
+
+def test_what_goes_on_beside_other_work_gets_a_lane_of_its_own():
+    spans = [Span(0, "forward 0", 0.0, 1.0), Span(0, "backward 0", 1.0, 2.0), Span(1, "bucket 0", 1.2, 2.0)]
+    assert kinds_of(spans) == {"forward": False, "backward": False, "bucket": False}
+    assert kinds_of([*spans, Span(0, "bucket 1", 1.5, 2.5)]) == {"forward": False, "backward": False, "bucket": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -11,6 +11,7 @@ from accel_lab.workbench.step import Span, Step
 
 # Okabe and Ito's colours, which colour-blind readers tell apart. Line styles differ too: colour never speaks alone.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A"
+SHORTEST_OVERLAP = 50e-6  # seconds: below, two spans only touch
 SPAN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 
 
@@ -58,6 +59,23 @@ class Timeline:
     """When each piece of the latest update ran, a lane for each rank."""
 
     label: str = "milliseconds since the update began"
+
+
+def kinds_of(spans: Sequence[Span]) -> dict[str, bool]:
+    """The kinds of some spans in the order in which they begin, and whether each goes on beside another on the same rank.
+
+    Messages that travel while backward works overlap it: such kinds are drawn in a lane of their own, below.
+    """
+    kinds: dict[str, bool] = {}
+    for kind in dict.fromkeys(span.kind for span in sorted(spans, key=lambda span: span.start)):
+        ahead = [span for span in spans if kinds.get(span.kind) is False]
+        own = [span for span in spans if span.kind == kind]
+        kinds[kind] = any(_overlap(one, other) for one in own for other in ahead)
+    return kinds
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one.rank == other.rank and min(one.end, other.end) - max(one.start, other.start) > SHORTEST_OVERLAP
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from accel_lab.workbench.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SPAN_COLORS,
+    Chart,
+    Curve,
+    Record,
+    Sweep,
+    Timeline,
+    kinds_of,
+)
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.step import Span
 
@@ -136,25 +149,25 @@ def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequ
 
 
 def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each name."""
-    names = list(dict.fromkeys(span.name for span in spans))
-    for name, group in groupby(sorted(spans, key=lambda span: names.index(span.name)), key=lambda span: span.name):
-        bars = list(group)
+    """A bar for each span, a lane for each rank, a colour for each kind; what goes on beside other work in a thin lane below."""
+    kinds = kinds_of(spans)
+    for color, (kind, beside) in zip(cycle(SPAN_COLORS), kinds.items(), strict=False):
+        bars = [span for span in spans if span.kind == kind]
         one.barh(
-            [span.rank for span in bars],
+            [span.rank + (0.3 if beside else 0.0) for span in bars],
             [(span.end - span.start) * 1e3 for span in bars],
             left=[span.start * 1e3 for span in bars],
-            height=0.7,
-            color=SPAN_COLORS[names.index(name) % len(SPAN_COLORS)],
+            height=0.2 if beside else 0.4 if any(kinds.values()) else 0.7,
+            color=color,
             edgecolor="white",
             linewidth=0.5,
-            label=name,
+            label=kind,
         )
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
     one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
-    if names:
-        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    if kinds:
+        one.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
 
 
 _DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}

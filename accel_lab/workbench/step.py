@@ -9,12 +9,19 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One piece of work on one rank, for timelines. Times are seconds since its Step began."""
+    """One piece of work on one rank, for timelines. Times are seconds since its Step began.
+
+    A name may end in a number, as ``forward 3``: which of its ``kind`` this one is.
+    """
 
     rank: int
     name: str
     start: float
     end: float
+
+    @property
+    def kind(self) -> str:
+        return self.name.rstrip("0123456789").rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import bqplot as bq
 import ipywidgets as w
 import numpy as np
 
-from accel_lab.workbench.chart import BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.chart import BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline, kinds_of
 from accel_lab.workbench.figure import STYLES
 
 INK = "var(--jp-ui-font-color1, #222)"
@@ -143,7 +143,7 @@ class LiveSweep:
 
 
 class LiveTimeline:
-    """One mark for each name of a span, its bars separated by gaps: as many marks as names, not as spans."""
+    """One mark for each kind of span, its bars separated by gaps: as many marks as kinds, not as spans."""
 
     def __init__(self, chart: Timeline):
         self._ranks = bq.LinearScale(min=-0.6, max=0.6, reverse=True)
@@ -166,34 +166,36 @@ class LiveTimeline:
             return
         self._due = perf_counter() + SECONDS_A_TIMELINE
         self._show_ranks(max(span.rank for span in record.spans) + 1)
-        bars: dict[str, list[tuple[float, float, float]]] = {name: [] for name in self._marks}
+        kinds = kinds_of(record.spans)
+        bars: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in [*self._marks, *kinds]}
         for span in record.spans:
-            bars.setdefault(span.name, []).append((span.start * 1e3, span.end * 1e3, span.rank))
-        for name, times in bars.items():
-            mark = self._mark(name)
+            lane = span.rank + (0.32 if kinds[span.kind] else 0.0)
+            bars[span.kind].append((span.start * 1e3, span.end * 1e3, lane))
+        for kind, times in bars.items():
+            mark = self._mark(kind)
+            mark.stroke_width = 7 if kinds.get(kind) else 15 if any(kinds.values()) else 22
             with mark.hold_sync():
                 mark.x = _floats([x for start, end, _ in times for x in (start, start, end)])
-                mark.y = _floats(
-                    [y for _, _, rank in times for y in (np.nan, rank, rank)]
-                )  # the gap first: a line must not end in one
+                # The gap first: a line must not end in one.
+                mark.y = _floats([y for _, _, lane in times for y in (np.nan, lane, lane)])
 
     def _show_ranks(self, ranks: int) -> None:
         if len(self._lanes.tick_values) != ranks:
             self._ranks.max = ranks - 0.4
             self._lanes.tick_values = np.arange(ranks, dtype=float)
 
-    def _mark(self, name: str) -> bq.Lines:
-        if name not in self._marks:
+    def _mark(self, kind: str) -> bq.Lines:
+        if kind not in self._marks:
             color = SPAN_COLORS[len(self._marks) % len(SPAN_COLORS)]
-            self._marks[name] = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], stroke_width=22)
+            self._marks[kind] = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], stroke_width=22)
             self._figure.marks = list(self._marks.values())
-            self._names.value = "".join(_swatch(name, mark.colors[0]) for name, mark in self._marks.items())
-        return self._marks[name]
+            self._names.value = "".join(_swatch(kind, mark.colors[0]) for kind, mark in self._marks.items())
+        return self._marks[kind]
 
 
-def _swatch(name: str, color: str) -> str:
+def _swatch(kind: str, color: str) -> str:
     square = f'<svg width="12" height="12" aria-hidden="true"><rect width="12" height="12" fill="{color}"/></svg>'
-    return f'<span class="accel-entry">{square} {escape(name)}</span>'
+    return f'<span class="accel-entry">{square} {escape(kind)}</span>'
 
 
 _KINDS = {Curve: LiveCurve, Sweep: LiveSweep, Timeline: LiveTimeline}

@@ -1,0 +1,22 @@
+"""What the fork server imports before it forks ranks, so that no rank has to: torch, and what the first optimizer pulls in.
+
+Only imported there. A server whose caller was killed also removes the folder of its socket, which multiprocessing leaves.
+"""
+
+import atexit
+import shutil
+from multiprocessing.forkserver import _forkserver
+from pathlib import Path
+
+import cloudpickle  # noqa: F401
+import numpy  # noqa: F401
+import pydantic  # noqa: F401
+import torch._dynamo
+import torch.distributed
+import torch.optim  # noqa: F401
+
+
+@atexit.register
+def remove_socket() -> None:
+    if address := _forkserver._forkserver_address:
+        shutil.rmtree(Path(address).parent, ignore_errors=True)

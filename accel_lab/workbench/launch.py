@@ -1,0 +1,304 @@
+"""Ranks: start them, stream what they say, tell who failed, leave nothing behind.
+
+    for rank, value in launch(worker, 2, "an argument"):
+        ...
+
+runs ``worker("an argument")`` in two new processes that have already found each other (``torch.distributed`` is
+initialized), and yields what either of them yields, as it comes. ``worker`` may be defined in a notebook cell. Closing the
+iterator ends the ranks. Under ``torchrun`` the same call starts nothing and uses the ranks that are there, on however many
+machines: rank 0 then yields what all have yielded, the others yield nothing.
+
+Four traps, and what is done about them here:
+
+- ``fork`` after torch has run a thread pool hangs in the child, and ``spawn`` imports torch anew for each rank. A *fork server*,
+  a process that has only imported torch, is forked instead: a rank is up in a tenth of a second, and shares its memory.
+- A rank that fails breaks the connections of the others, whose errors then bury its own. Here a failed rank tells its
+  error and stays, so that nobody else fails; of a rank that died without a word the others' errors are only the echo.
+- A rank that hangs lets the others wait for gloo's 30 minutes. Here a wait ends after ``timeout`` seconds, and those that
+  did not come are asked where they stand.
+- A caller that is killed cleans nothing up. Here every rank holds a line to its caller and dies with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing import spawn
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+from unittest import mock
+
+import cloudpickle
+import torch
+import torch.distributed as dist
+
+from accel_lab.workbench import rank as inside
+
+PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.fork_server"]
+GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
+IMPORTING = 60.0  # seconds: how long a rank may take to load what its worker needs
+_starting = threading.Lock()
+
+
+class RankFailed(RuntimeError):
+    """A rank failed: the first one, the others failed because of it or were ended.
+
+    rank: which · how: "raised" an exception, "died" without a word, or "hung" · cause: its exception, where it can travel
+    between processes. The message has its traceback, or where it stands, and what it wrote last.
+    """
+
+    def __init__(self, rank: int, how: Literal["raised", "died", "hung"], message: str, cause: BaseException | None = None):
+        super().__init__(message)
+        self.rank, self.how, self.cause = rank, how, cause
+
+
+def launch(
+    worker: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 30.0,
+    threads: int = 1,
+    backend: str | None = "auto",
+) -> Iterator[tuple[int, Any]]:
+    """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield, or return.
+
+    timeout: seconds that a rank may wait for another, or the caller for any of them · threads: torch's, per rank ·
+    backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank can have a GPU of its own; None starts no process
+    group. What ranks print is printed here, with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
+
+    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield equally often; closing the iterator
+    on rank 0 ends it on all.
+    Raises RankFailed, and whatever pickling the worker raises.
+    """
+    if under_torchrun():
+        yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
+        return
+    ranks = _Ranks(world_size, timeout)
+    try:
+        backend = inside.resolve_backend(backend, world_size)
+        task = inside.Task(worker, args, world_size, str(ranks.directory), timeout, threads, backend)
+        ranks.start(cloudpickle.dumps(task))
+        yield from ranks.stream()
+    finally:
+        ranks.stop()
+
+
+def under_torchrun() -> bool:
+    """Did torchrun start this process, as one rank of several?"""
+    return dist.is_torchelastic_launched()
+
+
+def _with_torchrun(worker: Callable, args: tuple, timeout: float, threads: int, backend: str) -> Iterator[tuple[int, Any]]:
+    """Rank 0 hands out what all have yielded, and tells the others whether its caller wants more."""
+    inside.join(timeout, threads, backend)
+    is_first, going_on = dist.get_rank() == 0, torch.ones(())
+    try:
+        for value in inside.values(worker, args):
+            everyone = [None] * dist.get_world_size() if is_first else None
+            dist.gather_object(value, everyone)
+            try:
+                yield from enumerate(everyone or ())
+            except GeneratorExit:
+                dist.broadcast(torch.zeros(()), 0)
+                raise
+            dist.broadcast(going_on, 0)
+            if not going_on:
+                return
+    finally:
+        dist.destroy_process_group()
+
+
+class _Ranks:
+    """The processes of one launch, seen from the caller."""
+
+    def __init__(self, world_size: int, timeout: float):
+        self.world_size, self.timeout = world_size, timeout
+        self.directory = Path(tempfile.mkdtemp(prefix="ranks-"))
+        self.processes: list[multiprocessing.process.BaseProcess] = []
+        self.answers: list[Connection] = []
+        self.lifelines: list[Connection] = []
+        self.working, self.importing, self.finished = set(range(world_size)), set(range(world_size)), set()
+
+    @property
+    def patience(self) -> float:
+        """seconds without a word after which a rank hangs: more while it imports, and the ranks' own timeouts come first."""
+        return (max(self.timeout, IMPORTING) if self.importing else self.timeout) + GATHERING
+
+    def start(self, payload: bytes) -> None:
+        context = _context()
+        for rank in range(self.world_size):
+            answers, answering = context.Pipe(duplex=False)
+            listening, lifeline = context.Pipe(duplex=False)
+            self.answers.append(answers)
+            self.lifelines.append(lifeline)
+            process = context.Process(
+                target=inside.main, args=(rank, payload, str(self.directory), answering, listening), name=f"rank {rank}"
+            )
+            process.daemon = True
+            with _starting, _main_left_alone():
+                process.start()
+            self.processes.append(process)
+            answering.close()
+            listening.close()
+
+    def stop(self) -> None:
+        """End every rank with all that it has started, and wait until the system has forgotten them."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+        for connection in self.lifelines + self.answers:
+            connection.close()
+        for process in self.processes:
+            wait([process.sentinel], timeout=5)
+            if _exit_code(process) is not None:
+                process.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def stream(self) -> Iterator[tuple[int, Any]]:
+        taken, allowed = [0] * self.world_size, 1
+        for rank, value in self._values():
+            yield rank, value
+            taken[rank] += 1
+            if taken[rank] == allowed:  # the first to be asked for more: all get leave, so that none waits for another's caller
+                allowed += 1
+                self._command(inside.LEAVE, self.working)
+
+    def _values(self) -> Iterator[tuple[int, Any]]:
+        while self.working:
+            messages = list(self._hear(self.patience))
+            if not messages:
+                raise self._hung(sorted(self.working), f"nothing was heard for {self.patience - GATHERING:g} s")
+            for rank, kind, content in messages:
+                if kind == "value":
+                    yield rank, content
+                elif kind == "up":
+                    self.importing.discard(rank)
+                elif kind == "done":
+                    self.working.discard(rank)
+                    self.finished.add(rank)
+                elif kind in ("failed", "died"):
+                    raise self._explained(rank, kind, content)
+
+    def _hear(self, patience: float) -> Iterator[tuple[int, str, Any]]:
+        """One message from each rank that has something to say within ``patience``, and the deaths: (rank, kind, content)."""
+        sentinels = {rank: self.processes[rank].sentinel for rank in sorted(self.working)}
+        ready = wait([*sentinels.values(), *(self.answers[rank] for rank in sentinels)], timeout=patience)
+        for rank, sentinel in sentinels.items():
+            try:
+                if self.answers[rank].poll():  # a rank that has died may have said something before
+                    message = self._read(rank)
+                elif sentinel in ready:
+                    message = "died", _exit_code(self.processes[rank])
+                else:
+                    continue
+            except (EOFError, OSError):
+                message = "died", _exit_code(self.processes[rank])
+            yield rank, *message
+
+    def _read(self, rank: int) -> tuple[str, Any]:
+        kind, content = cloudpickle.loads(self.answers[rank].recv_bytes())
+        if kind == "said":
+            print(*(f"rank {rank}: {line}" for line in content), sep="\n")
+        return kind, content
+
+    def _command(self, command: bytes, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            with contextlib.suppress(OSError):  # it is dying: its answers will tell
+                self.lifelines[rank].send_bytes(command)
+
+    def _explained(self, rank: int, kind: str, content: Any) -> RankFailed:
+        """Who is to blame? A rank that failed of its own; else one that died; else one that let the others wait."""
+        seen = {rank: (kind, content)}
+        deadline = monotonic() + GATHERING
+        while all(_is_echo(*entry) for entry in seen.values()) and (left := deadline - monotonic()) > 0:
+            self.working -= seen.keys()
+            if not self.working:
+                break
+            for rank, kind, content in self._hear(left):
+                if kind in ("failed", "died"):
+                    seen[rank] = kind, content
+        for rank, (kind, content) in sorted(seen.items(), key=lambda item: getattr(item[1][1], "time", 0.0)):
+            if kind == "died":
+                return self._died(rank, content)
+            if not content.victim:
+                return self._raised(rank, content)
+        victims = {rank: failure for rank, (_, failure) in seen.items()}
+        first, failure = next(iter(victims.items()))
+        why = "".join(f"rank {rank} has already finished; " for rank in sorted(self.finished))
+        why += f"rank {first} waited in vain ({failure.headline})"
+        return self._hung(sorted(self.working - seen.keys()), why, victims)
+
+    def _raised(self, rank: int, failure: inside.Failure) -> RankFailed:
+        report = "".join(failure.report.format())
+        message = f"rank {rank} of {self.world_size} raised {failure.headline}\n{report}{self._output(rank)}"
+        return RankFailed(rank, "raised", message, failure.exception)
+
+    def _died(self, rank: int, code: int | None) -> RankFailed:
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code} amid its work"
+        return RankFailed(rank, "died", f"rank {rank} of {self.world_size} {how}{self._output(rank)}")
+
+    def _hung(self, absent: list[int], why: str, victims: Mapping[int, inside.Failure] | None = None) -> RankFailed:
+        """Name the first rank that others waited for; if there is none, all wait for one another. Quote where each stands."""
+        stands = {rank: failure.report.stack for rank, failure in (victims or {}).items()}
+        self.working = set(absent)
+        self._command(inside.WHERE, absent)
+        deadline = monotonic() + GATHERING / 2
+        while self.working - stands.keys() and (left := deadline - monotonic()) > 0:
+            for rank, kind, content in self._hear(left):
+                if kind in ("stands", "failed"):  # a rank may have given up waiting just before it was asked
+                    stands.setdefault(rank, content if kind == "stands" else content.report.stack)
+        where = "".join(
+            f"\nrank {rank} stands here:\n{''.join(stands[rank].format())}" if rank in stands
+            else f"\nrank {rank} does not even tell where it stands: it is stopped, or deep inside C code"
+            for rank in sorted({*absent, *stands})
+        )  # fmt: skip
+        blamed = absent[0] if absent else min(stands)
+        return RankFailed(blamed, "hung", f"rank {blamed} of {self.world_size} hangs: {why}{where}{self._output(blamed)}")
+
+    def _output(self, rank: int, last: int = 2000) -> str:
+        with contextlib.suppress(OSError):
+            text = (self.directory / f"output-{rank}").read_text(errors="replace").strip()[-last:]
+            return f"\nthe last it wrote:\n{text}" if text else ""
+        return ""
+
+
+def _is_echo(kind: str, content: Any) -> bool:
+    return kind == "failed" and content.victim
+
+
+def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
+    with _starting:  # multiprocessing reads an exit code only once, from whichever thread comes first
+        process.join(1)
+        return process.exitcode
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    if sys.platform == "win32":
+        warnings.warn("Windows has no fork server: each rank imports torch anew, which takes seconds", stacklevel=2)
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it would run a script again."""
+    usual = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        return {key: value for key, value in usual(name).items() if not key.startswith("init_main")}
+
+    with mock.patch.object(spawn, "get_preparation_data", without_main):
+        yield

@@ -1,0 +1,281 @@
+"""Ours = one process with the whole batch = torch.distributed.pipelining, after every step; and the mistakes show."""
+
+import copy
+import itertools
+import sys
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.functional import mse_loss
+
+from accel_lab.pipeline import SCHEDULES, Knobs, Stage, balanced, bubble, layer_seconds, run, stage_of
+from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.launch import RankFailed, launch
+from accel_lab.workbench.proof import prove, snapshot
+from accel_lab.workbench.rank import RanksDiffer
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
+
+
+def seeded(frozen=()):
+    """Nine layers, of which some may be frozen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 4),
+                          nn.Tanh(), nn.Linear(4, 3)).double()  # fmt: skip
+    for layer in frozen:
+        model[layer].requires_grad_(False)
+    return model
+
+
+def batches(steps=10):
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(13, width, dtype=torch.float64, generator=generator) for width in (5, 3)] for _ in range(steps)]
+
+
+def optimizer_of(layers):
+    parameters = [parameter for parameter in layers.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(parameters or [torch.zeros(1)], lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def one_process(frozen):
+    model = seeded(frozen)
+    optimizer = optimizer_of(model)
+    for x, y in batches():
+        optimizer.zero_grad()
+        mse_loss(model(x), y).backward()
+        optimizer.step()
+        yield snapshot(model)
+
+
+def summed_loss(out, y):
+    return (out - y).square().sum() / y.shape[1]
+
+
+def cut(model):
+    return stage_of(model, balanced([1.0] * len(model), dist.get_world_size())[dist.get_rank()])
+
+
+PIECES = {"even": (4, 4, 4, 1), "one": (13,), "two": (6, 7), "single samples": (1,) * 13}
+
+
+def train_ours(schedule, pieces, frozen):
+    layers = cut(seeded(frozen))
+    stage, optimizer = Stage(layers, batches(1)[0][0], summed_loss), optimizer_of(layers)
+    actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), len(pieces))
+    for x, y in batches():
+        optimizer.zero_grad()
+        stage.step(actions, x.split(pieces), y.split(pieces))
+        optimizer.step()
+        yield snapshot(layers), stage.peak_held
+
+
+def states_of(heard, world):
+    """One state of the whole model after each step, put together from the stages'."""
+    of_rank = [[value[0] for rank, value in heard if rank == each] for each in range(world)]
+    return [{name: tensor for part in parts for name, tensor in part.items()} for parts in zip(*of_rank, strict=True)]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_a_pipeline_equals_one_process_after_each_of_ten_steps(world, schedule, pieces):
+    heard = list(launch(train_ours, world, schedule, PIECES[pieces], ()))
+    proof = prove({"one process": one_process(()), "pipeline": states_of(heard, world)})
+    assert proof.holds, proof
+
+
+@pytest.mark.parametrize("frozen", [(0,), (0, 2), (4,), (8,)])
+def test_frozen_layers_wherever_they_are(frozen):
+    heard = list(launch(train_ours, 3, "1f1b", PIECES["even"], frozen))
+    proof = prove({"one process": one_process(frozen), "pipeline": states_of(heard, 3)})
+    assert proof.holds, proof
+
+
+def train_torchs(schedule):
+    """torch wants micro-batches of one size, and averages over them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layers = cut(seeded())
+    optimizer = optimizer_of(layers)
+    stage = PipelineStage(layers, rank, world, torch.device("cpu"))
+    stepper = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule](stage, n_microbatches=4, loss_fn=mse_loss)
+    for x, y in batches():
+        optimizer.zero_grad()
+        stepper.step(*([x[:12]] if rank == 0 else []), **({"target": y[:12], "losses": []} if rank == world - 1 else {}))
+        optimizer.step()
+        yield snapshot(layers), 0
+
+
+def train_ours_beside_torch(schedule):
+    layers = cut(seeded())
+    stage, optimizer = Stage(layers, batches(1)[0][0], summed_loss), optimizer_of(layers)
+    actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), 4)
+    for x, y in batches():
+        optimizer.zero_grad()
+        stage.step(actions, x[:12].split(3), y[:12].split(3))
+        optimizer.step()
+        yield snapshot(layers), 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_pipeline_equals_torch_s(world, schedule):
+    ours, torchs = (states_of(list(launch(worker, world, schedule)), world) for worker in (train_ours_beside_torch, train_torchs))
+    proof = prove({"torch": torchs, "ours": ours})
+    assert proof.holds, proof
+
+
+# ---- schedules ----
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("stages", "micro_batches"), list(itertools.product((1, 2, 3, 4), (1, 2, 3, 4, 8))))
+def test_a_schedule_runs_through_in_the_time_the_formula_allows(schedule, stages, micro_batches):
+    """Played with a forward of 1 and a backward of 2: no deadlock, everything once, and just the bubble that is predicted."""
+    to_do = [SCHEDULES[schedule](stage, stages, micro_batches) for stage in range(stages)]
+    assert all(sorted(actions) == sorted(to_do[0]) for actions in to_do)
+    done, clock = {}, [0] * stages
+    while any(to_do):
+        before = len(done)
+        for stage, actions in enumerate(to_do):
+            while actions:
+                kind, i = actions[0]
+                source = (kind, i, stage - 1) if kind == "forward" else (kind, i, stage + 1)
+                if 0 <= source[2] < stages and source not in done:
+                    break
+                clock[stage] = max(clock[stage], done.get(source, 0)) + (1 if kind == "forward" else 2)
+                done[kind, i, stage] = clock[stage]
+                actions.pop(0)
+        assert len(done) > before, "deadlock"
+    assert 1 - 3 * micro_batches / max(clock) == pytest.approx(bubble(stages, micro_batches))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_1f1b_holds_as_many_as_there_are_stages_gpipe_all(world):
+    held = {schedule: dict(launch(peak_held, world, schedule)) for schedule in SCHEDULES}
+    assert held["gpipe"] == dict.fromkeys(range(world), 13)
+    assert held["1f1b"] == {rank: world - rank for rank in range(world)}
+
+
+def peak_held(schedule):
+    *_, (_, held) = train_ours(schedule, PIECES["single samples"], ())
+    return held
+
+
+# ---- cutting ----
+
+
+def test_balanced_minds_the_costliest_stage_then_the_next():
+    assert balanced([1, 1, 1, 1], 2) == [range(0, 2), range(2, 4)]
+    assert balanced([5, 1, 1, 1], 2) == [range(0, 1), range(1, 4)]
+    assert balanced([0, 9, 0, 1, 0, 1], 3) == [range(0, 2), range(2, 4), range(4, 6)]
+    with pytest.raises(ValueError, match="2 layers do not fill 3 stages"):
+        balanced([1, 1], 3)
+
+
+def test_layers_are_timed_without_a_trace():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2000), nn.ReLU(), nn.Linear(2000, 2))
+    seconds = layer_seconds(model, torch.randn(64, 4, 4))
+    assert len(seconds) == 4
+    assert min(seconds) > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_parameter_tied_across_stages_is_refused():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU())
+    with pytest.raises(ValueError, match=r"0\.weight.* is tied across stages"):
+        stage_of(model, range(0, 2))
+    assert len(stage_of(model, range(0, 3))) == 3  # both uses in one stage: one parameter, as before
+
+
+def test_stages_that_do_not_fit_are_refused_before_anything_is_sent():
+    def misfit():
+        Stage(nn.Sequential(nn.Linear(3 + dist.get_rank(), 3)), torch.zeros(4, 3), summed_loss)
+
+    with pytest.raises(RankFailed, match=r"rank 0 sends \[3\] per sample, which does not fit the layers of rank 1") as failed:
+        list(launch(misfit, 2))
+    assert isinstance(failed.value.cause, RanksDiffer)
+    assert failed.value.rank == 1
+
+
+def test_asking_for_shapes_leaves_batch_norm_alone():
+    def statistics():
+        layers = nn.Sequential(nn.BatchNorm1d(3))
+        before = copy.deepcopy(layers.state_dict())
+        Stage(layers, torch.randn(4, 3), summed_loss)
+        return all(torch.equal(before[name], tensor) for name, tensor in layers.state_dict().items())
+
+    assert list(launch(statistics, 1)) == [(0, True)]
+
+
+# ---- the experiment ----
+
+
+def some_steps(n=3, **dials):
+    steps = run(Knobs(**{"width": 64, "depth": 4, "twin": True, **dials}))
+    try:
+        return list(itertools.islice(steps, n))
+    finally:
+        steps.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 3), (2, 4), (3, 5)])
+def test_a_run_makes_the_updates_of_one_process(schedule, ranks, micro_batches):
+    for step in some_steps(ranks=ranks, schedule=schedule, micro_batches=micro_batches, batch_size=101):
+        assert step.metrics["update_error"] < 1e-5
+        assert step.samples == 101
+        assert step.metrics["bubble_predicted"] == bubble(ranks, micro_batches)
+        assert 0 <= step.metrics["bubble_measured"] < 1
+        assert {span.rank for span in step.spans} == set(range(ranks))
+        assert sum(span.name.startswith("forward") for span in step.spans) == ranks * micro_batches
+
+
+def test_gpipe_holds_more_than_1f1b():
+    gpipe, turns = (some_steps(1, schedule=schedule, micro_batches=8)[0].metrics for schedule in SCHEDULES)
+    assert (gpipe["held_on_rank_0"], turns["held_on_rank_0"], turns["held_on_rank_1"]) == (8, 2, 1)
+    assert gpipe["activation_bytes_on_rank_1"] > 4 * turns["activation_bytes_on_rank_1"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("mistake", ["skip the division", "wrong rank order"])
+def test_a_mistake_shows_in_the_first_update(mistake, schedule):
+    assert some_steps(1, mistake=mistake, schedule=schedule)[0].metrics["update_error"] > 0.02
+
+
+def test_mishaps():
+    with pytest.raises(RankFailed, match="rank 1 of 2 was killed by SIGKILL"):
+        some_steps(10, mistake="dying rank")
+    with pytest.raises(RankFailed, match="does not fit the layers of rank 1"):
+        some_steps(mistake="mismatched shapes")
+    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*_receive.*rank 1 stands here.*_receive") as failed:
+        some_steps(mistake="two schedules", timeout=1.0)
+    assert failed.value.how == "hung"
+
+
+def test_a_slow_or_overloaded_stage_makes_all_wait():
+    fair, slow, unbalanced = (
+        some_steps(6, width=512, mistake=mistake)[-1] for mistake in ("none", "slow rank", "unbalanced stages")
+    )
+    assert slow.seconds > 0.04
+    assert unbalanced.metrics["activation_bytes_on_rank_0"] > fair.metrics["activation_bytes_on_rank_0"]
+
+
+def test_knobs_that_do_not_go_together():
+    with pytest.raises(KnobError, match="micro_batches: 8 do not fit a batch of 4 samples"):
+        Knobs(micro_batches=8, batch_size=4)
+    with pytest.raises(KnobError, match="ranks: 4 stages cannot be filled with 3 linear layers"):
+        Knobs(ranks=4, depth=3)
+
+
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
+    dials = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 4}
+    whole = [step.metrics["loss"] for step in some_steps(10)]
+    some_steps(6, **dials)
+    resumed = some_steps(6, **dials)
+    assert [step.index for step in resumed] == [4, 5, 6, 7, 8, 9]
+    assert [step.metrics["loss"] for step in resumed] == pytest.approx(whole[4:], rel=1e-5)

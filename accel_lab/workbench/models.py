@@ -15,8 +15,8 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def cnn(channels: int = 16, classes: int = 10, side: int = 28, batch_norm: bool = False) -> nn.Sequential:
-    """[n, 1, side, side] → [n, classes]: two convolutions that halve the picture, and one linear layer.
+def cnn(channels: int = 16, classes: int = 10, side: int = 28, batch_norm: bool = False, colors: int = 1) -> nn.Sequential:
+    """[n, colors, side, side] → [n, classes]: two convolutions that halve the picture, and one linear layer.
 
     Its activations outweigh its parameters many times: memory here is a matter of the batch. side must divide by 4.
     """
@@ -26,7 +26,7 @@ def cnn(channels: int = 16, classes: int = 10, side: int = 28, batch_norm: bool 
         return [nn.Conv2d(before, after, 3, padding=1), *normalization, nn.ReLU(), nn.MaxPool2d(2)]
 
     return nn.Sequential(
-        *block(1, channels),
+        *block(colors, channels),
         *block(channels, 2 * channels),
         nn.Flatten(),
         nn.Linear(2 * channels * (side // 4) ** 2, classes),

@@ -40,7 +40,7 @@ STYLE = """<style>
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
-.accel-panel .widget-readout { min-width: 4em; }
+.accel-panel .widget-readout { min-width: 5em; }
 .accel-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }

@@ -54,7 +54,7 @@ def _complaint(text: str) -> str:
 
 def _input(dial: Dial, value: Any) -> w.ValueWidget:
     common = {"value": value, "description": dial.label, "tooltip": dial.description, "style": LABEL}
-    slider = {"continuous_update": False, "layout": {"width": "min(25em, 100%)"}}
+    slider = {"continuous_update": False, "layout": {"width": "min(27em, 100%)"}}
     if dial.choices:
         few = sum(len(str(choice)) for choice in dial.choices) <= 70
         kind, layout = (w.ToggleButtons, {"width": "100%"}) if few else (w.Dropdown, {"width": "25em"})

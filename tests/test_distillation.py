@@ -1,0 +1,211 @@
+"""Our loss is torch's, in value and gradient; what is kept is what the teacher would say; and the student learns from it."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
+
+from accel_lab import distillation
+from accel_lab.distillation import Knobs, distillation_loss, hint_loss, logits_of, soft_loss
+from accel_lab.workbench import data, models
+from accel_lab.workbench.knobs import KnobError
+
+unhurried = settings(deadline=None)  # the first example pays for starting up
+temperatures = st.floats(0.5, 50)
+sizes = st.tuples(st.integers(1, 9), st.integers(2, 12))
+seeds = st.integers(0, 2**31 - 1)
+
+
+def logits(size: tuple[int, int], seed: int, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (spread * torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
+    return student.requires_grad_(), teacher
+
+
+def torchs(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
+    return kl_div(log_softmax(student / t, 1), softmax(teacher / t, 1), reduction="batchmean") * t**2
+
+
+# ---- the loss ----
+
+
+@unhurried
+@given(sizes, seeds, temperatures)
+def test_equal_to_torchs_in_value_and_gradient(size, seed, t):
+    student, teacher = logits(size, seed)
+    values = [loss(student, teacher, t) for loss in (soft_loss, torchs)]
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@unhurried
+@given(sizes, seeds, temperatures)
+def test_its_gradient_is_the_difference_of_the_opinions(size, seed, t):
+    student, teacher = logits(size, seed)
+    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, t), student)
+    expected = t * (softmax(student / t, 1) - softmax(teacher / t, 1)) / size[0]
+    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+@unhurried
+@given(sizes, seeds)
+def test_hot_enough_it_is_matching_centred_logits(size, seed):
+    """Hinton et al. 2015, section 2.1."""
+    student, teacher = logits(size, seed, spread=1.0)
+    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 1e4), student)
+    centred = [value - value.mean(1, keepdim=True) for value in (student, teacher)]
+    torch.testing.assert_close(gradient, ((centred[0] - centred[1]) / (size[0] * size[1])).detach(), rtol=1e-2, atol=1e-3)
+
+
+@unhurried
+@given(sizes, seeds, temperatures)
+def test_never_negative_and_nothing_where_they_agree(size, seed, t):
+    student, teacher = logits(size, seed)
+    assert soft_loss(student, teacher, t) >= -1e-12
+    assert soft_loss(teacher + 7, teacher, t) == pytest.approx(0, abs=1e-9)  # logits only count up to a constant
+
+
+def test_a_teacher_without_doubts_gives_the_labels():
+    student, _ = logits((5, 4), 0)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    certain = 1e3 * one_hot(labels, 4).double()
+    torch.testing.assert_close(soft_loss(student, certain, 1.0), cross_entropy(student, labels))
+    assert torch.isfinite(torch.autograd.grad(soft_loss(student, certain, 1.0), student)[0]).all()
+
+
+def test_the_shares_add_up():
+    student, teacher = logits((6, 3), 1)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert distillation_loss(student, teacher, labels, 2.0, 0) == cross_entropy(student, labels)
+    assert distillation_loss(student, teacher, labels, 2.0, 1) == soft_loss(student, teacher, 2.0)
+    half = (cross_entropy(student, labels) + torchs(student, teacher, 2.0)) / 2
+    torch.testing.assert_close(distillation_loss(student, teacher, labels, 2.0, 0.5), half)
+
+
+@pytest.mark.parametrize("mistake", distillation.MISTAKES)
+def test_each_mistake_is_one_whatever_the_logits(mistake):
+    student, teacher = logits((8, 10), 2)
+    labels = torch.arange(8)
+    rules = (distillation_loss, distillation.MISTAKES[mistake])
+    gradients = [torch.autograd.grad(rule(student, teacher, labels, 4.0, 0.9), student)[0] for rule in rules]
+    assert (gradients[0] - gradients[1]).norm() > 0.3 * gradients[0].norm()
+
+
+def test_the_articles_formula_is_least_at_the_teachers_first_choice_alone():
+    teacher = torch.tensor([[2.0, 1.0, 0.0]])
+    agreeing, choosing = teacher, torch.tensor([[50.0, 0.0, 0.0]])
+    labels = torch.tensor([0])
+    assert distillation.swapped(choosing, teacher, labels, 1.0, 1.0) < distillation.swapped(agreeing, teacher, labels, 1.0, 1.0)
+    assert soft_loss(choosing, teacher, 1.0) > soft_loss(agreeing, teacher, 1.0)
+
+
+def test_the_classes_named_grow_from_one_to_all_with_the_temperature():
+    _, teacher = logits((20, 10), 3)
+    named = [distillation.classes_named(teacher, t) for t in (1e-3, 1, 4, 20, 1e4)]
+    assert named == sorted(named)
+    assert (named[0], named[-1]) == pytest.approx((1, 10), rel=1e-2)
+
+
+def test_hints_pass_through_the_bridge():
+    torch.manual_seed(0)
+    bridge = nn.Conv2d(2, 6, 1)
+    student, teacher = torch.randn(3, 2, 4, 4, requires_grad=True), torch.randn(3, 6, 4, 4)
+    loss = hint_loss(student, teacher, bridge)
+    torch.testing.assert_close(loss, ((bridge(student) - teacher) ** 2).mean())
+    loss.backward()
+    assert student.grad.abs().sum() > 0
+    assert bridge.weight.grad.abs().sum() > 0
+
+
+# ---- the logits that are kept ----
+
+
+@pytest.mark.parametrize("samples", [1, 7, 20])
+def test_kept_logits_are_what_the_teacher_would_say(samples):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(models.cnn(2, batch_norm=True), nn.Dropout())
+    x = torch.rand(samples, 1, 28, 28)
+    kept = logits_of(teacher.train(), x, batch_size=6)  # it asks in evaluation mode, whatever mode it finds
+    assert not kept.requires_grad
+    torch.testing.assert_close(kept, teacher.eval()(x))
+
+
+def quick(**changes) -> Knobs:
+    return Knobs(**{"teacher_updates": 5, "teacher_channels": 4, "student_channels": 2, "device": "cpu", **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"views": 3}, {"hint_weight": 1.0}, {"withheld": 3}])
+def test_asking_at_every_step_teaches_the_same(changes):
+    losses = [
+        [step.metrics["loss"] for step in islice(distillation.run(quick(teacher=teacher, **changes)), 6)]
+        for teacher in ("cached", "every step")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# ---- the lesson ----
+
+
+def test_a_lesson_holds_what_was_asked_for():
+    lesson = distillation.lesson_of(Knobs(samples=100, withheld=3, views=4))
+    assert len(lesson.train_x) == len(lesson.train_y) == 400
+    assert 3 not in lesson.train_y
+    assert 3 in lesson.test_y
+    assert torch.equal(lesson.train_y[:100], lesson.train_y[300:])
+    assert torch.equal(lesson.train_x[:100], distillation.lesson_of(Knobs(samples=100, withheld=3)).train_x)
+
+
+def test_a_view_is_the_picture_moved():
+    x = torch.zeros(1, 1, 6, 6)
+    x[0, 0, 2, 3] = 1
+    assert torch.nonzero(distillation.shifted(x, 1, -2)[0, 0]).tolist() == [[3, 1]]
+    assert len(set(distillation.SHIFTS[:16])) == 16
+    assert distillation.SHIFTS[0] == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "rgb_crops"])
+def test_every_data_set_trains(name):
+    step = list(islice(distillation.run(quick(data=name, samples=50)), 2))[-1]
+    assert math.isfinite(step.metrics["loss"])
+    assert 0 <= step.metrics["accuracy"] <= 1
+    assert step.samples == 50
+
+
+def test_training_and_test_crops_share_no_pixel():
+    crops = data.rgb_crops()
+    assert crops.train_x.shape[1:] == (3, 32, 32)
+    assert set(crops.train_y.tolist()) == set(crops.test_y.tolist()) == set(range(10))
+    left, right = data.TRAIN_COLUMNS, data.TEST_COLUMNS
+    assert left[1] < right[0]
+
+
+def test_the_student_is_an_eighth_of_its_teacher_at_most():
+    default = Knobs()
+    teacher, student = (models.cnn(channels) for channels in (default.teacher_channels, default.student_channels))
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (teacher, student)]
+    assert sizes[0] >= 8 * sizes[1]
+
+
+@pytest.mark.slow
+def test_a_taught_student_beats_one_alone_and_knows_what_it_never_saw():
+    def after(updates: int, **changes) -> dict[str, float]:
+        knobs = Knobs(teacher_channels=8, teacher_updates=120, device="cpu", **changes)
+        return dict(list(islice(distillation.run(knobs), updates))[-1].metrics)
+
+    assert after(120)["accuracy"] > after(120, soft_share=0.0)["accuracy"] + 0.05
+    withheld = {"withheld": 3, "samples": 2000, "batch_size": 100, "soft_share": 1.0}
+    assert after(200, **withheld)["of_withheld"] > 0.1
+    assert after(60, **withheld | {"soft_share": 0.0})["of_withheld"] == 0
+
+
+def test_a_wrong_knob_is_one_line():
+    with pytest.raises(KnobError, match=r"^temperature: "):
+        Knobs(temperature=0)
+    with pytest.raises(ValueError, match=r"^batch_size: "):
+        next(distillation.run(quick(samples=50, batch_size=100)))

@@ -1,0 +1,313 @@
+"""The verdict is as sure as it says, on a made-up machine and on this one; and what is counted below the roof is what happens."""
+
+import math
+import random
+import subprocess
+import sys
+from itertools import islice, product
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from accel_lab import measuring
+from accel_lab.measuring import Comparison, Knobs, Operation, Roofline, compare
+from accel_lab.workbench import comparison
+from accel_lab.workbench.knobs import KnobError
+
+unhurried = settings(deadline=None)  # the first example pays for starting up
+CPU = torch.device("cpu")
+
+
+# ---- the verdict ----
+
+
+class Machine:
+    """A clock that programs push on, and other programs' load, which comes in bursts and drifts. ``work(s)`` lasts s if undisturbed."""
+
+    def __init__(self, seed: int):
+        self.now, self.chance, self.drift, self.burst = 0.0, random.Random(seed), 0.0, 0.0
+
+    def clock(self) -> float:
+        self.now += 50e-9
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.drift = 0.95 * self.drift + self.chance.gauss(0, 0.03)  # seen by neighbours alike
+        if self.burst <= 0 and self.chance.random() < 0.05:
+            self.burst = self.chance.expovariate(1 / 0.02)  # for 20 ms on average half of the machine is gone
+        lasts = seconds * math.exp(self.drift) * (1 + abs(self.chance.gauss(0, 0.02)))
+        if self.burst > 0:
+            lasts *= self.chance.uniform(1, 3)
+            self.burst -= lasts
+        self.now += lasts
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def make(seed: int) -> Machine:
+        made = Machine(seed)
+        monkeypatch.setattr(comparison, "perf_counter", made.clock)
+        monkeypatch.setattr(comparison, "random", SimpleNamespace(Random=lambda: random.Random(~seed)))  # the coin
+        return made
+
+    return make
+
+
+def found(machine, slower_by: float, tries: int, seconds: float) -> int:
+    """How often a program that is slower by this share is said to differ from the other."""
+    verdicts = 0
+    for seed in range(tries):
+        made = machine(seed)
+        ours, peer = (lambda made=made, s=s: made.work(s) for s in (seconds * (1 + slower_by), seconds))
+        verdicts += compare(ours, peer).differs
+    return verdicts
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 0.2], ids=["short", "long"])
+def test_equal_programs_are_told_apart_in_at_most_two_of_a_hundred_tries(machine, seconds):
+    assert found(machine, 0.0, tries=300, seconds=seconds) <= 6
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 0.05], ids=["short", "longer"])
+def test_ten_percent_is_found(machine, seconds):
+    assert found(machine, 0.10, tries=100, seconds=seconds) >= 95
+
+
+def test_the_usual_ways_claim_differences_between_equal_programs(machine):
+    for wrong in measuring.WRONG_RATIOS.values():
+        claims = 0
+        for seed in range(100):
+            made = machine(seed)
+            claims += abs(wrong(lambda made=made: made.work(1e-3), lambda made=made: made.work(1e-3)) - 1) > 0.05
+        assert claims > 20
+
+
+def test_the_interval_is_as_sure_as_it_says_whatever_each_pair_weighs():
+    for pairs in range(1, 12):
+        refused = comparison._refused(pairs)
+        outcomes = [sum(rank for rank, leans in enumerate(way, 1) if leans) for way in product((0, 1), repeat=pairs)]
+        wrong = 2 * sum(outcome < refused for outcome in outcomes) / len(outcomes)
+        one_more = 2 * sum(outcome < refused + 1 for outcome in outcomes) / len(outcomes)
+        assert wrong <= 1 - comparison.SURE < one_more
+
+
+seconds = st.floats(1e-6, 1e3)
+some_pairs = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=20)
+
+
+@unhurried
+@given(some_pairs)
+def test_swapping_the_programs_turns_the_verdict_round(pairs):
+    one, other = Comparison.of(pairs), Comparison.of([(peer, ours) for ours, peer in pairs])
+    assert one.differs == other.differs
+    low, high = other.interval
+    assert one.interval == pytest.approx((1 / high if high < math.inf else 0, 1 / low if low else math.inf))
+
+
+@unhurried
+@given(some_pairs, st.floats(0.01, 100))
+def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, factor):
+    one, other = Comparison.of(pairs), Comparison.of([(factor * ours, peer) for ours, peer in pairs])
+    assert other.ratio == pytest.approx(factor * one.ratio)
+    assert other.interval == pytest.approx(tuple(factor * end for end in one.interval))
+
+
+@unhurried
+@given(some_pairs)
+def test_low_ratio_high_and_the_interval_lie_in_order(pairs):
+    one = Comparison.of(pairs)
+    assert one.low <= one.ratio <= one.high
+    low, high = one.interval
+    assert low <= high
+    assert (low == 0) == (len(pairs) < 8)
+
+
+def test_what_it_says():
+    nine = [(1.3 + 0.01 * i, 1.0) for i in range(9)]
+    assert str(Comparison.of(nine)) == "ours takes 1.34× the time of peer, 1.30–1.37 over 9 pairs"
+    assert Comparison.of(nine).line("small", "torch") == "small: ratio 1.34 (1.30–1.38 of 9 pairs) vs torch"
+    equal = Comparison.of([(1.0 + 0.02 * (i - 4), 1.0) for i in range(9)], ("A", "B"))
+    assert str(equal) == "no difference shown between A and B: 1.00×, 0.93–1.07 over 9 pairs"
+    assert str(Comparison.of(nine[:7])) == "no verdict: 7 pairs of ours and peer are too few to tell"
+
+
+def test_a_difference_too_small_to_mean_anything_is_not_shown():
+    assert not Comparison.of([(1.005, 1.0)] * 20).differs
+    assert Comparison.of([(1.02, 1.0)] * 20).differs
+
+
+@pytest.mark.parametrize("pairs", [[], [(1.0, 0.0)], [(math.nan, 1.0)], [(math.inf, 1.0)]])
+def test_pairs_that_cannot_be_compared(pairs):
+    with pytest.raises(ValueError, match=r"^pairs: "):
+        Comparison.of(pairs)
+
+
+def test_programs_run_as_often_as_asked_at_least_and_the_learners_chance_is_left_alone():
+    calls = {"ours": 0, "peer": 0}
+
+    def program(name: str) -> None:
+        calls[name] += 1
+
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    result = compare(lambda: program("ours"), lambda: program("peer"), pairs=3, warmup=2, patience=0)
+    assert random.random() == expected
+    assert len(result.pairs) == 3
+    assert min(calls.values()) >= 3 + 2
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_on_this_machine_under_load():
+    """As on the made-up one, while two other programs want all of its cores."""
+
+    def work(turns: int) -> int:
+        return sum(range(turns))
+
+    load = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)]
+    try:
+        equal = [compare(lambda: work(5_000), lambda: work(5_000)).differs for _ in range(20)]
+        slower = [compare(lambda: work(5_500), lambda: work(5_000)).differs for _ in range(20)]
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+    assert sum(equal) <= 2  # of 20; benchmarks/measuring.py makes a hundred
+    assert sum(slower) >= 17
+
+
+# ---- the roofline ----
+
+LIMITS = Roofline(bandwidth=((1000, 4e9), (100_000, 1e9)), flops_per_second=8e9, call_seconds=1e-6)
+
+
+def an_operation(flops: int, bytes: int, pieces: int = 1) -> Operation:
+    return Operation("made up", lambda: torch.ones(()), 1, flops, bytes, pieces)
+
+
+def test_the_roof_is_the_slower_of_moving_and_computing():
+    assert LIMITS.ridge == 8
+    assert LIMITS.least_seconds(an_operation(1_000, 100_000)) == pytest.approx(1e-6 + 100e-6)
+    assert LIMITS.least_seconds(an_operation(8_000_000, 100_000)) == pytest.approx(1e-6 + 1e-3)
+    bounds = [LIMITS.bound(an_operation(*work)) for work in ((1, 1), (1, 100_000), (8_000_000, 100_000))]
+    assert bounds == ["calls", "bytes", "FLOPs"]
+
+
+def test_each_piece_moves_at_the_speed_of_its_own_size():
+    assert [LIMITS.bandwidth_at(size) for size in (10, 1000, 100_000, 10**9)] == [4e9, 4e9, 1e9, 1e9]
+    assert LIMITS.bandwidth_at(10_000) == pytest.approx(2.5e9)  # half-way on a logarithmic scale
+    assert LIMITS.least_seconds(an_operation(0, 100_000, pieces=100)) == pytest.approx(100 * 1e-6 + 100_000 / 4e9)
+
+
+def test_the_machines_limits_are_possible():
+    limits = measuring.roofline(CPU, 1)
+    assert all(later <= earlier for (_, earlier), (_, later) in zip(limits.bandwidth, limits.bandwidth[1:], strict=False))
+    assert 1e8 < limits.bytes_per_second < 1e13
+    assert 1e8 < limits.flops_per_second < 1e16
+    assert 1e-8 < limits.call_seconds < 1e-3
+
+
+class CountBytes(TorchDispatchMode):
+    """Adds up the bytes of all tensors that go into operations and come out."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.total += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
+        return result
+
+
+@pytest.mark.parametrize("n", [1, 3, 17])
+@pytest.mark.parametrize("name", measuring.OPERATIONS)
+def test_what_is_counted_is_what_happens(name, n):
+    operation = measuring.OPERATIONS[name](n, CPU)
+    with FlopCounterMode(display=False) as flops:
+        result = operation.call()
+    if name in ("matmul", "convolution"):
+        assert operation.flops == flops.get_total_flops()
+    assert len(result) == operation.samples == n
+    with CountBytes() as counted:
+        operation.call()
+    if name == "embedding":  # of its table only the rows that are asked for
+        fetched = n * measuring.LENGTH * measuring.DIMENSIONS
+        assert operation.bytes == 4 * fetched + 8 * n * measuring.LENGTH + result.nbytes
+    else:
+        assert operation.bytes == counted.total
+
+
+def test_only_the_size_matters_to_the_counts():
+    for name, make in measuring.OPERATIONS.items():
+        real, meta = make(5, CPU), make(5, torch.device("meta"))
+        assert (real.flops, real.bytes, real.intensity) == (meta.flops, meta.bytes, meta.intensity), name
+
+
+@unhurried
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31))
+def test_three_ways_to_the_same_sums(n, inputs, outputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.rand(n, inputs, generator=generator), torch.rand(inputs, outputs, generator=generator)
+    for way in (measuring.python_loop, measuring.one_by_one):
+        torch.testing.assert_close(way(x, weight), measuring.batched(x, weight))
+
+
+# ---- the run ----
+
+
+@pytest.mark.parametrize("operation", measuring.OPERATIONS)
+@pytest.mark.parametrize("way", ["batched", "one by one"])
+def test_a_step_is_a_reading(operation, way):
+    before = torch.get_num_threads()
+    steps = measuring.run(Knobs(operation=operation, way=way, batch_size=4))
+    for step in islice(steps, 3):
+        batches = step.samples / 4
+        assert step.seconds == pytest.approx(batches * step.metrics["seconds_a_batch"])
+        assert 0 < step.metrics["share_of_limit"] < 5
+        assert torch.get_num_threads() == before
+    steps.close()
+
+
+def test_only_the_mistake_makes_data_inside_the_clock(monkeypatch):
+    made = []
+
+    def making(n, device):
+        made.append(n)
+        return measuring.element_wise(n, device)
+
+    monkeypatch.setitem(measuring.OPERATIONS, "element-wise", making)
+    for mistake, times in (("none", 1), ("one call", 1), ("data in the clock", 1 + 3)):
+        made.clear()
+        list(islice(measuring.run(Knobs(operation="element-wise", mistake=mistake)), 3))
+        assert len(made) == times
+
+
+def test_batching_is_predicted_to_gain_where_weights_are_shared(monkeypatch):
+    monkeypatch.setattr(measuring, "roofline", lambda device, cores: LIMITS)
+
+    def predicted(**knobs) -> float:
+        return measuring.most_samples_per_second(Knobs(**knobs))
+
+    assert predicted(operation="matmul", batch_size=256) > 10 * predicted(operation="matmul", batch_size=1)
+    assert predicted(operation="element-wise", batch_size=256) < 2 * predicted(operation="element-wise", batch_size=16)
+    assert predicted(batch_size=64, way="one by one") == pytest.approx(predicted(batch_size=1))
+
+
+def test_the_profilers_trace_is_a_timeline():
+    x = torch.ones(8, 8)
+    spans = measuring.spans_of(lambda: (x @ x).relu())
+    assert [span.name for span in spans] == ["aten::matmul", "aten::relu"]
+    assert all(0 <= span.start <= span.end for span in spans)
+    assert spans[0].end <= spans[1].start
+
+
+def test_a_wrong_knob_is_one_line():
+    with pytest.raises(KnobError, match=r"^batch_size: ") as error:
+        Knobs(batch_size=0)
+    assert "\n" not in str(error.value)

@@ -100,6 +100,31 @@ def run_all(page: Page, timeout: float = 300) -> None:
     page.wait_for_function("() => window.__ran", timeout=timeout * 1000)
 
 
+def run_cell(page: Page, beginning: str) -> None:
+    """Run the one cell that holds this text, and wait until it has ended."""
+    page.evaluate(
+        """async (text) => {
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes(text));
+            await window.jupyterapp.commands.execute('notebook:run-cell') }""",
+        beginning,
+    )
+
+
+def ask_kernel(page: Page, code: str) -> str:
+    """What the code prints, run beside the notebook's cells."""
+    return page.evaluate(
+        """async (code) => {
+            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const request = kernel.requestExecute({code});
+            let heard = '';
+            request.onIOPub = message => { if (message.header.msg_type === 'stream') heard += message.content.text };
+            await request.done;
+            return heard }""",
+        code,
+    )
+
+
 def picture(locator: Locator) -> str:
     """What can be seen of it, as a fingerprint."""
     return hashlib.sha1(locator.screenshot()).hexdigest()

@@ -124,8 +124,7 @@ class Panel:
     # ---- called from the training thread ----
 
     def _began(self, record: Record) -> None:
-        if self.live not in self.pinned:
-            self._keep_as_ghost(self.live)
+        self._retire(self.live)
         self.live = record
         self._redraw_what_stays()
 
@@ -192,9 +191,16 @@ class Panel:
         entries += [(chart.formula, "currentColor", "--") for chart in self.charts if getattr(chart, "formula", "")]
         self._legend.value = "".join(_legend_entry(*entry) for entry in entries)
 
-    def _keep_as_ghost(self, record: Record | None) -> None:
-        if record is not None and len(record.seconds) >= WORTH_A_GHOST:
-            self.ghosts = [*self.ghosts, record][-MOST_GHOSTS:]
+    def _retire(self, record: Record | None) -> None:
+        """A run that is over becomes a ghost; with the knobs of a baseline it renews that one, whose curve was taken in a hurry."""
+        if record is None or record in self.pinned or len(record.seconds) < WORTH_A_GHOST:
+            return
+        for place, pinned in enumerate(self.pinned):
+            if pinned.knobs == record.knobs:
+                record.label = pinned.label
+                self.pinned[place] = record
+                return
+        self.ghosts = [*self.ghosts, record][-MOST_GHOSTS:]
 
     def _judge(self, record: Record) -> None:
         if self.badge and (value := record.latest(self.badge.metric)) is not None:

@@ -136,25 +136,29 @@ def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequ
 
 
 def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each name."""
-    names = list(dict.fromkeys(span.name for span in spans))
-    for name, group in groupby(sorted(spans, key=lambda span: names.index(span.name)), key=lambda span: span.name):
+    """A bar for each span, a lane for each rank, a colour for each kind; its number, if it has one, where there is room."""
+    kinds = list(dict.fromkeys(span.kind for span in spans))
+    room = 0.02 * max((span.end for span in spans), default=0.0)
+    for kind, group in groupby(sorted(spans, key=lambda span: kinds.index(span.kind)), key=lambda span: span.kind):
         bars = list(group)
-        one.barh(
+        color = SPAN_COLORS[kinds.index(kind) % len(SPAN_COLORS)]
+        drawn = one.barh(
             [span.rank for span in bars],
             [(span.end - span.start) * 1e3 for span in bars],
             left=[span.start * 1e3 for span in bars],
             height=0.7,
-            color=SPAN_COLORS[names.index(name) % len(SPAN_COLORS)],
+            color=color,
             edgecolor="white",
             linewidth=0.5,
-            label=name,
+            label=kind,
         )
+        numbers = [span.name.removeprefix(kind).strip() if span.end - span.start > room else "" for span in bars]
+        one.bar_label(drawn, numbers, label_type="center", color="white", fontsize=8)
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
     one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
-    if names:
-        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    if kinds:
+        one.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
 
 
 _DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}

@@ -26,9 +26,9 @@
 
 # %%
 import inspect
+import random
 import time
 from itertools import islice
-from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -40,11 +40,14 @@ from accel_lab.workbench import data, figure, models
 from accel_lab.workbench.chart import Badge, Curve, Sweep, Timeline
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.launch import RankFailed, launch
+from accel_lab.workbench.memory import ActivationMeter
 from accel_lab.workbench.notebook import log_verdict
 from accel_lab.workbench.panel import Panel, Prediction
 from accel_lab.workbench.proof import prove, snapshot
 from accel_lab.workbench.rank import RankSpans
 from accel_lab.workbench.step import Span
+
+torch.set_num_threads(1)  # each rank has one thread; so has this process, to be fair
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"width": 1024}`, and run the notebook again:
@@ -146,8 +149,8 @@ print("one stage after the other is the whole model:", torch.equal(stages[1](sta
 # the first stage needs to go on with. Here both stages are still in this process:
 
 # %% tags=["nbval-check-output"]
-model.double(), model.zero_grad()
-x, y = x.double(), y
+model.double()
+x = x.double()
 cross_entropy(model(x), y).backward()
 whole = [p.grad.clone() for p in model.parameters()]
 model.zero_grad()
@@ -165,16 +168,16 @@ print("the gradients are the whole model's:", gap < 1e-12)
 
 
 # %%
-def one_way_and_back(stages, x, y):
-    mine, rank = stages[dist.get_rank()], dist.get_rank()
-    if rank == 0:
+def one_way_and_back(stages, width, x, y):
+    mine = stages[dist.get_rank()]
+    if dist.get_rank() == 0:
         out = mine(x)
         dist.send(out.detach(), 1)
         gradient = torch.empty_like(out)
         dist.recv(gradient, 1)
         out.backward(gradient)
     else:
-        received = torch.empty(len(x), mine[0].in_features if isinstance(mine[0], nn.Linear) else mine[1].in_features).double()
+        received = torch.empty(len(x), width, dtype=x.dtype)  # whoever receives must know what will come
         dist.recv(received, 0)
         received.requires_grad_()
         cross_entropy(mine(received), y).backward()
@@ -184,7 +187,7 @@ def one_way_and_back(stages, x, y):
 
 # %% tags=["nbval-check-output"]
 model.zero_grad()
-answers = dict(launch(one_way_and_back, 2, stages, x, y))
+answers = dict(launch(one_way_and_back, 2, stages, base.width, x, y))
 gap = max((p - g).abs().max().item() for p, g in zip(answers[0] + answers[1], whole))
 print("two processes, the same gradients:", gap < 1e-12)
 
@@ -209,7 +212,7 @@ def play(schedule, stages, micro_batches, forward=1e-3, backward=2e-3):
         for stage, actions in enumerate(to_do):
             while actions:
                 kind, i = actions[0]
-                source = kind, i, stage - 1 if kind == "forward" else stage + 1
+                source = (kind, i, stage - 1 if kind == "forward" else stage + 1)
                 if 0 <= source[2] < stages and source not in ends:
                     break  # not there yet: look at the other stages first
                 start = max(clock[stage], ends.get(source, 0.0))
@@ -220,6 +223,7 @@ def play(schedule, stages, micro_batches, forward=1e-3, backward=2e-3):
     return spans
 
 
+# %%
 def draw(*titled_spans, height=2.1, xlabel="units of time"):
     picture, columns = figure.axes(10, height, columns=len(titled_spans))
     end = max(span.end for _, spans in titled_spans for span in spans) * 1e3
@@ -312,9 +316,11 @@ def sgd(layers):
 
 
 def my_layers(model):
-    return pipeline.stage_of(model, pipeline.balanced([1.0] * len(model), dist.get_world_size())[dist.get_rank()])
+    runs = pipeline.balanced([1.0] * len(model), dist.get_world_size())
+    return pipeline.stage_of(model, runs[dist.get_rank()])
 
 
+# %%
 def one_process(batches):
     model = small_model()
     optimizer = sgd(model)
@@ -331,9 +337,13 @@ def one_process(batches):
 
 
 # %%
+def summed(out, y):
+    return cross_entropy(out, y, reduction="sum")
+
+
 def ours(order, m, batches):
     layers = my_layers(small_model())
-    stage, optimizer = pipeline.Stage(layers, batches[0][0], lambda out, y: cross_entropy(out, y, reduction="sum")), sgd(layers)
+    stage, optimizer = pipeline.Stage(layers, batches[0][0], summed), sgd(layers)
     actions = pipeline.SCHEDULES[order](dist.get_rank(), dist.get_world_size(), m)
     for x, y in batches:
         optimizer.zero_grad()
@@ -342,6 +352,7 @@ def ours(order, m, batches):
         yield snapshot(layers)
 
 
+# %%
 def torchs(m, batches):
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
@@ -408,12 +419,12 @@ print(ragged)
 class Waits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        time.sleep(0.004)
+        time.sleep(0.008)
         return x.clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        time.sleep(0.008)
+        time.sleep(0.016)
         return gradient
 
 
@@ -422,6 +433,7 @@ class Wait(nn.Module):
         return Waits.apply(x)
 
 
+# %%
 def wait_in_line(order, counts):
     x, spans = torch.zeros(32, 1, requires_grad=True), RankSpans()
     stage = pipeline.Stage(nn.Sequential(Wait()), x, lambda out, y: out.sum(), spans)
@@ -451,31 +463,55 @@ turns = joined(wait_in_line, 4, "1f1b", [8])
 draw(("GPipe, measured", waiting[4][8][-1]), ("1F1B, measured", turns[8][-1]), xlabel="milliseconds", height=2.6)
 
 # %% [markdown]
-# These are clocks of real processes, and they look like the pictures on paper. **Now with computing**, the network of the panel
-# on your ranks:
+# These times were taken by real processes, and they look like the pictures on paper. **Now with computing**: the network of the
+# panel on your ranks. And a meter on each rank counts the activations that it holds, in both orders.
 
 # %%
 computing = {}
 for m in [m for m in counts if m <= base.batch_size]:
-    for order in pipeline.SCHEDULES:
-        steps = pipeline.run(base.turned(micro_batches=m, schedule=order))
-        computing[order, m] = list(islice(steps, 8))[2:]
-        steps.close()
+    steps = pipeline.run(base.turned(micro_batches=m))
+    computing[m] = [step.spans for step in islice(steps, 10)][2:]
+    steps.close()
+
 
 # %%
+def activations(model, counts, x, y):
+    layers = my_layers(model)
+    stage = pipeline.Stage(layers, x, summed)
+    for order, schedule in pipeline.SCHEDULES.items():
+        for m in counts:
+            actions = schedule(dist.get_rank(), dist.get_world_size(), m)
+            with ActivationMeter(layers, x) as meter:
+                stage.step(actions, x.tensor_split(m), y.tensor_split(m))
+            yield order, m, meter.peak
+
+
+held = {}
+for rank, (order, m, peak) in launch(activations, base.ranks, model.float(), list(computing), x.float(), y):
+    held.setdefault((order, rank), {})[m] = peak / 2**20
+
+
+# %%
+def undisturbed(steps, ranks):
+    """The bubble of the fastest step, in percent: whatever else the machine does can only add to its time."""
+    work = [[span for span in spans if span.kind != "optimizer step"] for spans in steps]
+    fastest = min(work, key=lambda spans: max(span.end for span in spans) - min(span.start for span in spans))
+    return 100 * bubble_of(fastest, ranks)
+
+
 picture, (left, right) = figure.axes(9.5, 3.4, columns=2)
 for p, color, marker in ((2, figure.BLUE, "o"), (4, figure.GREEN, "s")):
     left.plot(range(1, 17), [100 * pipeline.bubble(p, m) for m in range(1, 17)], **figure.LIMIT)
-    measured = [100 * median(bubble_of(spans, p) for spans in steps) for steps in waiting[p].values()]
-    left.plot(counts, measured, marker, color=color, label=f"waiting, p = {p}")
-steps_of = {m: steps for (order, m), steps in computing.items() if order == "gpipe"}
-measured = [100 * median(step.metrics["bubble_measured"] for step in steps) for steps in steps_of.values()]
-left.plot(steps_of.keys(), measured, "^", color=figure.ORANGE, label=f"computing, p = {base.ranks}")
+    left.plot(counts, [undisturbed(waiting[p][m], p) for m in counts], marker, color=color, label=f"waiting, p = {p}")
+measured = [undisturbed(steps, base.ranks) for steps in computing.values()]
+left.plot(computing.keys(), measured, "^", color=figure.ORANGE, label=f"computing, p = {base.ranks}")
 left.set(ylabel="bubble, % of all ranks' time", ylim=(0, 100))
 
-for (order, rank), (color, style) in zip((("gpipe", 0), ("1f1b", 0), ("1f1b", base.ranks - 1)), figure.STYLES):
-    held = {m: steps[-1].metrics[f"activation_bytes_on_rank_{rank}"] / 2**20 for (o, m), steps in computing.items() if o == order}
-    right.plot(held.keys(), held.values(), style, marker="o", color=color, label=f"{order}, rank {rank}")
+# %%
+last = base.ranks - 1
+for (order, rank), (color, style) in zip((("gpipe", 0), ("gpipe", last), ("1f1b", 0), ("1f1b", last)), figure.STYLES):
+    peaks = held[order, rank]
+    right.plot(peaks.keys(), peaks.values(), style, marker="o", color=color, label=f"{order}, rank {rank}")
 right.set(ylabel="activations held, MiB", ylim=(0, None))
 for axes in (left, right):
     figure.powers_of_two(axes, "micro-batches", counts)
@@ -483,16 +519,18 @@ for axes in (left, right):
 picture
 
 # %% [markdown]
-# On the left, the ranks that wait lie on the dashed formula, for two stages and for four. Those that compute lie on it or above:
-# their stages never take exactly the same time, small micro-batches make the work less even, and other programs take their share
-# of the cores.
+# On the left, dashed, the formula. The ranks that wait lie on it, for two stages and for four, or a hair above: messages take
+# time, too. Those that compute lie on it or above: their stages never take exactly the same time, small micro-batches make the
+# work less even, and other programs take their share of the cores.
 #
-# On the right, the activations, counted by the meter of chapter 11. Under 1F1B they fall as *m* grows, because a fixed number
-# of ever smaller micro-batches is held. Under GPipe all of them are held, whatever *m* is. (GPipe's line can still move: a ReLU's
-# output counts once for two layers, and where a stage begins or ends with one decides what it keeps.)
+# On the right, the bytes that autograd keeps, counted by the meter of chapter 11. Under 1F1B they fall as *m* grows: a fixed
+# number of ever smaller micro-batches is held, and the last rank holds a single one. Under GPipe all of them are held, whatever
+# *m* is. Gradient accumulation on one process would have saved this memory; GPipe spends it again.
 #
-# **And the speed?** One process with the whole batch against the pipeline, in turns on the same ranks, in random order. While the
-# one process works the others wait for it. The last way in the race is one process that uses as many *threads* as there are ranks.
+# **And the speed?** One process with the whole batch against the pipeline, forward and backward, in turns on the same ranks and
+# in random order. While the one process works the others wait for it. The last way in the race is one process that uses as many
+# *threads* as there are ranks.
+
 
 # %%
 def race(knobs, counts, rounds, digits, coin):
@@ -500,8 +538,7 @@ def race(knobs, counts, rounds, digits, coin):
     torch.manual_seed(0)
     whole = models.mlp(784, *[knobs.width] * (knobs.depth - 1), 10)
     x, y = next(digits.batches(knobs.batch_size))
-    layers = my_layers(whole)
-    stage = pipeline.Stage(layers, x, lambda out, y: cross_entropy(out, y, reduction="sum"))
+    stage = pipeline.Stage(my_layers(whole), x, summed)
 
     def alone(threads):
         if rank == 0:
@@ -513,10 +550,8 @@ def race(knobs, counts, rounds, digits, coin):
         stage.step(pipeline.SCHEDULES[knobs.schedule](rank, world, m), x.tensor_split(m), y.tensor_split(m))
 
     ways = {"one process": lambda: alone(1), "threads": lambda: alone(world), **{m: lambda m=m: piped(m) for m in counts}}
-    for turn in range(rounds + 1):  # the first round warms up
-        seconds = {way: timed(ways[way]) for way in coin.sample(list(ways), len(ways))}
-        if turn:
-            yield seconds
+    for _ in range(rounds):
+        yield {way: timed(ways[way]) for way in coin.sample(list(ways), len(ways))}
 
 
 # %%
@@ -528,31 +563,32 @@ def timed(work):
     return time.perf_counter() - start
 
 
-def raced(settings, counts=counts, rounds=9):
-    """Way → its time as a multiple of one process's."""
-    import random
-
-    counts = [m for m in counts if m <= settings.batch_size]
-    laps = [seconds for rank, seconds in launch(race, settings.ranks, settings, counts, rounds, mnist, random.Random(0)) if rank == 0]
-    name = f"{settings.ranks} ranks"
+def raced(settings, counts, rounds=13):
+    """Way → its time beside that of one process. The first round warms up."""
+    heard = launch(race, settings.ranks, settings, counts, rounds, mnist, random.Random(0))
+    laps = [seconds for rank, seconds in heard if rank == 0][1:]
+    names = {"threads": f"one process, {settings.ranks} threads", **{m: f"{settings.ranks} ranks, m = {m}" for m in counts}}
     return {
-        way: Comparison.of([(lap[way], lap["one process"]) for lap in laps], (f"{name}, m = {way}", "one process"))
-        for way in ("threads", *counts)
+        way: Comparison.of([(lap[way], lap["one process"]) for lap in laps], (name, "one process, one thread"))
+        for way, name in names.items()
     }
 
 
-ratios = raced(base)
-for m in steps_of:
-    print(ratios[m])
+# %%
+ratios = raced(base, list(computing))
+for ratio in ratios.values():
+    print(ratio)
 
 # %%
 p = base.ranks
 picture, (axes,) = figure.axes(7, 3.4)
-figure.draw_ratios(axes, {m: ratios[m] for m in steps_of}, ylabel="time of an update, × one process")
-axes.plot(steps_of.keys(), [(m + p - 1) / (m * p) for m in steps_of], color=figure.GREEN, linestyle="-.", label="(m + p − 1) / (m · p)")
+figure.draw_ratios(axes, {m: ratios[m] for m in computing}, ylabel="time of an update, × one process")
+axes.plot(computing.keys(), [(m + p - 1) / (m * p) for m in computing], color=figure.GREEN, linestyle="-.", label="(m + p − 1) / (m · p)")
 axes.axhline(ratios["threads"].ratio, color=figure.PURPLE, linestyle=":", label=f"one process, {p} threads")
 axes.plot([1, 8], [guess_one.value, guess_eight.value], "*", color=figure.ORANGE, markersize=13, label="predicted in part 2")
-figure.powers_of_two(axes, "micro-batches", steps_of)
+highest = [ratios[m].interval[1] for m in computing] + [ratios["threads"].ratio]
+axes.set_ylim(0, 1.1 * max(highest))
+figure.powers_of_two(axes, "micro-batches", computing)
 axes.legend(frameon=False, fontsize=8)
 picture
 
@@ -560,7 +596,7 @@ picture
 guess_one.against(ratios[1].ratio)
 
 # %%
-guess_eight.against(ratios[8 if 8 in ratios else max(steps_of)].ratio)
+guess_eight.against(ratios[8 if 8 in ratios else max(computing)].ratio)
 
 # %% [markdown]
 # The green line is what the formula promises: (*m* + *p* − 1) · *t*, where one process needs *m* · *p* · *t*. At *m* = 1 it
@@ -603,19 +639,24 @@ break_it
 # one would stand still for as long as you let it.
 
 # %% tags=["nbval-check-output"]
-for mistake in ("mismatched shapes", "dying rank", "two schedules"):
-    settings = base.turned(ranks=2, micro_batches=4, mistake=mistake, timeout=3.0)
+failures = {}
+for mistake, patience in (("mismatched shapes", 30.0), ("dying rank", 30.0), ("two schedules", 3.0)):
+    settings = base.turned(ranks=2, micro_batches=4, mistake=mistake, timeout=patience)
     try:
-        for _ in islice(pipeline.run(settings), 10):
-            pass
+        list(islice(pipeline.run(settings), 10))
     except RankFailed as failed:
-        print(f"{mistake}: rank {failed.rank} {failed.how}")
+        failures[mistake] = failed
+        print(f"{mistake}: {'the ranks' if failed.how == 'hung' else f'rank {failed.rank}'} {failed.how}")
+
+# %%
+for mistake in ("mismatched shapes", "dying rank"):
+    print(str(failures[mistake]).partition("\n")[0])
 
 # %% [markdown]
-# The first line is the one that a reader of logs is most grateful for: the ranks agree on shapes before anything is sent, and
-# the one whose layers do not fit says so. In the second, rank 1 is killed, as by a machine that fails; rank 0 only waits for
-# it, and is not blamed. The third is a *deadlock*: one rank follows GPipe and the other 1F1B, each waits for the other's next
-# message, and neither is at fault alone.
+# A reader of logs is most grateful for the first: the ranks agree on shapes before anything is sent, and the one whose layers do
+# not fit says so. In the second, rank 1 is killed, as by a machine that fails; rank 0 only waits for it, and is not blamed. The
+# third is a *deadlock*: one rank follows GPipe and the other 1F1B, each waits for a message that the other is not going to send
+# next, and neither is at fault alone.
 
 # %% [markdown]
 # ## 8. When it does not help
@@ -625,17 +666,18 @@ for mistake in ("mismatched shapes", "dying rank", "two schedules"):
 # matrix product over the cores and has neither bubble nor messages.
 
 # %%
-tiny = raced(base.turned(width=16), counts=[1, 8], rounds=9)
+most = min(8, base.batch_size)
+tiny = raced(base.turned(width=16), [most])
 cases = {
     "one batch in flight (m = 1)": ratios[1].ratio,
-    f"tiny stages (width 16, m = {max(m for m in tiny if m != 'threads')})": tiny[max(m for m in tiny if m != "threads")].ratio,
-    "the pipeline at its best m": min(ratios[m].ratio for m in steps_of),
+    f"tiny stages (width 16, m = {most})": tiny[most].ratio,
+    "the pipeline at its best m": min(ratios[m].ratio for m in computing),
     f"no pipeline: one process, {p} threads": ratios["threads"].ratio,
 }
 picture, (axes,) = figure.axes(8, 2.6)
 axes.barh(list(cases), list(cases.values()), color=[figure.ORANGE, figure.ORANGE, figure.BLUE, figure.GREEN])
-axes.bar_label(axes.containers[0], fmt=" %.2f ×")
-axes.axvline(1, **figure.LIMIT)
+axes.axvline(1, **figure.LIMIT, zorder=0)
+axes.bar_label(axes.containers[0], fmt="%.2f ×", padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 axes.set(xlabel="time of an update, × one process with one thread", xlim=(0, 1.2 * max(cases.values())))
 axes.invert_yaxis()
 picture
@@ -648,7 +690,7 @@ picture
 # The verdict, for this machine:
 
 # %%
-best = min(steps_of, key=lambda m: ratios[m].ratio)
+best = min(computing, key=lambda m: ratios[m].ratio)
 gains = "a gain" if ratios[1].differs and ratios[1].ratio < 1 else "no gain"
 faster = "faster" if ratios[best].differs and ratios[best].ratio < 1 else "not faster"
 verdict = (
@@ -712,7 +754,7 @@ check(backward_again)
 #
 # **Sources.** Y. Huang et al., *GPipe*, 2019, arXiv:1811.06965, section 2.3 · D. Narayanan et al., *PipeDream*, SOSP 2019,
 # section 3.2, and *Efficient Large-Scale Language Model Training on GPU Clusters*, 2021, arXiv:2104.04473, section 2.2, for 1F1B ·
-# P. Qi et al., *Zero Bubble Pipeline Parallelism*, 2023, arXiv:2401.10241, for the split backward pass.
+# P. Qi et al., *Zero Bubble Pipeline Parallelism*, 2024, arXiv:2401.10241, for the split backward pass.
 #
 # **Next.** Sharing work among several workers has a limit. A smaller model has none of its troubles, if it can be taught to do
 # as well. That is distillation, chapter 19.

@@ -132,7 +132,9 @@ WIRES = Exercise(
             "Stage 0 is the farthest from the loss and needs the most forwards ahead; the last stage needs none. All stages "
             "wait for one another when it is the other way round.",
         ),
-        Wrong(_one_way_only, "You count the messages of one direction. The activations travel out and the gradient travels back."),
+        Wrong(
+            _one_way_only, "You count the messages of one direction. The activations travel out and the gradient travels back."
+        ),
         Wrong(
             _one_too_many,
             "Fast enough, and more is held than needed: the last stage can turn back at once, so it needs no forward ahead.",
@@ -206,9 +208,7 @@ def _best_cut(judge, heeds_the_limit=True, otherwise=None):
 
     def answer(seconds, bytes_held, stages, limit):
         cuts = [
-            sizes
-            for sizes in _all_cuts(len(seconds), stages)
-            if not heeds_the_limit or max(_sums(bytes_held, sizes)) <= limit
+            sizes for sizes in _all_cuts(len(seconds), stages) if not heeds_the_limit or max(_sums(bytes_held, sizes)) <= limit
         ]
         best = min(cuts, key=lambda sizes: judge(_sums(seconds, sizes), _sums(bytes_held, sizes)), default=None)
         return otherwise(seconds, stages) if best is None and otherwise else best

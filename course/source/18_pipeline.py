@@ -40,14 +40,10 @@ from accel_lab.workbench import data, figure, models
 from accel_lab.workbench.chart import Badge, Curve, Sweep, Timeline
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.launch import RankFailed, launch
-from accel_lab.workbench.memory import ActivationMeter
 from accel_lab.workbench.notebook import log_verdict
 from accel_lab.workbench.panel import Panel, Prediction
 from accel_lab.workbench.proof import prove, snapshot
 from accel_lab.workbench.rank import RankSpans
-from accel_lab.workbench.step import Span
-
-torch.set_num_threads(1)  # each rank has one thread; so has this process, to be fair
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"width": 1024}`, and run the notebook again:
@@ -57,6 +53,7 @@ torch.set_num_threads(1)  # each rank has one thread; so has this process, to be
 knobs = {}
 
 # %%
+torch.set_num_threads(1)  # as every rank has: layers timed here take what they take there
 base = pipeline.Knobs(**{"batch_size": 512, "micro_batches": 8, **knobs})
 mnist = data.mnist5k()
 print(f"a network of {base.depth} linear layers, {base.width} wide, on {base.ranks} processes; batches of {base.batch_size}")
@@ -204,6 +201,9 @@ print(inspect.getsource(pipeline.gpipe))
 
 
 # %%
+from accel_lab.workbench.step import Span
+
+
 def play(schedule, stages, micro_batches, forward=1e-3, backward=2e-3):
     to_do = [list(schedule(stage, stages, micro_batches)) for stage in range(stages)]
     ends, clock, spans = {}, [0.0] * stages, []
@@ -475,6 +475,9 @@ for m in [m for m in counts if m <= base.batch_size]:
 
 
 # %%
+from accel_lab.workbench.memory import ActivationMeter
+
+
 def activations(model, counts, x, y):
     layers = my_layers(model)
     stage = pipeline.Stage(layers, x, summed)
@@ -499,15 +502,16 @@ def undisturbed(steps, ranks):
     return 100 * bubble_of(fastest, ranks)
 
 
+# %%
 picture, (left, right) = figure.axes(9.5, 3.4, columns=2)
 for p, color, marker in ((2, figure.BLUE, "o"), (4, figure.GREEN, "s")):
-    left.plot(range(1, 17), [100 * pipeline.bubble(p, m) for m in range(1, 17)], **figure.LIMIT)
+    formula = [100 * pipeline.bubble(p, m) for m in range(1, 17)]
+    left.plot(range(1, 17), formula, **figure.LIMIT, label="(p − 1) / (m + p − 1)" if p == 2 else None)
     left.plot(counts, [undisturbed(waiting[p][m], p) for m in counts], marker, color=color, label=f"waiting, p = {p}")
 measured = [undisturbed(steps, base.ranks) for steps in computing.values()]
 left.plot(computing.keys(), measured, "^", color=figure.ORANGE, label=f"computing, p = {base.ranks}")
 left.set(ylabel="bubble, % of all ranks' time", ylim=(0, 100))
 
-# %%
 last = base.ranks - 1
 for (order, rank), (color, style) in zip((("gpipe", 0), ("gpipe", last), ("1f1b", 0), ("1f1b", last)), figure.STYLES):
     peaks = held[order, rank]

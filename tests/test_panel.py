@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 from pydantic import model_validator
 
-from accel_lab.workbench.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.chart import Badge, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.figure import axes, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.notebook import SpeedLog, log_verdict, speed_log_path
 from accel_lab.workbench.panel import Panel, Prediction
 from accel_lab.workbench.panel.controls import Controls
+from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.step import Span, Step
 
 CHARTS = [Curve("throughput", "samples/s"), Sweep("parts", "bytes", "bytes", predicted=lambda k: 8 / k.parts), Timeline()]
@@ -261,3 +263,17 @@ def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert repr(log_verdict("three", "x")) == "Speed log: three"
     assert len(SpeedLog.read().entries) == 2
+
+
+def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():
+    names = [f"{kind} {i}" for kind in ("forward", "backward") for i in range(3)]
+    spans = tuple(Span(rank, name, place, place + 1) for rank in range(2) for place, name in enumerate(names))
+    _, (one,) = axes()
+    draw_spans(one, spans)
+    assert [text.get_text() for text in one.get_legend().get_texts()] == ["forward", "backward"]
+    assert sorted(text.get_text() for text in one.texts) == sorted(["0", "1", "2"] * 4)
+    live = live_chart(Timeline())
+    live.move(Record(Some(), "", spans=spans))
+    assert [len(mark.x) for mark in live._figure.marks] == [18, 18]  # three bars on each of two ranks: gap, start, end
+    forward = live._figure.marks[0]
+    assert forward.x[2] < forward.x[4]  # a seam between neighbours

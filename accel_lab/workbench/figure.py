@@ -149,11 +149,15 @@ def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequ
 
 
 def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each kind; what goes on beside other work in a thin lane below."""
+    """A bar for each span, a lane for each rank, a colour for each kind, with its number where there is room.
+
+    What goes on beside other work has a thin lane below.
+    """
     kinds = kinds_of(spans)
+    room = 0.02 * max((span.end for span in spans), default=0.0)
     for color, (kind, beside) in zip(cycle(SPAN_COLORS), kinds.items(), strict=False):
         bars = [span for span in spans if span.kind == kind]
-        one.barh(
+        drawn = one.barh(
             [span.rank + (0.3 if beside else 0.0) for span in bars],
             [(span.end - span.start) * 1e3 for span in bars],
             left=[span.start * 1e3 for span in bars],
@@ -163,6 +167,8 @@ def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
             linewidth=0.5,
             label=kind,
         )
+        numbers = [span.name.removeprefix(kind).strip() if span.end - span.start > room else "" for span in bars]
+        one.bar_label(drawn, numbers, label_type="center", color="white", fontsize=8)
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
     one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top

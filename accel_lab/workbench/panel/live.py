@@ -168,9 +168,11 @@ class LiveTimeline:
         self._show_ranks(max(span.rank for span in record.spans) + 1)
         kinds = kinds_of(record.spans)
         bars: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in [*self._marks, *kinds]}
+        seam = 0.003 * max(span.end for span in record.spans)  # or neighbours of one kind would look like one
         for span in record.spans:
+            end = max(span.end - seam, (span.start + span.end) / 2)
             lane = span.rank + (0.32 if kinds[span.kind] else 0.0)
-            bars[span.kind].append((span.start * 1e3, span.end * 1e3, lane))
+            bars[span.kind].append((span.start * 1e3, end * 1e3, lane))
         for kind, times in bars.items():
             mark = self._mark(kind)
             mark.stroke_width = 7 if kinds.get(kind) else 15 if any(kinds.values()) else 22

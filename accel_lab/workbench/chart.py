@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -11,6 +11,7 @@ from accel_lab.workbench.step import Span, Step
 
 # Okabe and Ito's colours, which colour-blind readers tell apart. Line styles differ too: colour never speaks alone.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A"
+BESIDE = 0.42  # how far below its rank's lane a span lies that runs beside another
 SPAN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 
 
@@ -68,6 +69,14 @@ class Badge:
     tolerance: float
     equal: str
     differs: str
+
+
+def kinds_beside(spans: Iterable[Span]) -> set[str]:
+    """The kinds of spans that run while their rank does something else, too: messages that travel during backward, say."""
+    spans = list(spans)
+    return {
+        late.kind for late in spans for early in spans if late.rank == early.rank and early.start < late.start < early.end
+    }
 
 
 Chart = Curve | Sweep | Timeline

@@ -9,7 +9,9 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from accel_lab.workbench.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.chart import (
+    BESIDE, BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline, kinds_beside,
+)  # fmt: skip
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.step import Span
 
@@ -136,15 +138,22 @@ def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequ
 
 
 def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each name."""
-    names = list(dict.fromkeys(span.name for span in spans))
-    for name, group in groupby(sorted(spans, key=lambda span: names.index(span.name)), key=lambda span: span.name):
+    """A bar for each span, a lane for each rank, a colour for each name, or each kind where the names are many.
+
+    What runs beside something else on its rank is a thin bar below it.
+    """
+    beside = kinds_beside(spans)
+    many = len({span.name for span in spans}) > len(SPAN_COLORS)
+    name_of = (lambda span: span.kind) if many else (lambda span: span.name)
+    names = list(dict.fromkeys(map(name_of, spans)))
+    for name, group in groupby(sorted(spans, key=lambda span: names.index(name_of(span))), key=name_of):
         bars = list(group)
+        thin = bars[0].kind in beside
         one.barh(
-            [span.rank for span in bars],
+            [span.rank + BESIDE * thin for span in bars],
             [(span.end - span.start) * 1e3 for span in bars],
             left=[span.start * 1e3 for span in bars],
-            height=0.7,
+            height=0.16 if thin else 0.6,
             color=SPAN_COLORS[names.index(name) % len(SPAN_COLORS)],
             edgecolor="white",
             linewidth=0.5,

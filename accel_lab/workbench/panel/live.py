@@ -11,7 +11,7 @@ import bqplot as bq
 import ipywidgets as w
 import numpy as np
 
-from accel_lab.workbench.chart import BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline
+from accel_lab.workbench.chart import BESIDE, BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline, kinds_beside
 from accel_lab.workbench.figure import STYLES
 
 INK = "var(--jp-ui-font-color1, #222)"
@@ -167,14 +167,19 @@ class LiveTimeline:
         self._due = perf_counter() + SECONDS_A_TIMELINE
         self._show_ranks(max(span.rank for span in record.spans) + 1)
         bars: dict[str, list[tuple[float, float, float]]] = {name: [] for name in self._marks}
+        beside, thin = kinds_beside(record.spans), set()
         for span in record.spans:
-            bars.setdefault(span.name, []).append((span.start * 1e3, span.end * 1e3, span.rank))
+            if span.kind in beside:
+                thin.add(span.name)
+            lane = span.rank + BESIDE * (span.kind in beside)
+            bars.setdefault(span.name, []).append((span.start * 1e3, span.end * 1e3, lane))
         for name, times in bars.items():
             mark = self._mark(name)
             with mark.hold_sync():
+                mark.stroke_width = 5 if name in thin else 20
                 mark.x = _floats([x for start, end, _ in times for x in (start, start, end)])
                 mark.y = _floats(
-                    [y for _, _, rank in times for y in (np.nan, rank, rank)]
+                    [y for _, _, lane in times for y in (np.nan, lane, lane)]
                 )  # the gap first: a line must not end in one
 
     def _show_ranks(self, ranks: int) -> None:

@@ -23,8 +23,9 @@ RING_TASK = """Every rank has a gradient of *n* numbers and the `share` of the b
 and they are not equal.
 
 Write `ring_average(gradient, share, rank, world, send, receive)`: return, on every rank, the sum over the ranks of share × gradient.
-This ring turns **to the left**: `send(tensor)` goes to rank − 1, `receive()` waits for what rank + 1 has sent, and rank 0's left neighbour is the
-last rank. No rank may send more than 2 · (world − 1) · ⌈n / world⌉ numbers. *n* need not divide by `world`, and `world` may be 1."""
+This ring turns **to the left**: `send(tensor)` goes to rank − 1, `receive()` waits for what rank + 1 has sent, and rank 0's left
+neighbour is the last rank. No rank may send more than 2 · (world − 1) · ⌈n / world⌉ numbers. *n* need not divide by `world`, and
+`world` may be 1."""
 
 
 def ring_cases(rng: random.Random) -> Iterator[Case]:
@@ -168,8 +169,9 @@ SHARD_TASK = """This worker runs on every rank. Nothing crashes, the loss falls,
 batch: it has several faults. Repair it.
 
 `batches` is a list of index tensors, the same on all ranks, of different lengths; each is one update with the mean loss over **all** its
-samples. Every sample is to be computed by one rank alone, and the parts of the ranks may differ by one sample at most. A batch may have fewer samples
-than there are ranks. The models begin equal; `all_reduce(tensor)` replaces a tensor by its sum over the ranks, and all ranks have to call it equally often."""
+samples. Every sample is to be computed by one rank alone, and the parts of the ranks may differ by one sample at most. A batch may
+have fewer samples than there are ranks. The models begin equal; `all_reduce(tensor)` replaces a tensor by its sum over the ranks,
+and all ranks have to call it equally often."""
 
 
 def shard_cases(rng: random.Random) -> Iterator[Case]:
@@ -256,16 +258,6 @@ def _worker(part=lambda batch, rank, world: batch[rank::world], weight=None, red
     return answer
 
 
-def _mean_times_share(model, optimizer, x, y, batches, rank, world, all_reduce):
-    for batch in batches:
-        mine = batch[rank::world]
-        optimizer.zero_grad()
-        (cross_entropy(model(x[mine]), y[mine]) * len(mine) / len(batch)).backward()
-        for parameter in model.parameters():
-            all_reduce(parameter.grad)
-        optimizer.step()
-
-
 _as_found = _worker(lambda batch, rank, world: batch[: -(-len(batch) // world)], lambda mine, all_, world: 1 / world, clear=False)
 _one_shard = _worker(lambda batch, rank, world: batch[: -(-len(batch) // world)], lambda mine, all_, world: 1 / world)
 _no_division = _worker(weight=lambda mine, all_, world: 1.0)
@@ -291,22 +283,22 @@ SHARD = Exercise(
             "the gradients of former batches are never cleared.",
         ),
         Wrong(_one_shard, "All ranks still take the same part of the batch. Which part is a rank's must depend on its number."),
-        Wrong(_no_division, "Each rank's mean is added up and nothing is divided: the step is as many times too long as there are ranks."),
+        Wrong(
+            _no_division,
+            "Each rank's mean is added up and nothing is divided: the step is as many times too long as there are ranks.",
+        ),
         Wrong(
             _mean_of_means,
             "A mean of the ranks' means gives each rank the same say, although one of them has a sample more, or none at all.",
         ),
         Wrong(_drops_the_rest, "Parts of len(batch) // world samples leave some over, and these take part in no update."),
         Wrong(
-            _mean_times_share,
-            "A rank that got no sample takes the mean of nothing, 0/0, and NaN times a share of 0 is still NaN, on all ranks "
-            "after the all-reduce. Add up the losses, and divide by the samples of the whole batch.",
-        ),
-        Wrong(
             _everything_everywhere,
             "The weights are right, but each rank computes the whole batch: nothing is shared out, and nothing can be gained.",
         ),
-        Wrong(_never_clears, "The first update is right, the later ones repeat former gradients: clear them before each backward."),
+        Wrong(
+            _never_clears, "The first update is right, the later ones repeat former gradients: clear them before each backward."
+        ),
     ),
 )
 
@@ -390,7 +382,8 @@ PLAN = Exercise(
         ),
         Wrong(
             _the_more_the_better,
-            "More ranks are not always better: beyond some number each adds more waiting than it takes off the computing. Try all from 1 to `most`.",
+            "More ranks are not always better: beyond some number each adds more waiting than it takes off the computing. Try "
+            "all from 1 to `most`.",
         ),
     ),
 )

@@ -74,9 +74,7 @@ class Badge:
 def kinds_beside(spans: Iterable[Span]) -> set[str]:
     """The kinds of spans that run while their rank does something else, too: messages that travel during backward, say."""
     spans = list(spans)
-    return {
-        late.kind for late in spans for early in spans if late.rank == early.rank and early.start < late.start < early.end
-    }
+    return {late.kind for late in spans for early in spans if late.rank == early.rank and early.start < late.start < early.end}
 
 
 Chart = Curve | Sweep | Timeline

@@ -10,8 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from accel_lab.workbench.chart import (
-    BESIDE, BLUE, GREEN, GREY, ORANGE, PURPLE, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline, kinds_beside,
-)  # fmt: skip
+    BESIDE,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SPAN_COLORS,
+    Chart,
+    Curve,
+    Record,
+    Sweep,
+    Timeline,
+    kinds_beside,
+)
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.step import Span
 
@@ -138,32 +150,35 @@ def _timeline(one: Axes, chart: Timeline, pinned: Sequence[Record], ghosts: Sequ
 
 
 def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each name, or each kind where the names are many.
+    """A bar for each span, a lane for each rank, a colour for each kind; its number, if it has one, where there is room.
 
     What runs beside something else on its rank is a thin bar below it.
     """
+    spans = sorted(spans, key=lambda span: span.start)
     beside = kinds_beside(spans)
-    many = len({span.name for span in spans}) > len(SPAN_COLORS)
-    name_of = (lambda span: span.kind) if many else (lambda span: span.name)
-    names = list(dict.fromkeys(map(name_of, spans)))
-    for name, group in groupby(sorted(spans, key=lambda span: names.index(name_of(span))), key=name_of):
-        bars = list(group)
-        thin = bars[0].kind in beside
-        one.barh(
+    kinds = list(dict.fromkeys(span.kind for span in spans))
+    room = 0.02 * max((span.end for span in spans), default=0.0)
+    for kind, group in groupby(sorted(spans, key=lambda span: kinds.index(span.kind)), key=lambda span: span.kind):
+        bars, thin = list(group), kind in beside
+        color = SPAN_COLORS[kinds.index(kind) % len(SPAN_COLORS)]
+        drawn = one.barh(
             [span.rank + BESIDE * thin for span in bars],
             [(span.end - span.start) * 1e3 for span in bars],
             left=[span.start * 1e3 for span in bars],
             height=0.16 if thin else 0.6,
-            color=SPAN_COLORS[names.index(name) % len(SPAN_COLORS)],
+            color=color,
             edgecolor="white",
             linewidth=0.5,
-            label=name,
+            label=kind,
         )
+        numbers = [span.name.removeprefix(kind).strip() if span.end - span.start > room else "" for span in bars]
+        if not thin:
+            one.bar_label(drawn, numbers, label_type="center", color="white", fontsize=8)
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
     one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
-    if names:
-        one.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    if kinds:
+        one.legend(frameon=False, fontsize=8, ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1))
 
 
 _DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}

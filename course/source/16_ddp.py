@@ -31,9 +31,11 @@ import os
 import random
 from collections import defaultdict
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+# %%
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
@@ -110,14 +112,15 @@ def bytes_of_the_ring(knobs):
     return 2 * (knobs.ranks - 1) / knobs.ranks * 4 * parameters
 
 
+# %%
 panel = Panel(
     ddp.run,
     base,
     [
         Curve("throughput", "samples/s"),
         Sweep(
-            "ranks", "bytes_sent", "MiB sent by each rank, per update", scale=2**-20,
-            predicted=bytes_of_the_ring, formula="predicted: 2(p − 1)/p · bytes of the gradient",
+            "ranks", "bytes_sent", "MiB sent by each rank", scale=2**-20,
+            predicted=bytes_of_the_ring, formula="2(p − 1)/p · gradient",
         ),
         Curve("loss", "loss", over="updates"),
         Timeline(),
@@ -193,9 +196,9 @@ for turn, axes in enumerate(row):
             came = {"xy": (said[rank][turn][0], rank - 0.22), "xytext": (said[rank][turn][0], rank - 0.85)}
             axes.annotate("", **came, arrowprops={"arrowstyle": "-|>", "color": figure.ORANGE, "linewidth": 1.6})
     axes.grid(False)
-    axes.set(title=f"turn {turn}" if turn else "at first", xticks=range(4), yticks=range(4) if not turn else [])
-    axes.set_xlabel("chunk", fontsize=8)
-row[0].set_ylabel("rank")
+    axes.set(xticks=range(4), xticklabels="ABCD", yticks=range(4) if not turn else [])
+    axes.set_title(f"turn {turn}" if turn else "at first", fontsize=10, pad=12)
+row[0].set(ylabel="rank", xlabel="chunk")
 picture
 
 # %% [markdown]
@@ -222,9 +225,10 @@ def recorded_ring(n):
     return spans.taken
 
 
+spans = [span for taken in on_ranks(recorded_ring, 4, 2_000_000).values() for span in taken[0]]
 picture, (axes,) = figure.axes(9, 2.6)
-figure.draw_spans(axes, [span for taken in on_ranks(recorded_ring, 4, 2_000_000).values() for span in taken[0]])
-axes.set_xlabel("milliseconds since all were ready")
+figure.draw_spans(axes, [replace(span, name=f"chunk {'ABCD'[int(span.name[-1])]}") for span in spans])
+axes.set(xlabel="milliseconds since all were ready", xlim=(0, None))
 picture
 
 # %% [markdown]
@@ -291,7 +295,7 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
-def train_on_rank(way, batches, weigh=True):
+def ten_updates(way, batches):
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
     model = models.mlp(784, 32, 10).double()
@@ -300,7 +304,7 @@ def train_on_rank(way, batches, weigh=True):
     optimizer = sgd(model)
     for x, y in batches:
         x_mine, y_mine = x[rank::world], y[rank::world]
-        if parallel and weigh:
+        if parallel:
             parallel.share = len(y_mine) / len(y)
         optimizer.zero_grad()
         cross_entropy(forward(x_mine), y_mine).backward()
@@ -322,7 +326,7 @@ def one_process(batches):
 
 def proof_with(size):
     batches = [(x.double(), y) for x, y in islice(mnist.batches(size), 10)]
-    ours, torchs = (on_ranks(train_on_rank, 2, way, batches) for way in ("ours", "torch"))
+    ours, torchs = (on_ranks(ten_updates, 2, way, batches) for way in ("ours", "torch"))
     return prove({"one process": one_process(batches), "ours, rank 0": ours[0], "ours, rank 1": ours[1], "torch's DDP": torchs[0]})
 
 
@@ -404,7 +408,7 @@ def race(rounds=9, **changes):
     ways = {"two ranks": {"ranks": 2}, "one rank": {"ranks": 1}, "one rank, two threads": {"ranks": 1, "threads": 2}}
     seconds = {way: [] for way in ways}
     with ExitStack() as stack:
-        runs = {way: stack.enter_context(closing(ddp.run(quiet.turned(**knobs)))) for way, knobs in ways.items()}
+        runs = {way: stack.enter_context(closing(ddp.run(quiet.turned(**changed)))) for way, changed in ways.items()}
         for _ in range(rounds + 1):
             for way in random.sample(list(runs), len(runs)):
                 next(runs[way]), next(runs[way])  # these were begun while another was timed
@@ -414,14 +418,14 @@ def race(rounds=9, **changes):
 
 def against(way, races):
     pairs = {size: zip(seconds["two ranks"], seconds[way]) for size, seconds in races.items()}
-    return {size: Comparison.of(pair, ("two ranks", way)) for size, pair in pairs.items()}
+    return {size: Comparison.of(pair, ("training on two ranks", f"that on {way}")) for size, pair in pairs.items()}
 
 
 # %%
 by_width = {width: race(width=width) for width in (16, 64, 256, 1024)}
 over_one, over_threads = against("one rank", by_width), against("one rank, two threads", by_width)
 for width in by_width:
-    print(f"width {width:>4}: {over_one[width]}\n            {over_threads[width]}")
+    print(f"width {width}\n    {over_one[width]}\n    {over_threads[width]}")
 
 
 # %%
@@ -462,8 +466,8 @@ at = min(by_width, key=lambda width: abs(width - base.width))
 guess_speed.against(1 / over_one[at].ratio)
 
 # %% [markdown]
-# Two workers are slower, until the model is this big. *How* big depends on the machine, and on what else it does meanwhile. Two
-# costs are at work. Each message takes some time, however small it is; that is what a narrow network pays, and a wider
+# Two workers are slower, until the model is this big. *How* big depends on the machine, and on what else it does meanwhile; and
+# where the lines above say *at no width*, that is an answer, too. Two costs are at work. Each message takes some time, however small it is; that is what a narrow network pays, and a wider
 # one soon outgrows. And each byte takes some time. That cost does *not* shrink in proportion here: with the width, the
 # sums to be done and the bytes to be sent both grow as the number of parameters. Part 8 shows the lever for that one.
 
@@ -485,6 +489,7 @@ break_it = Panel(
     controls=["mistake", "ranks"],
     baselines={"no mistake": broken},
     tour=[broken.turned(mistake=m) for m in ("skip the division", "forget the broadcast", "same shard everywhere", "slow rank")],
+    seconds=1.5,
     badge=Badge("update_error", 1e-4, "every update is that of one process", "not the update of one process"),
 )  # fmt: skip
 break_it
@@ -593,7 +598,7 @@ print("two ranks, against one with two threads:   ", break_even(more_over_thread
 for ranks in (1, 2, 4):
     steps = list(islice(ddp.run(plain.turned(ranks=ranks, width=256)), 16))[4:]
     typical = sorted(step.throughput for step in steps)[len(steps) // 2]
-    print(f"{ranks} ranks: {typical:>9,.0f} samples/s, {steps[-1].metrics['bytes_sent'] / 2**20:.2f} MiB sent by each per update")
+    print(f"{ranks} rank{'s' if ranks > 1 else ' '}: {typical:>9,.0f} samples/s, {steps[-1].metrics['bytes_sent'] / 2**20:.2f} MiB sent by each per update")
 
 # %% [markdown]
 # **When the model does not fit.** Every rank holds all of it, and the optimizer's memory besides. For that the model itself has to

@@ -7,8 +7,14 @@ import papermill
 import pytest
 
 COURSE = Path(__file__).parents[2] / "course"
-OTHER_KNOBS = {"accumulation": {"batch_size": 50, "learning_rate": 0.05}}
-WRONG_KNOBS = {"accumulation": ({"micro_batches": 99}, "micro_batches: should be less than or equal to 64")}
+OTHER_KNOBS = {
+    "accumulation": {"batch_size": 50, "learning_rate": 0.05},
+    "ddp": {"width": 64, "batch_size": 50},
+}
+WRONG_KNOBS = {
+    "accumulation": ({"micro_batches": 99}, "micro_batches: should be less than or equal to 64"),
+    "ddp": ({"ranks": 9}, "ranks: should be less than or equal to 4"),
+}
 CHAPTERS = [path for path in sorted(COURSE.glob("[0-9]*.ipynb")) if path.stem[3:] in OTHER_KNOBS]
 
 

@@ -143,7 +143,7 @@ class LiveSweep:
 
 
 class LiveTimeline:
-    """One mark for each name of a span, its bars separated by gaps: as many marks as names, not as spans."""
+    """One mark for each kind of span, its bars separated by gaps: as many marks as kinds, not as spans."""
 
     def __init__(self, chart: Timeline):
         self._ranks = bq.LinearScale(min=-0.6, max=0.6, reverse=True)
@@ -166,17 +166,16 @@ class LiveTimeline:
             return
         self._due = perf_counter() + SECONDS_A_TIMELINE
         self._show_ranks(max(span.rank for span in record.spans) + 1)
-        bars: dict[str, list[tuple[float, float, float]]] = {name: [] for name in self._marks}
-        beside, thin = kinds_beside(record.spans), set()
-        for span in record.spans:
-            if span.kind in beside:
-                thin.add(span.name)
-            lane = span.rank + BESIDE * (span.kind in beside)
-            bars.setdefault(span.name, []).append((span.start * 1e3, span.end * 1e3, lane))
-        for name, times in bars.items():
-            mark = self._mark(name)
+        bars: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in self._marks}
+        seam = 0.003 * max(span.end for span in record.spans)  # or neighbours of one kind would look like one
+        beside = kinds_beside(record.spans)
+        for span in sorted(record.spans, key=lambda span: span.start):
+            end = max(span.end - seam, (span.start + span.end) / 2)
+            bars.setdefault(span.kind, []).append((span.start * 1e3, end * 1e3, span.rank + BESIDE * (span.kind in beside)))
+        for kind, times in bars.items():
+            mark = self._mark(kind)
             with mark.hold_sync():
-                mark.stroke_width = 5 if name in thin else 20
+                mark.stroke_width = 5 if kind in beside else 20
                 mark.x = _floats([x for start, end, _ in times for x in (start, start, end)])
                 mark.y = _floats(
                     [y for _, _, lane in times for y in (np.nan, lane, lane)]
@@ -187,13 +186,13 @@ class LiveTimeline:
             self._ranks.max = ranks - 0.4
             self._lanes.tick_values = np.arange(ranks, dtype=float)
 
-    def _mark(self, name: str) -> bq.Lines:
-        if name not in self._marks:
+    def _mark(self, kind: str) -> bq.Lines:
+        if kind not in self._marks:
             color = SPAN_COLORS[len(self._marks) % len(SPAN_COLORS)]
-            self._marks[name] = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], stroke_width=22)
+            self._marks[kind] = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], stroke_width=22)
             self._figure.marks = list(self._marks.values())
-            self._names.value = "".join(_swatch(name, mark.colors[0]) for name, mark in self._marks.items())
-        return self._marks[name]
+            self._names.value = "".join(_swatch(kind, mark.colors[0]) for kind, mark in self._marks.items())
+        return self._marks[kind]
 
 
 def _swatch(name: str, color: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from accel_lab.workbench import data, models
-from accel_lab.workbench.chart import Record, Sweep
+from accel_lab.workbench.chart import Record, Sweep, kinds_beside
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, Spans, pick_device, train
 from accel_lab.workbench.memory import ActivationMeter, process_peak
@@ -278,3 +278,9 @@ def test_a_long_record_is_thinned_and_keeps_its_means_and_its_end():
 def test_a_prediction_leaves_out_what_the_knobs_refuse():
     sweep = Sweep("parts", "bytes", "bytes", scale=2.0, predicted=lambda knobs: 6 / knobs.parts)
     assert sweep.prediction(Half()) == ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [12.0, 6.0, 4.0, 3.0, pytest.approx(2.4), 2.0])
+
+
+def test_what_runs_beside_something_else_on_its_rank_is_told_from_what_follows():
+    in_a_row = [Span(rank, name, start, start + 1) for rank in (0, 1) for start, name in enumerate(("forward", "backward"))]
+    assert kinds_beside([]) == kinds_beside(in_a_row) == set()
+    assert kinds_beside([*in_a_row, Span(1, "bucket 0", 1.5, 2.5), Span(1, "bucket 1", 2.5, 3.0)]) == {"bucket"}

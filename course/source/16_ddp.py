@@ -100,8 +100,8 @@ guess_speed
 # %% [markdown]
 # ## 3. See
 #
-# A small network is trained on handwritten digits, by processes that are started as you press the button. The dashed orange line
-# is one rank that has the batch to itself.
+# A small network is trained on handwritten digits, by processes that are started as you press the button. The batch stays as
+# it is; more ranks get smaller parts of it. The dashed orange line is one rank that has it to itself.
 #
 # Press **Start**. Then change the **ranks**, move **width** up and down, and try the **methods**: what makes two ranks catch up?
 # In the timeline each lane is one process; the thin bars below a lane are messages under way.
@@ -246,7 +246,7 @@ print(inspect.getsource(ddp.average_flat))
 # %% [markdown]
 # The first one sends a message for each parameter, and each message waits for a round of greetings, however small it is. The
 # second one packs everything into one long tensor: fewer waits, and a copy. Both leave the network idle while the backward pass
-# computes, and the processor idle while the messages travel.
+# computes, and have nothing to compute while the messages travel.
 #
 # The third way uses what backward does anyway: it finishes the gradients of the **last** layer first. So they can be on their
 # way while it still works on the others. Gradients are collected in **buckets**, and each is sent as soon as it is full:
@@ -280,9 +280,10 @@ rows[-1].set_xlabel("milliseconds since the update began")
 picture
 
 # %% [markdown]
-# With buckets, the thin bars lie *below* backward: the messages travel while it works. Whether the update gets any shorter is
-# another matter. Where two ranks share two cores, carrying bytes is work for the same two cores, and what is hidden in the
-# picture is not free. On a cluster the network card does it, and there the overlap is worth a lot.
+# With buckets, the thin bars lie *below* backward: the messages set out while it works. Its own bar has grown, for it now ends
+# only when the last message is through; compare where the whole updates end. Whether they get any shorter is another matter:
+# where two ranks share two cores, carrying bytes is work for the same two cores, and what is hidden in the picture is not
+# free. On a cluster the network card does it, and there the overlap is worth a lot.
 #
 # ## 5. Prove
 #
@@ -477,8 +478,8 @@ guess_speed.against(1 / over_one[at].ratio)
 # In the panel below every update is repeated from the same weights by one process that has the whole batch, and the difference is drawn: the
 # *error of the update*, 1 meaning that all of it is wrong. Rounding alone gives about 10⁻⁶.
 #
-# Press **Start**, then go through the mistakes. Which of them would you have noticed from the loss? The last few end the run, and
-# the line beside the buttons says which rank it was, and why.
+# Press **Start**, then go through the mistakes. Which of them would you have noticed from the loss? *Mismatched shapes*, *dying
+# rank* and *the article's formula* end the run, and the line beside the buttons says why.
 
 # %%
 broken = base.turned(twin=True, ranks=max(2, base.ranks), mistake="none")

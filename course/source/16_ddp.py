@@ -454,9 +454,13 @@ picture
 
 # %%
 def break_even(ratios, what):
-    """The first size at which two ranks are surely faster, in words."""
-    faster = [size for size, ratio in ratios.items() if ratio.differs and ratio.ratio < 1]
-    return f"faster from {what} {min(faster)} on" if faster else f"at no {what} surely faster"
+    """From which size on two ranks are surely faster, and up to which they are surely slower, in words."""
+    sizes = sorted(ratios)
+    slower = [size for size in sizes if ratios[size].differs and ratios[size].ratio > 1]
+    surely = {size: ratios[size].differs and ratios[size].ratio < 1 for size in sizes}
+    faster = [size for size in sizes if all(surely[larger] for larger in sizes if larger >= size)]
+    said = [f"surely slower up to {what} {max(slower)}"] if slower else []
+    return ", ".join(said + [f"surely faster from {what} {min(faster)} on" if faster else f"at no {what} surely faster"])
 
 
 print("two ranks, against one rank:               ", break_even(over_one, "width"))
@@ -468,15 +472,18 @@ guess_speed.against(1 / over_one[at].ratio)
 
 # %% [markdown]
 # Two workers are slower, until the model is this big. *How* big depends on the machine, and on what else it does meanwhile; and
-# where the lines above say *at no width*, that is an answer, too. Two costs are at work. Each message takes some time, however small it is; that is what a narrow network pays, and a wider
-# one soon outgrows. And each byte takes some time. That cost does *not* shrink in proportion here: with the width, the
-# sums to be done and the bytes to be sent both grow as the number of parameters. Part 8 shows the lever for that one.
+# where the lines above say *at no width*, that is an answer, too: the second core was busy with something else, or sending
+# costs more than it saves. A wide band means that this machine was busy, and that the run did not settle it.
+#
+# Two costs are at work. Each message takes some time, however small it is; that is what a narrow network pays, and a wider one
+# soon outgrows. And each byte takes some time. That cost does *not* shrink in proportion here: with the width, the sums to be
+# done and the bytes to be sent both grow as the number of parameters. Part 8 shows the lever for that one.
 
 # %% [markdown]
 # ## 7. Break it
 #
-# In the panel below every update is repeated from the same weights by one process that has the whole batch, and the difference is drawn: the
-# *error of the update*, 1 meaning that all of it is wrong. Rounding alone gives about 10⁻⁶.
+# In the panel below every update is repeated from the same weights by one process that has the whole batch, and the difference is
+# drawn: the *error of the update*, 1 meaning that all of it is wrong. Rounding alone gives about 10⁻⁶.
 #
 # Press **Start**, then go through the mistakes. Which of them would you have noticed from the loss? *Mismatched shapes*, *dying
 # rank* and *the article's formula* end the run, and the line beside the buttons says why.

@@ -145,13 +145,14 @@ panel
 #
 # $$\nabla L = \sum_{r=1}^{p} \frac{n_r}{n} \nabla L_r .$$
 #
-# So each rank weighs its gradient by its share of the batch, and all need the sum: an **all-reduce**. Then every rank makes the same
-# update. Weights that began equal stay equal, without ever being sent again. Nothing is split here but the batch.
+# So each rank weighs its gradient by its share of the batch, and all need the sum: an **all-reduce**. Then every rank makes the
+# same update. Weights that began equal stay equal, without ever being sent again. Nothing is split here but the batch.
 #
 # ### The ring
 #
-# How do *p* ranks add up? If each sent its gradient to all others, it would send *p* − 1 of them. A ring does better. Cut the gradient into *p*
-# **chunks**, let each rank hear only from the rank before it and speak only to the one after it, and keep every link busy all the time:
+# How do *p* ranks add up? If each sent its gradient to all others, it would send *p* − 1 of them. A ring does better. Cut the
+# gradient into *p* **chunks**, let each rank hear only from the rank before it and speak only to the one after it, and keep
+# every link busy all the time:
 
 # %%
 print(inspect.getsource(ddp.ring_moves))
@@ -202,9 +203,9 @@ row[0].set(ylabel="rank", xlabel="chunk")
 picture
 
 # %% [markdown]
-# An orange arrow is a chunk that has just arrived from the rank above, and for rank 0 from rank 3. In the first three turns
-# sums grow on their way, until each rank holds one complete chunk, a 4. In the last three these go round and replace what is
-# there. Each rank has sent 2(*p* − 1) chunks of 1/*p* of the gradient, which is $2(p-1)/p$ of it, and no way of doing it sends less.
+# An orange arrow is a chunk that has just arrived from the rank above, and for rank 0 from rank 3. In the first three turns sums
+# grow on their way, until each rank holds one complete chunk, a 4. In the last three these go round and replace what is there.
+# Each rank has sent 2(*p* − 1) chunks of 1/*p* of the gradient, which is $2(p-1)/p$ of it, and no way of doing it sends less.
 
 # %% tags=["nbval-check-output"]
 print("at the end every rank holds", said[0][-1][1], "- all equal:", all(turns[-1][1] == said[0][-1][1] for turns in said.values()))
@@ -356,8 +357,8 @@ ragged
 #
 # ## 6. Measure
 #
-# First the bytes. Our formula promises 2(*p* − 1)/*p* of the gradient from each rank. We do not count them ourselves: Linux counts what
-# a process hands over to be written, to files and to sockets.
+# First the bytes. Our formula promises 2(*p* − 1)/*p* of the gradient from each rank. We do not count them ourselves: Linux
+# counts what a process hands over to be written, to files and to sockets.
 
 # %%
 def written():
@@ -460,7 +461,8 @@ def break_even(ratios, what):
     surely = {size: ratios[size].differs and ratios[size].ratio < 1 for size in sizes}
     faster = [size for size in sizes if all(surely[larger] for larger in sizes if larger >= size)]
     said = [f"surely slower up to {what} {max(slower)}"] if slower else []
-    return ", ".join(said + [f"surely faster from {what} {min(faster)} on" if faster else f"at no {what} surely faster"])
+    said.append(f"surely faster from {what} {min(faster)} on" if faster else f"at no {what} surely faster")
+    return ", ".join(said)
 
 
 print("two ranks, against one rank:               ", break_even(over_one, "width"))
@@ -508,15 +510,16 @@ break_it
 #   loss falls all the same.
 # - **same shard everywhere** is the quietest. All ranks agree perfectly, the loss falls nicely, and every second sample
 #   trains nothing. A sampler that does not know its rank does this, without a word.
-# - **wrong rank order**: one rank packs its parameters in another order. Gradients are added up that have nothing to do with one another.
+# - **wrong rank order**: one rank packs its parameters in another order. Gradients are added up that have nothing to do with one
+#   another.
 # - **slow rank** is no mistake in the result, look at the badge. In the timeline above, all others wait: the slowest rank
 #   sets the pace.
 #
 # ### The article's formula
 #
 # And *new = average(old + gradient × number of processes)*? Averaging the weights of ranks that made the same kind of step is
-# averaging their gradients, so the idea has a sound core. Three things are wrong with it as it stands: the sign climbs, there is no learning
-# rate, and the step grows with the number of ranks. Word for word it is this:
+# averaging their gradients, so the idea has a sound core. Three things are wrong with it as it stands: the sign climbs, there is
+# no learning rate, and the step grows with the number of ranks. Word for word it is this:
 
 # %%
 print(inspect.getsource(ddp.article_update))
@@ -597,8 +600,8 @@ print("two ranks, against one rank:               ", break_even(more_samples, "b
 print("two ranks, against one with two threads:   ", break_even(more_over_threads, "batch size"))
 
 # %% [markdown]
-# That is why large trainings use large batches, and it is no free lunch: a larger batch means fewer updates for the same samples, and
-# the learning rate must be found again.
+# That is why large trainings use large batches, and it is no free lunch: a larger batch means fewer updates for the same
+# samples, and the learning rate must be found again.
 #
 # **When ranks outnumber the cores.** Ranks that take turns on a core compute no faster, and there are more of them to wait for:
 
@@ -606,14 +609,16 @@ print("two ranks, against one with two threads:   ", break_even(more_over_thread
 for ranks in (1, 2, 4):
     steps = list(islice(ddp.run(plain.turned(ranks=ranks, width=256)), 16))[4:]
     typical = sorted(step.throughput for step in steps)[len(steps) // 2]
-    print(f"{ranks} rank{'s' if ranks > 1 else ' '}: {typical:>9,.0f} samples/s, {steps[-1].metrics['bytes_sent'] / 2**20:.2f} MiB sent by each per update")
+    sent = steps[-1].metrics["bytes_sent"] / 2**20
+    print(f"{ranks} rank{'s' if ranks > 1 else ' '}: {typical:>9,.0f} samples/s, {sent:.2f} MiB sent by each per update")
 
 # %% [markdown]
 # **When the model does not fit.** Every rank holds all of it, and the optimizer's memory besides. For that the model itself has to
 # be split, over pipeline stages or shards.
 #
-# On one machine, threads are the first thing to try. Ranks are for what threads cannot have: a GPU each, or a machine each. The worker
-# you have been running does not know the difference. Started by PyTorch's own launcher on each of two machines it trains across them:
+# On one machine, threads are the first thing to try. Ranks are for what threads cannot have: a GPU each, or a machine each. The
+# worker you have been running does not know the difference. Started by PyTorch's own launcher on each of two machines it trains
+# across them:
 #
 # ```
 # torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 -m accel_lab run ddp --steps 100
@@ -681,8 +686,8 @@ check(best_ranks)
 # %% [markdown]
 # ## 10. Take away
 #
-# - Data parallelism splits the batch, not the model. Ranks that start equal and average their gradients, each weighed by its share, do the
-#   training of one process with the whole batch.
+# - Data parallelism splits the batch, not the model. Ranks that start equal and average their gradients, each weighed by its
+#   share, do the training of one process with the whole batch.
 # - A ring sends 2(*p* − 1)/*p* of the gradient from each rank, less than twice its size for any number of ranks.
 # - It pays when the computing per rank outweighs the sending: more samples per rank, or a better wire. Width alone outgrows only
 #   the cost per message.
@@ -693,8 +698,8 @@ check(best_ranks)
 # rounding. Batch normalization sees a rank's samples only, and dropout draws on each rank for itself.
 #
 # **Sources.** P. Patarasuk and X. Yuan, *Bandwidth optimal all-reduce algorithms for clusters of workstations*, 2009 · S. Li et
-# al., *PyTorch Distributed: Experiences on accelerating data parallel training*, 2020, arXiv:2006.15704 · P. Goyal et al., *Accurate, Large
-# Minibatch SGD*, 2017, arXiv:1706.02677, for the learning rate of large batches.
+# al., *PyTorch Distributed: Experiences on accelerating data parallel training*, 2020, arXiv:2006.15704 · P. Goyal et al.,
+# *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, for the learning rate of large batches.
 #
 # **Next.** Every rank waits for the slowest, at every update. What if nobody waited, and a server took gradients as they came?
 # That is the parameter server, chapter 17; and if the model itself is too large for one rank, chapter 18 cuts it into a pipeline.

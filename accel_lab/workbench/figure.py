@@ -167,7 +167,8 @@ def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
             linewidth=0.5,
             label=kind,
         )
-        numbers = [span.name.removeprefix(kind).strip() if span.end - span.start > room else "" for span in bars]
+        roomy = [span.end - span.start > room and not beside for span in bars]
+        numbers = [span.name.removeprefix(kind).strip() if fits else "" for span, fits in zip(bars, roomy, strict=True)]
         one.bar_label(drawn, numbers, label_type="center", color="white", fontsize=8)
     ranks = sorted({span.rank for span in spans})
     one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])

@@ -137,6 +137,8 @@ def _sweep(one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[R
     if chart.log_x:
         one.set_xscale("log", base=2)
         one.xaxis.set_major_formatter("{x:g}")
+    elif styled and type(getattr(styled[-1][0].knobs, chart.knob)) is int:
+        one.xaxis.get_major_locator().set_params(integer=True)
     _upward(one, chart.log)
     _legend(one)
 

@@ -512,10 +512,10 @@ measured = [undisturbed(steps, base.ranks) for steps in computing.values()]
 left.plot(computing.keys(), measured, "^", color=figure.ORANGE, label=f"computing, p = {base.ranks}")
 left.set(ylabel="bubble, % of all ranks' time", ylim=(0, 100))
 
-last = base.ranks - 1
+last, names = base.ranks - 1, {"gpipe": "GPipe", "1f1b": "1F1B"}
 for (order, rank), (color, style) in zip((("gpipe", 0), ("gpipe", last), ("1f1b", 0), ("1f1b", last)), figure.STYLES):
     peaks = held[order, rank]
-    right.plot(peaks.keys(), peaks.values(), style, marker="o", color=color, label=f"{order}, rank {rank}")
+    right.plot(peaks.keys(), peaks.values(), style, marker="o", color=color, label=f"{names[order]}, rank {rank}")
 right.set(ylabel="activations held, MiB", ylim=(0, None))
 for axes in (left, right):
     figure.powers_of_two(axes, "micro-batches", counts)
@@ -610,11 +610,11 @@ guess_eight.against(ratios[8 if 8 in ratios else max(computing)].ratio)
 #
 # ## 7. Break it
 #
-# One click each. The error of the update is its distance to what one process would have done; rounding alone gives about 10⁻⁶.
+# One click each. The error of the update is its distance to what one process would have done; rounding alone gives about 10⁻⁵.
 # Some mistakes spoil the *numbers*, others only the *time*. Which are which? Look at the timeline as well.
 
 # %%
-broken = base.turned(twin=True)
+broken = base.turned(twin=True, learning_rate=max(1e-4, base.learning_rate / 10))  # or some mistakes would end the run at once
 break_it = Panel(
     pipeline.run,
     broken,

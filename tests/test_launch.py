@@ -24,6 +24,8 @@ from accel_lab.workbench.loop import train
 from accel_lab.workbench.rank import RankSpans
 from accel_lab.workbench.world import RankKnobs, launch_steps
 
+pytestmark = pytest.mark.alone  # what must end in time is watched by the clock
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 

@@ -252,7 +252,8 @@ def test_mishaps():
         some_steps(10, mistake="dying rank")
     with pytest.raises(RankFailed, match="does not fit the layers of rank 1"):
         some_steps(mistake="mismatched shapes")
-    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*_receive.*rank 1 stands here.*_receive") as failed:
+    # Rank 1 may have found messages for all it waited for, in the wrong order, and be done with its step.
+    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*_receive.*rank 1 stands here") as failed:
         some_steps(mistake="two schedules", timeout=1.0)
     assert failed.value.how == "hung"
 

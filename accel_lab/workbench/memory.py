@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 import threading
@@ -135,7 +134,6 @@ def process_peak(device: torch.device | None = None) -> Iterator[PeakBytes]:
 
 
 def _give_back_freed_memory() -> None:
-    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from math import log10
+from math import floor, isfinite, log10
 from time import perf_counter
 
 import bqplot as bq
@@ -67,40 +67,69 @@ def _knob_axis(chart: Sweep) -> bq.Axis:
     return _axis(bq.LogScale(min=low / 1.15, max=high * 1.15), label, tick_values=np.array(powers))
 
 
+NICE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+
+
+def _reach(scale: bq.LinearScale, value: float) -> None:
+    """Let a scale from 0 end at a round number above the value, and leave it alone while that fits.
+
+    An axis that follows every point would be drawn anew with it, and drawing takes time from the training.
+    """
+    if scale.max is not None and scale.max / 3 < value <= scale.max:
+        return
+    if value > 0 and isfinite(value):
+        decade = 10.0 ** floor(log10(value))
+        scale.max = next(nice * decade for nice in NICE if nice * decade >= value * 0.999)
+
+
 class LiveCurve:
     def __init__(self, chart: Curve):
         self.chart = chart
         across, upward = _axis(bq.LinearScale(min=0.0), chart.over), _upward(chart)
         self._scales = {"x": across.scale, "y": upward.scale}
         self._live = bq.Lines(x=[], y=[], scales=self._scales, colors=[BLUE], stroke_width=2.5)
+        self._behind: list[bq.Lines] = []
+        self._kept = (0.0, 0.0)  # how far right and up what stays reaches
         self.view = _figure(across, upward)
 
     def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
         """Draw what stays: pinned records and ghosts behind the live line, and the limit."""
         marks = []
-        for record, color, style in styled(pinned, ghosts):
-            mark = bq.Lines(x=[], y=[], scales=self._scales, colors=[color], line_style=DASHES[style], stroke_width=1.6)
-            if self._put(mark, record):
-                marks.append(mark)
+        shown = [(*self._points(record), color, style) for record, color, style in styled(pinned, ghosts)]
+        shown = [(xs, ys, color, style) for xs, ys, color, style in shown if len(ys)]
+        right = max((float(xs.max()) for xs, *_ in shown), default=0.0)
+        up = max((float(ys.max()) for _, ys, *_ in shown), default=0.0)
+        for xs, ys, color, style in shown:
+            look = {"colors": [color], "line_style": DASHES[style], "stroke_width": 1.6}
+            marks.append(bq.Lines(x=xs, y=ys, scales=self._scales, **look))
         if self.chart.limit:
-            end = max([1.0, *(self._across(record)[-1] for record in (*pinned, *ghosts) if record.seconds)])
-            line = {"x": [0.0, end], "y": [self.chart.limit[0]] * 2}
+            right, up = max(1.0, right), max(self.chart.limit[0], up)
+            line = {"x": [0.0, right], "y": [self.chart.limit[0]] * 2}
             marks.append(bq.Lines(**line, scales=self._scales, colors=[INK], line_style="dashed", stroke_width=1))
+        self._kept = (right, up)
         self._behind = marks
         self.view.marks = marks
+        self._fit(0.0, 0.0)
 
     def move(self, record: Record) -> None:
-        if self._put(self._live, record) and self._live not in self.view.marks:
+        xs, ys = self._points(record)
+        if not len(ys):
+            return
+        self._fit(float(xs[-1]), float(ys.max()))
+        with self._live.hold_sync():
+            self._live.x, self._live.y = xs, ys
+        if self._live not in self.view.marks:
             self.view.marks = [*self._behind, self._live]
 
-    def _across(self, record: Record) -> list[float]:
-        return record.seconds if self.chart.over == "seconds" else record.updates
-
-    def _put(self, mark: bq.Lines, record: Record) -> bool:
+    def _points(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         values = record.series.get(self.chart.metric, [])
-        with mark.hold_sync():
-            mark.x, mark.y = _floats(self._across(record)[-len(values) :]), _floats(values, self.chart.scale)
-        return bool(values)
+        across = record.seconds if self.chart.over == "seconds" else record.updates
+        return _floats(across[len(across) - len(values) :]), _floats(values, self.chart.scale)
+
+    def _fit(self, right: float, up: float) -> None:
+        _reach(self._scales["x"], max(right, self._kept[0]))
+        if not self.chart.log:
+            _reach(self._scales["y"], max(up, self._kept[1]))
 
 
 class LiveSweep:
@@ -111,6 +140,7 @@ class LiveSweep:
         self._live = bq.Scatter(x=[], y=[], scales=self._scales, colors=[BLUE], default_size=110)
         self._formula = bq.Lines(x=[], y=[], scales=self._scales, colors=[INK], line_style="dashed", stroke_width=1)
         self._predicted_for = None
+        self._shown: tuple[float, float] | None = None
         self.view = _figure(across, upward)
 
     def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
@@ -127,9 +157,11 @@ class LiveSweep:
         self._predict(record)
         if (value := record.typical(self.chart.metric)) is None:
             return
-        with self._live.hold_sync():
-            self._live.x = _floats([getattr(record.knobs, self.chart.knob)])
-            self._live.y = _floats([value], self.chart.scale)
+        at = float(getattr(record.knobs, self.chart.knob)), value * self.chart.scale
+        if self._shown is None or self._shown[0] != at[0] or abs(at[1] - self._shown[1]) > 0.005 * abs(self._shown[1]):
+            self._shown = at  # a dot that would not visibly move is not drawn again
+            with self._live.hold_sync():
+                self._live.x, self._live.y = _floats([at[0]]), _floats([at[1]])
         if self._live not in self.view.marks:
             self.view.marks = [*self._behind, self._live]
 
@@ -166,6 +198,7 @@ class LiveTimeline:
             return
         self._due = perf_counter() + SECONDS_A_TIMELINE
         self._show_ranks(max(span.rank for span in record.spans) + 1)
+        _reach(self._scales["x"], max(span.end for span in record.spans) * 1e3)
         kinds = kinds_of(record.spans)
         bars: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in [*self._marks, *kinds]}
         seam = 0.003 * max(span.end for span in record.spans)  # or neighbours of one kind would look like one

@@ -35,8 +35,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from accel_lab.workbench import knobs
 from accel_lab.workbench.comparison import Comparison, compare, reading
-from accel_lab.workbench.loop import pick_device
-from accel_lab.workbench.roofline import Operation, Roofline, fastest, roofline, threads
+from accel_lab.workbench.loop import pick_device, threads
+from accel_lab.workbench.roofline import Operation, Roofline, fastest, roofline
 from accel_lab.workbench.step import Span, Step
 
 __all__ = ["Comparison", "Operation", "Roofline", "compare", "fastest", "reading", "roofline", "threads"]

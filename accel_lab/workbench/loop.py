@@ -34,6 +34,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many cores inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train(
     update: Callable[[Tensor, Tensor], Metrics],
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -15,8 +15,7 @@ the sizes after Ilic, Pratas and Sousa 2014, "Cache-aware roofline model".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from accel_lab.workbench.comparison import enough_calls, reading
+from accel_lab.workbench.loop import threads
 
 SIZES = tuple(2**power for power in range(18, 28))  # bytes moved: 256 KiB … 128 MiB
 MATRIX = 512  # rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape interruptions
@@ -93,17 +93,6 @@ class Roofline:
         """Which limit is the hardest: ``calls``, ``bytes`` or ``FLOPs``."""
         limits = self.limits(operation)
         return max(limits, key=limits.__getitem__)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use so many cores inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

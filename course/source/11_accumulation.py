@@ -79,7 +79,8 @@ guess_time
 # full batch.
 #
 # Press **Start**. Then move **micro batches** from 1 to 8, and on to 64, and watch three things: the activations, the samples
-# per second, and the loss. Each run that you leave stays behind as a grey ghost.
+# per second, and the loss. Each run that you leave stays behind as a grey ghost. (A panel trains on one core fewer than there
+# are: your browser needs it for drawing. Part 6 uses them all.)
 
 # %%
 panel = Panel(

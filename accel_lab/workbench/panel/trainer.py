@@ -6,8 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
+import torch
+
 from accel_lab.workbench.chart import Record
 from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.loop import threads
 from accel_lab.workbench.step import Step
 
 Run = Callable[[Knobs], Iterator[Step]]
@@ -33,23 +36,25 @@ def observe(run: Run, knobs: Knobs, label: str, seconds: float) -> Record:
 def windows(run: Run, record: Record, interrupted: threading.Event | None = None) -> Iterator[float]:
     """Train and keep the record; yields the seconds since the first step began after each window, the first one being that step.
 
+    One core is left to the browser: threads that share the work wait for the one that drawing holds up, all of them.
     Ends after the step during which ``interrupted`` was set. Whatever ends it, the run is closed.
     """
     steps = run(record.knobs)
     zero = perf_counter()
     due = 0.0
     try:
-        for step in steps:
-            if not record.samples:  # what the run had to prepare is not on the curve
-                zero = perf_counter() - step.seconds
-            record.add(step)
-            now = perf_counter() - zero
-            if now >= due:
-                record.close_window(now)
-                yield now
-                due = perf_counter() - zero + SECONDS_A_WINDOW
-            if interrupted is not None and interrupted.is_set():
-                break
+        with threads(max(1, torch.get_num_threads() - 1)):
+            for step in steps:
+                if not record.samples:  # what the run had to prepare is not on the curve
+                    zero = perf_counter() - step.seconds
+                record.add(step)
+                now = perf_counter() - zero
+                if now >= due:
+                    record.close_window(now)
+                    yield now
+                    due = perf_counter() - zero + SECONDS_A_WINDOW
+                if interrupted is not None and interrupted.is_set():
+                    break
     finally:
         record.close_window(perf_counter() - zero)
         steps.close()

@@ -187,8 +187,9 @@ class _Ranks:
                 elif kind == "done":
                     self.working.discard(rank)
                     self.finished.add(rank)
-                elif kind in ("failed", "died"):
-                    raise self._explained(rank, kind, content)
+            # Not before all have been read: what is dropped here would be missing from the explanation.
+            if failed := {rank: (kind, content) for rank, kind, content in messages if kind in ("failed", "died")}:
+                raise self._explained(failed)
 
     def _hear(self, patience: float) -> Iterator[tuple[int, str, Any]]:
         """One message from each rank that has something to say within ``patience``, and the deaths: (rank, kind, content)."""
@@ -217,9 +218,8 @@ class _Ranks:
             with contextlib.suppress(OSError):  # it is dying: its answers will tell
                 self.lifelines[rank].send_bytes(command)
 
-    def _explained(self, rank: int, kind: str, content: Any) -> RankFailed:
+    def _explained(self, seen: dict[int, tuple[str, Any]]) -> RankFailed:
         """Who is to blame? A rank that failed of its own; else one that died; else one that let the others wait."""
-        seen = {rank: (kind, content)}
         deadline = monotonic() + GATHERING
         while all(_is_echo(*entry) for entry in seen.values()) and (left := deadline - monotonic()) > 0:
             self.working -= seen.keys()

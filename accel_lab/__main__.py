@@ -1,10 +1,11 @@
-"""python -m accel_lab: list the techniques, run one, or see what this machine has."""
+"""python -m accel_lab: list the techniques, run one, grade a class, or see what this machine has."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import importlib
+import json
 import os
 import platform
 import shutil
@@ -158,16 +159,89 @@ def _version(package: str) -> str:
         return f"missing; pip install {package}"
 
 
+def _grade(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="python -m accel_lab grade", allow_abbrev=False, description="Grade notebooks: a mark each, with reasons."
+    )
+    parser.add_argument(
+        "submissions", nargs="+", type=Path, help="notebooks (Ann_11_accumulation.ipynb), or folders, one a learner"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("grades.csv"), help="the table; pages for all go beside it (%(default)s)"
+    )
+    parser.add_argument("--jsonl", action="store_true", help="print each result as one line of JSON as it comes")
+    parser.add_argument("--jobs", type=int, help="how many at once (as many as there are cores)")
+    parser.add_argument(
+        "--scheduler", default="", metavar="tcp://…", help="spread over the workers of this dask.distributed scheduler"
+    )
+    parser.add_argument("--again", action="store_true", help="grade all anew, on the same cases as the time before")
+    options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        fail("grading isolates what learners hand in, and that needs Linux; in a notebook, check() works everywhere")
+    if options.jobs is not None and options.jobs < 1:
+        fail(f"--jobs {options.jobs}: at least 1")
+
+    from accel_lab.grading.boxes import GraderFault
+    from accel_lab.grading.command import Stopped, grade
+    from accel_lab.grading.submissions import NothingToGrade
+
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    graded = grade(
+        options.submissions, options.out, _with_exercises(), jobs=options.jobs, scheduler=options.scheduler, again=options.again
+    )
+    done, isolated = 0, True
+    try:
+        for entry in graded:
+            done, isolated = done + 1, isolated and entry["isolated"]
+            if options.jsonl:
+                print(json.dumps(entry), flush=True)
+    except (NothingToGrade, Stopped, GraderFault) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        graded.close()
+        print(f"accel_lab: interrupted; {done} more are graded and kept, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        graded.close()
+    if not isolated:
+        print("accel_lab: NOT ISOLATED: practice results only, no marks; see python -m accel_lab doctor", file=sys.stderr)
+    if not options.jsonl:
+        print(f"{options.out}, {options.out.with_suffix('') / 'report.html'}")
+
+
+def _export(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m accel_lab export", allow_abbrev=False, description="The exercises for another grader.")
+    parser.add_argument(
+        "--nbgrader", type=Path, required=True, metavar="FOLDER", help="a course folder of nbgrader’s: source/ is written"
+    )
+    from accel_lab.grading.nbgrader import CannotExport, export
+
+    try:
+        written = export(parser.parse_args(arguments).nbgrader, HERE.parent / "course")
+    except CannotExport as error:
+        fail(str(error))
+    print(*written, sep="\n")
+
+
+def _with_exercises() -> list[str]:
+    return [path.stem for path in sorted((HERE / "exercises").glob("*.py")) if not path.stem.startswith("_")]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run TECHNIQUE [--knob value …] | doctor")
+    usage = "list | run TECHNIQUE [--knob value …] | grade SUBMISSIONS… | export --nbgrader FOLDER | doctor"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=usage)
     commands.add_parser("list", help="the techniques, a line each")
     commands.add_parser("doctor", help="what this machine has, and what is missing")
     runs = commands.add_parser("run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False)
     runs.add_argument("technique")
+    commands.add_parser("grade", help="grade what learners have handed in: grade --help", add_help=False)
+    commands.add_parser("export", help="the exercises as an assignment for nbgrader: export --help", add_help=False)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         run(options.technique, rest)
+    elif options.command in ("grade", "export"):
+        {"grade": _grade, "export": _export}[options.command](rest)
     elif rest:
         fail(f"{options.command} takes no {rest[0]!r}")
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import cross_entropy
 
-from accel_lab.exercises import Case, Exercise, Wrong
+from accel_lab.exercises import Case, Exercise, LessMemory, Wrong
 
 CLASSES, WIDTH, LENGTH, PADDING = 5, 6, 7, -100
 
@@ -28,7 +28,8 @@ TOKENS_TASK = """Sequences have different lengths, so they are padded: where `y`
 
 Write `token_update(model, optimizer, micro_batches)`: make one update from that loss, one micro-batch in memory at a time, and return
 the loss. `micro_batches` is a list of pairs: x of shape [n_i, length, width] and y of shape [n_i, length]; `model(x)` has the shape
-[n_i, length, classes]. A micro-batch may be all padding; the whole batch never is."""
+[n_i, length, classes]. A micro-batch may be all padding; the whole batch never is. On a batch of 16 large micro-batches you
+have 20 MB beyond the batch itself; the system counts them."""
 
 
 def token_cases(rng: random.Random) -> Iterator[Case]:
@@ -54,11 +55,9 @@ def drive_token_update(answer, case):
     model = torch.nn.Linear(case["weight"].shape[1], case["weight"].shape[0], bias=False)
     with torch.no_grad():
         model.weight.copy_(case["weight"])
-    most = [0]
-    model.register_forward_pre_hook(lambda _, inputs: most.append(len(inputs[0])))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = [float(answer(model, optimizer, [(x, y) for x, y in batch])) for batch in case["batches"]]
-    return {"losses": losses, "weight": model.weight.detach().clone(), "most samples in one forward pass": max(most)}
+    return {"losses": losses, "weight": model.weight.detach().clone()}
 
 
 def _tokens(y):
@@ -118,6 +117,17 @@ def all_at_once(model, optimizer, micro_batches):
     return loss.detach()
 
 
+ALL_AT_ONCE = Wrong(
+    all_at_once,
+    "The weights are right, but you put the whole batch through the model at once. That is the memory to be saved.",
+)
+
+
+def long_token_cases(rng: random.Random) -> Case:
+    batch = [[_normal(rng, 500, 64, WIDTH), _labels(rng, 500, 64)] for _ in range(16)]
+    return {"weight": _normal(rng, CLASSES, WIDTH), "batches": [batch]}
+
+
 TOKENS = Exercise(
     name="token_update",
     points=3,
@@ -144,11 +154,9 @@ TOKENS = Exercise(
         Wrong(
             steps_each_time, "There is to be one step a batch, after the gradient is whole; yours steps after each micro-batch."
         ),
-        Wrong(
-            all_at_once,
-            "The weights are right, but you put the whole batch through the model at once. That is the memory to be saved.",
-        ),
+        ALL_AT_ONCE,
     ),
+    target=LessMemory(long_token_cases, 20 << 20, ALL_AT_ONCE),
 )
 
 
@@ -157,7 +165,8 @@ TOKENS = Exercise(
 LOOP_TASK = """This loop is all over the internet, and it has three faults. Repair it, without changing what it takes and returns.
 
 `loader` is a list of micro-batches (x, y), all of one size except that the last one may be shorter. Each update is to use `accumulate`
-micro-batches and the mean loss over **their samples**; what is left at the end makes one smaller update. Return the number of updates."""
+micro-batches and the mean loss over **their samples**; what is left at the end makes one smaller update. Return the number of updates.
+With 16 large micro-batches to an update you have 20 MB beyond the data; the system counts them."""
 
 
 def loop_cases(rng: random.Random) -> Iterator[Case]:
@@ -175,11 +184,9 @@ def drive_train_epoch(answer, case):
     model = torch.nn.Linear(case["weight"].shape[1], case["weight"].shape[0], bias=False)
     with torch.no_grad():
         model.weight.copy_(case["weight"])
-    most = [0]
-    model.register_forward_pre_hook(lambda _, inputs: most.append(len(inputs[0])))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     updates = answer(model, optimizer, [(x, y) for x, y in case["loader"]], case["accumulate"])
-    return {"updates": updates, "weight": model.weight.detach().clone(), "most samples in one forward pass": max(most)}
+    return {"updates": updates, "weight": model.weight.detach().clone()}
 
 
 def train_epoch(model, optimizer, loader, accumulate):
@@ -247,6 +254,25 @@ def _forgets_to_clear(model, optimizer, loader, accumulate):
     return updates
 
 
+def _each_group_at_once(model, optimizer, loader, accumulate):
+    joined = [
+        tuple(torch.cat(parts) for parts in zip(*loader[first : first + accumulate], strict=True))
+        for first in range(0, len(loader), accumulate)
+    ]
+    return train_epoch(model, optimizer, joined, 1)
+
+
+GROUP_AT_ONCE = Wrong(
+    _each_group_at_once,
+    "The weights are right, but the micro-batches of a group were put together again: nothing is saved then.",
+)
+
+
+def long_loop(rng: random.Random) -> Case:
+    loader = [[_normal(rng, 32_000, WIDTH), _labels(rng, 32_000)] for _ in range(16)]
+    return {"weight": _normal(rng, CLASSES, WIDTH), "loader": loader, "accumulate": 16}
+
+
 LOOP = Exercise(
     name="train_epoch",
     points=3,
@@ -272,7 +298,9 @@ LOOP = Exercise(
             _forgets_to_clear,
             "Each update repeats the gradients of all former ones: clear them once a group, before its first backward.",
         ),
+        GROUP_AT_ONCE,
     ),
+    target=LessMemory(long_loop, 20 << 20, GROUP_AT_ONCE),
 )
 
 

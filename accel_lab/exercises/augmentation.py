@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from accel_lab.exercises import Case, Exercise, Wrong
+from accel_lab.exercises import Case, Exercise, LessTime, Wrong
 
 
 def _seeded(rng: random.Random) -> torch.Generator:
@@ -58,12 +58,36 @@ def _in_place(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
     return x.copy_(shift_each(x, right, down))
 
 
+def _one_by_one(x, right, down):
+    import torch
+
+    moved, (height, width) = torch.zeros_like(x), x.shape[2:]
+    for i, (r, d) in enumerate(zip(right.tolist(), down.tolist(), strict=True)):
+        comes_from = x[i, :, max(-d, 0) : height - max(d, 0), max(-r, 0) : width - max(r, 0)]
+        moved[i, :, max(d, 0) : height - max(-d, 0), max(r, 0) : width - max(-r, 0)] = comes_from
+    return moved
+
+
+ONE_BY_ONE = Wrong(
+    _one_by_one,
+    "Right pictures, one after the other: a small operation costs the same however small its picture is. Give every picture row and "
+    "column numbers of its own, and fetch all pixels with one index.",
+)
+
+
+def many_pictures(rng: random.Random) -> Case:
+    generator = _seeded(rng)
+    right, down = (torch.randint(-3, 4, (4096,), generator=generator) for _ in range(2))
+    return {"x": torch.rand(4096, 1, 8, 8, generator=generator), "right": right, "down": down}
+
+
 shift = Exercise(
     name="shift_each",
     points=4,
     task="""Write `shift_each(x, right, down)`: `x` is `[n, channels, height, width]`, `right` and `down` are integer tensors
 `[n]`, which may be negative. Return the pictures, each moved by **its own** whole number of pixels, black (0) where nothing
-came in. No interpolation: pixels are copied. Leave `x` as it is. (A loop over the pictures is fine; without one is better.)""",
+came in. No interpolation: pixels are copied. Leave `x` as it is. **Target:** on 4,096 pictures of 8 × 8, at most a third of the
+time that a loop over the pictures takes.""",
     cases=shift_cases,
     drive=shift_drive,
     reference=shift_each,
@@ -79,7 +103,9 @@ came in. No interpolation: pixels are copied. Leave `x` as it is. (A loop over t
             "Right and down were exchanged. The last dimension is the width: right moves along it.",
         ),
         Wrong(_in_place, "Right pictures, but x was overwritten: the next epoch would move what has been moved already."),
+        ONE_BY_ONE,
     ),
+    target=LessTime(many_pictures, 1 / 3, ONE_BY_ONE),
 )
 
 

@@ -1,4 +1,4 @@
-"""Exercises of the chapter on data parallelism. The drivers play the ranks by threads: what matters here is what they send."""
+"""Exercises of the chapter on data parallelism. The ranks' messages are carried, and counted, by whoever judges."""
 
 from __future__ import annotations
 
@@ -39,40 +39,26 @@ def ring_cases(rng: random.Random) -> Iterator[Case]:
         }
 
 
-def drive_ring_average(answer, case):
-    import queue
-    import threading
-
+def deal_ring(case: Case) -> list[Case]:
     world = len(case["gradients"])
-    inboxes = [queue.Queue() for _ in range(world)]
-    results, sent, errors = [None] * world, [0] * world, []
+    return [
+        {"gradient": gradient, "share": share, "rank": rank, "world": world}
+        for rank, (gradient, share) in enumerate(zip(case["gradients"], case["shares"], strict=True))
+    ]
 
-    def on_rank(rank):
-        def send(tensor):
-            sent[rank] += tensor.numel()
-            inboxes[(rank - 1) % world].put(tensor.detach().clone())
 
-        def receive():
-            try:
-                return inboxes[rank].get(timeout=3)
-            except queue.Empty:
-                raise TimeoutError("a rank waits for a message that its neighbour never sends") from None
+def drive_ring_average(answer, part, wires):
+    rank, world = part["rank"], part["world"]
+    left, right = (rank - 1) % world, (rank + 1) % world
+    return answer(
+        part["gradient"], part["share"], rank, world, lambda tensor: wires.send(left, tensor), lambda: wires.receive(right)
+    )
 
-        try:
-            gradient = case["gradients"][rank].clone()
-            results[rank] = answer(gradient, case["shares"][rank], rank, world, send, receive)
-        except Exception as error:
-            errors.append(error)
 
-    threads = [threading.Thread(target=on_rank, args=(rank,), daemon=True) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    if errors:
-        raise min(errors, key=lambda error: isinstance(error, TimeoutError))
-    budget = 2 * (world - 1) * -(-len(case["gradients"][0]) // world)
-    return {"averages": results, "within the budget": max(sent) <= budget}
+def assess_ring(returned, case: Case):
+    n, world = len(case["gradients"][0]), len(case["gradients"])
+    sent = [sum(tensor.numel() for tensor in tensors) for tensors in returned["messages"]]
+    return {"averages": returned["ranks"], "within the budget": max(sent) <= 2 * (world - 1) * -(-n // world)}
 
 
 def ring_average(gradient, share, rank, world, send, receive):
@@ -133,7 +119,9 @@ RING = Exercise(
     points=3,
     task=RING_TASK,
     cases=ring_cases,
+    deal=deal_ring,
     drive=drive_ring_average,
+    assess=assess_ring,
     reference=ring_average,
     wrong=(
         Wrong(
@@ -171,7 +159,7 @@ batch: it has several faults. Repair it.
 `batches` is a list of index tensors, the same on all ranks, of different lengths; each is one update with the mean loss over **all** its
 samples. Every sample is to be computed by one rank alone, and the parts of the ranks may differ by one sample at most. A batch may
 have fewer samples than there are ranks. The models begin equal; `all_reduce(tensor)` replaces a tensor by its sum over the ranks,
-and all ranks have to call it equally often."""
+and all ranks have to call it equally often. What a rank gives to it must be its part of the gradient: it tells who computed what."""
 
 
 def shard_cases(rng: random.Random) -> Iterator[Case]:
@@ -188,47 +176,39 @@ def shard_cases(rng: random.Random) -> Iterator[Case]:
         }
 
 
-def drive_train_on_rank(answer, case):
-    import threading
+def deal_shards(case: Case) -> list[Case]:
+    return [{**case, "rank": rank} for rank in range(case["world"])]
 
+
+def drive_train_on_rank(answer, part, wires):
     import torch
 
-    world = case["world"]
-    barrier, posted, errors = threading.Barrier(world, timeout=5), [None] * world, []
-    weights, most = [None] * world, [0] * world
+    model = torch.nn.Linear(part["weight"].shape[1], part["weight"].shape[0], bias=False)
+    model.weight.data.copy_(part["weight"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    answer(model, optimizer, part["x"], part["y"], part["batches"], part["rank"], part["world"], wires.all_reduce)
+    return model.weight.detach().clone()
 
-    def on_rank(rank):
-        model = torch.nn.Linear(case["weight"].shape[1], case["weight"].shape[0], bias=False)
-        model.weight.data.copy_(case["weight"])
 
-        def count(_, inputs):
-            most[rank] = max(most[rank], len(inputs[0]))
-
-        model.register_forward_pre_hook(count)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-
-        def all_reduce(tensor):
-            posted[rank] = tensor.detach().clone()
-            barrier.wait()
-            total = sum(posted)
-            barrier.wait()
-            tensor.detach().copy_(total)
-
-        try:
-            answer(model, optimizer, case["x"].clone(), case["y"].clone(), case["batches"], rank, world, all_reduce)
-            weights[rank] = model.weight.detach().clone()
-        except Exception as error:
-            errors.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=on_rank, args=(rank,), daemon=True) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    if errors:
-        raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
-    return {"weights": weights, "most samples in a forward pass of one rank": max(most)}
+def assess_shards(returned, case: Case):
+    """Who computed what: a rank's part of the gradient is a sum over samples, and tells which ones."""
+    weight, shared_out = case["weight"].double(), True
+    shape = weight.shape
+    parts = [[m.double().reshape(shape) for m in given if m.numel() == weight.numel()] for given in returned["messages"]]
+    for number, batch in enumerate(case["batches"]):
+        x, y = case["x"][batch].double(), case["y"][batch]
+        residual = (x @ weight.T).softmax(1) - torch.nn.functional.one_hot(y, CLASSES)
+        each = residual.unsqueeze(2) * x.unsqueeze(1)  # the gradient of each sample [n, classes, width]
+        if all(number < len(given) for given in parts):
+            mine = torch.stack([given[number].flatten() for given in parts], 1)
+            share = torch.linalg.lstsq(each.flatten(1).T, mine).solution  # of each sample [n, rank]
+            has = share > share.max() / 2
+            counts = has.sum(0)
+            shared_out &= bool((has.sum(1) == 1).all() and counts.max() - counts.min() <= 1)
+        else:
+            shared_out = False
+        weight = weight - 0.5 * each.mean(0)
+    return {"weights": returned["ranks"], "each sample is one rank's, and all have equally many": shared_out}
 
 
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
@@ -274,7 +254,9 @@ SHARD = Exercise(
     points=3,
     task=SHARD_TASK,
     cases=shard_cases,
+    deal=deal_shards,
     drive=drive_train_on_rank,
+    assess=assess_shards,
     reference=train_on_rank,
     wrong=(
         Wrong(

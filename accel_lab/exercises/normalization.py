@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from accel_lab.exercises import Case, Exercise, Wrong
+from accel_lab.exercises import Case, Exercise, LessMemory, Wrong
 
 
 def _seeded(rng: random.Random) -> torch.Generator:
@@ -273,26 +273,19 @@ def lean_cases(rng: random.Random) -> Iterator[Case]:
 
 def lean_drive(answer, case):
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Watch(TorchDispatchMode):
-        """The bytes of the largest tensor that an operation made anew."""
-
-        def __init__(self, *known):
-            super().__init__()
-            self.known, self.largest = {tensor.untyped_storage().data_ptr() for tensor in known}, 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
-                    self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-            return result
 
     out = torch.full(case["x"].shape, float("nan"))
-    with Watch(case["x"], case["mean"], case["deviation"], out) as watch:
-        answer(case["x"], case["mean"], case["deviation"], out)
-    return {"out": out, "no new tensor as large as the batch": watch.largest < case["x"].numel()}
+    answer(case["x"], case["mean"], case["deviation"], out)
+    return out
+
+
+def large_batch(rng: random.Random) -> Case:
+    generator = _seeded(rng)
+    return {
+        "x": torch.randint(0, 256, (64, 3, 128, 128), dtype=torch.uint8, generator=generator),
+        "mean": torch.rand(3, generator=generator) * 200,
+        "deviation": torch.rand(3, generator=generator) * 80 + 10,
+    }
 
 
 def normalize_into(x: Tensor, mean: Tensor, deviation: Tensor, out: Tensor) -> None:
@@ -311,21 +304,25 @@ def _returns_another(x: Tensor, mean: Tensor, deviation: Tensor, out: Tensor) ->
     return (x.float() - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
 
 
+WITH_TEMPORARIES = Wrong(
+    _with_temporaries,
+    "Right values, and a batch-sized tensor for every operation on the way. Methods that end in an underscore work in place.",
+)
+
 lean = Exercise(
     name="normalize_into",
     points=4,
     task="""The target: fill `out` **without making any tensor as large as the batch**. Write `normalize_into(x, mean, deviation, out)`:
 `x` is uint8 `[n, channels, height, width]`, `mean` and `deviation` are float32 `[channels]`, `out` is float32 of x's shape, full of NaN.
-It must hold (x − mean) / deviation afterwards. Every tensor that an operation makes anew is looked at.""",
+It must hold (x − mean) / deviation afterwards. For a batch of 12 MB
+of floats you have 20 MB, `out` included; the system counts them.""",
     cases=lean_cases,
     drive=lean_drive,
     reference=normalize_into,
     wrong=(
-        Wrong(
-            _with_temporaries,
-            "Right values, and a batch-sized tensor for every operation on the way. Methods that end in an underscore work in place.",
-        ),
+        WITH_TEMPORARIES,
         Wrong(_wraps_round, "uint8 minus uint8 is uint8, and 3 − 5 is 254 there. Make floats first, then subtract."),
         Wrong(_returns_another, "`out` was not filled: a new tensor was returned instead. Start with out.copy_(x)."),
     ),
+    target=LessMemory(large_batch, 20 << 20, WITH_TEMPORARIES),
 )

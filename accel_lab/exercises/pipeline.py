@@ -38,11 +38,16 @@ def wires_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def drive_schedule_over_wires(answer, case):
+    stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
+    return [[[kind, i] for kind, i in answer(stage, stages, micro_batches, message)] for stage in range(stages)]
+
+
+def assess_schedule(plans, case: Case):
     """Play the plan of every stage: what comes too late, and what is held beyond the limit."""
     stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
-    plans = [[(kind, i) for kind, i in answer(stage, stages, micro_batches, message)] for stage in range(stages)]
+    plans = [[(kind, i) for kind, i in plan] for plan in plans]
     every = sorted((kind, i) for kind in ("backward", "forward") for i in range(micro_batches))
-    if any(sorted(plan) != every for plan in plans):
+    if len(plans) != stages or any(sorted(plan) != every for plan in plans):
         return {"each micro-batch goes forward and back once on every stage": False}
     ends, clock, next_one = {}, [0.0] * stages, [0] * stages
     moving = True
@@ -114,6 +119,7 @@ WIRES = Exercise(
     task=WIRES_TASK,
     cases=wires_cases,
     drive=drive_schedule_over_wires,
+    assess=assess_schedule,
     reference=schedule_over_wires,
     wrong=(
         Wrong(
@@ -178,11 +184,14 @@ def cut_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def drive_cut(answer, case):
+    sizes = answer(case["seconds"], case["bytes_held"], case["stages"], case["limit"])
+    return None if sizes is None else list(sizes)
+
+
+def assess_cut(sizes, case: Case):
     seconds, bytes_held = case["seconds"], case["bytes_held"]
-    sizes = answer(list(seconds), list(bytes_held), case["stages"], case["limit"])
     if sizes is None:
         return {"a cut": None}
-    sizes = list(sizes)
     if len(sizes) != case["stages"] or min(sizes) < 1 or sum(sizes) != len(seconds):
         return {"every layer lies in one run, none is empty": False}
     slowest = keeps = first = 0
@@ -248,6 +257,7 @@ CUT = Exercise(
     task=CUT_TASK,
     cases=cut_cases,
     drive=drive_cut,
+    assess=assess_cut,
     reference=cut,
     wrong=(
         Wrong(_forgets_the_limit, "As fast as can be, but one run keeps more than the limit: leave such cuts out."),

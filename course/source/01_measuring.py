@@ -64,7 +64,11 @@ limits = roofline(cpu, base.cores)  # two seconds: this machine's limits, which 
 
 # %%
 guess_alarms = Prediction(
-    "In how many of 40 comparisons does a program differ from itself by more than 5 %?", low=0.5, high=40, default=2.0, unit="of 40"
+    "In how many of 40 comparisons does a program differ from itself by more than 5 %?",
+    low=0.5,
+    high=40,
+    default=2.0,
+    unit="of 40",
 )
 guess_alarms
 
@@ -79,7 +83,11 @@ guess_matmul
 
 # %%
 guess_table = Prediction(
-    "A look-up of word vectors (embedding): how many times the samples per second, in one call?", low=0.5, high=300, default=2.0, unit="×"
+    "A look-up of word vectors (embedding): how many times the samples per second, in one call?",
+    low=0.5,
+    high=300,
+    default=2.0,
+    unit="×",
 )
 guess_table
 
@@ -162,6 +170,7 @@ print(inspect.getsource(Comparison.interval.fget))
 
 # %% [markdown]
 # And now the instrument. First a program and itself, then one with a tenth more to do:
+
 
 # %%
 def work(turns):
@@ -251,7 +260,8 @@ for wrong in measuring.WRONG_RATIOS.values():
 # %%
 tries = 40
 alarms = {
-    name: sum(abs(wrong(work(2_000), work(2_000)) - 1) > 0.05 for _ in range(tries)) for name, wrong in measuring.WRONG_RATIOS.items()
+    name: sum(abs(wrong(work(2_000), work(2_000)) - 1) > 0.05 for _ in range(tries))
+    for name, wrong in measuring.WRONG_RATIOS.items()
 }
 alarms["in pairs"] = sum(compare(work(2_000), work(2_000)).differs for _ in range(tries))
 found = sum(compare(work(2_200), work(2_000)).differs for _ in range(tries))
@@ -290,6 +300,7 @@ with threads(base.cores):
 # The first ratio is Python asking, for each single multiplication, what kind of numbers these are. "Vector operations accelerate"
 # means: ask once for many. The second ratio is smaller and has the same root: PyTorch asks its questions once a *call*.
 # A profiler shows it. This is PyTorch's own, its trace drawn by us: the calls of one sample each, and then the single call.
+
 
 # %%
 def both():
@@ -399,6 +410,7 @@ print(inspect.getsource(reading))
 # Batches are fast. Are they *useful*? In training a batch is one step, whatever its size. Here are 8,000 samples, spent on batches
 # of 8, 64 and 512, with a learning rate that grows with the batch:
 
+
 # %%
 def spent(batch_size, samples=8_000):
     torch.manual_seed(0)
@@ -415,6 +427,7 @@ def spent(batch_size, samples=8_000):
     with threads(base.cores):
         list(islice(train(update, mnist.batches(batch_size)), 3))  # warms up
         return list(train(update, mnist.batches(batch_size), steps=samples // batch_size))
+
 
 # %%
 losses = {}
@@ -455,6 +468,7 @@ from accel_lab.exercises import check, exercises
 REPAIR, PAIRS, INTENSITY = exercises("measuring")
 REPAIR
 
+
 # %% tags=["exercise"]
 def measure_pairs(ours, peer, clock, pairs):
     # The function as found:
@@ -475,6 +489,7 @@ check(measure_pairs)
 # %%
 PAIRS
 
+
 # %% tags=["exercise"]
 def paired_speedup(ours, peer):
     raise NotImplementedError
@@ -484,6 +499,7 @@ check(paired_speedup)
 
 # %%
 INTENSITY
+
 
 # %% tags=["exercise"]
 def intensity_of_linear(samples, inputs, outputs, bytes_a_number):

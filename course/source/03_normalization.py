@@ -69,7 +69,11 @@ guess_plain
 
 # %%
 guess_batch_norm = Prediction(
-    "The same, when a batch normalization stands behind each layer: how many times as large?", low=0.1, high=1e6, default=16, unit="×"
+    "The same, when a batch normalization stands behind each layer: how many times as large?",
+    low=0.1,
+    high=1e6,
+    default=16,
+    unit="×",
 )
 guess_batch_norm
 
@@ -201,6 +205,7 @@ for size in (1, 7, 1000):
 # %% [markdown]
 # Second, our batch norm is PyTorch's, for ten updates of training and what it has learned for inference:
 
+
 # %% tags=["nbval-check-output"]
 def training_with(layer):
     torch.manual_seed(1)
@@ -230,6 +235,7 @@ proof
 #
 # Not nearly the same: the same. Here are ten updates on pixels 0…255, 0…1 and 0…65,025, from the same weights (in float64, and
 # with the ε of the first batch norm, there to avoid a division by zero, set to 0):
+
 
 # %% tags=["nbval-check-output"]
 def training_on(scale, batch_norm):
@@ -268,6 +274,7 @@ prove({f"0…{scale:,}": training_on(scale, batch_norm=False) for scale in (1, 2
 # a property of the inputs alone. Inputs *s* times as large: *s*² the curvature, 1/*s*² the learning rate. So the prediction
 # for a division by 255 is 255² = 65,025.
 
+
 # %%
 def loss_after(updates, **changes):
     """The mean loss of the last ten updates; infinite if it ran away."""
@@ -283,7 +290,9 @@ def sweep(rates, updates=50, **changes):
 
 
 methods = ("none", *normalization.METHODS)
-predicted = {name: normalization.largest_stable_rate(normalization.prepared(base.turned(method=name)).train_x) for name in methods}
+predicted = {
+    name: normalization.largest_stable_rate(normalization.prepared(base.turned(method=name)).train_x) for name in methods
+}
 around = [10 ** (half / 2) for half in (-4, -2, -1, 0, 1, 2, 3, 4)]
 regression = {name: sweep([predicted[name] * factor for factor in around], method=name, layers=0) for name in methods}
 
@@ -324,6 +333,7 @@ picture
 # mean, the curvatures in different directions are less unequal, and one learning rate fits them all better.
 #
 # On the right: without batch norm, the valley moves with the scale of the pixels. With it, there is one curve, for both.
+
 
 # %%
 def limit(losses):
@@ -370,7 +380,10 @@ speed = compare(
     patience=3.0,
 )
 bound = compare(
-    lambda: normalize(photographs, buffer), lambda: buffer.copy_(floats), names=("one pass", "a copy of as many floats"), patience=3.0
+    lambda: normalize(photographs, buffer),
+    lambda: buffer.copy_(floats),
+    names=("one pass", "a copy of as many floats"),
+    patience=3.0,
 )
 print(speed)
 print(bound)
@@ -431,6 +444,7 @@ picture
 #
 # And the leaked statistics? Their curve looks fine. That is what makes them dangerous. So don't ask the curve: ask whether the
 # *training* changes when only the *test set* does. One test picture is made brighter here, and nothing else:
+
 
 # %% tags=["nbval-check-output"]
 def training_pictures(test, leaked):
@@ -497,6 +511,7 @@ from accel_lab.exercises import check, exercises
 SCALED, MERGE, REPAIR, LEAN = exercises("normalization")
 SCALED
 
+
 # %% tags=["exercise"]
 def scaled_alike(train, test):
     raise NotImplementedError
@@ -507,6 +522,7 @@ check(scaled_alike)
 # %%
 MERGE
 
+
 # %% tags=["exercise"]
 def merged(a, b):
     raise NotImplementedError
@@ -516,6 +532,7 @@ check(merged)
 
 # %%
 REPAIR
+
 
 # %% tags=["exercise"]
 def batch_norm(x, mean, variance, training):
@@ -534,6 +551,7 @@ check(batch_norm)
 
 # %%
 LEAN
+
 
 # %% tags=["exercise"]
 def normalize_into(x, mean, deviation, out):

@@ -72,6 +72,7 @@ guess_flip
 # First, look at what is made. Move the sliders: every picture draws its own amount. Which of these would you still label with
 # the same digit?
 
+
 # %%
 def wall(rotate=15, zoom=0.15, shift=0.1, flip=0.0, noise=0.0):
     policy = Policy(flip=flip, rotate=rotate, zoom=zoom, shift=shift, noise=noise)
@@ -151,7 +152,9 @@ print(inspect.getsource(augmentation.transform))
 
 # %% tags=["nbval-check-output"]
 for kind, endures in augmentation.KINDS.items():
-    print(f"{kind:<12} mirrored: {'yes' if endures.mirrored else 'no':<4} turned by up to {endures.degrees:>3} degrees  {endures.why}")
+    print(
+        f"{kind:<12} mirrored: {'yes' if endures.mirrored else 'no':<4} turned by up to {endures.degrees:>3} degrees  {endures.why}"
+    )
 
 try:
     augmentation.augment(mnist.train_x[:8], Policy(flip=0.5), torch.Generator(), kind="digits")
@@ -222,6 +225,7 @@ print("equal to torch's affine_grid, within 1e-9:", bool((augmentation.warp(x, m
 # What is a made picture worth? Train on 5, 10, 20 and 40 real pictures of each digit, as they are: that is the scale. Then train
 # on 10 and augment, and read off how many real ones would have been as good.
 
+
 # %%
 def accuracy(updates=201, **changes):
     steps = list(islice(augmentation.run(base.turned(**changes)), updates))
@@ -237,6 +241,7 @@ made = {
     "mirror": accuracy(pictures=10, flip=0.5),
     "shift, mirror": accuracy(pictures=10, shift=0.1, flip=0.5),
 }
+
 
 # %%
 def worth(reached):
@@ -281,7 +286,10 @@ def augmenting(way):
 
 
 speed = compare(
-    augmenting(augmentation.augment), augmenting(augmentation.naive_augment), names=("the batch at once", "one by one"), patience=3.0
+    augmenting(augmentation.augment),
+    augmenting(augmentation.naive_augment),
+    names=("the batch at once", "one by one"),
+    patience=3.0,
 )
 print(speed)
 
@@ -431,6 +439,7 @@ from accel_lab.exercises import check, exercises
 SHIFT, LEAK, WORDS = exercises("augmentation")
 SHIFT
 
+
 # %% tags=["exercise"]
 def shift_each(x, right, down):
     raise NotImplementedError
@@ -440,6 +449,7 @@ check(shift_each)
 
 # %%
 LEAK
+
 
 # %% tags=["exercise"]
 def enlarged(x, y, tests, copies, change):
@@ -455,6 +465,7 @@ check(enlarged)
 
 # %%
 WORDS
+
 
 # %% tags=["exercise"]
 def misheard(text, table, keep):

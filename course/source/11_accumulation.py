@@ -62,7 +62,11 @@ print(f"{len(mnist.train_x):,} training pictures of {tuple(mnist.train_x.shape[1
 
 # %%
 guess_memory = Prediction(
-    "Activations kept at once with 8 micro-batches: how many times those of the full batch?", low=0.05, high=4, default=0.5, unit="×"
+    "Activations kept at once with 8 micro-batches: how many times those of the full batch?",
+    low=0.05,
+    high=4,
+    default=0.5,
+    unit="×",
 )
 guess_memory
 
@@ -218,7 +222,9 @@ def batches(size):
 
 torch.manual_seed(0)
 start = models.cnn(channels=4).double()
-proof = prove({"full batch": full_batch(batches(64)), "ours": ours(batches(64), 8), "Accelerate": with_accelerate(batches(64), 8)})
+proof = prove(
+    {"full batch": full_batch(batches(64)), "ours": ours(batches(64), 8), "Accelerate": with_accelerate(batches(64), 8)}
+)
 assert proof.holds
 print(proof)
 
@@ -230,7 +236,9 @@ proof
 # 7.
 
 # %% tags=["nbval-check-output"]
-ragged = prove({"full batch": full_batch(batches(60)), "ours": ours(batches(60), 8), "Accelerate": with_accelerate(batches(60), 8)})
+ragged = prove(
+    {"full batch": full_batch(batches(60)), "ours": ours(batches(60), 8), "Accelerate": with_accelerate(batches(60), 8)}
+)
 print(ragged)
 
 # %%
@@ -406,6 +414,7 @@ from accel_lab.exercises import check, exercises
 TOKENS, LOOP, PLAN = exercises("accumulation")
 TOKENS
 
+
 # %% tags=["exercise"]
 def token_update(model, optimizer, micro_batches):
     raise NotImplementedError
@@ -415,6 +424,7 @@ check(token_update)
 
 # %%
 LOOP
+
 
 # %% tags=["exercise"]
 def train_epoch(model, optimizer, loader, accumulate):
@@ -436,6 +446,7 @@ check(train_epoch)
 
 # %%
 PLAN
+
 
 # %% tags=["exercise"]
 def fewest_micro_batches(batch_size, bytes_per_sample, budget):

@@ -70,6 +70,7 @@ print(f"this machine lends us {os.cpu_count()} processor cores")
 # A worker is called a **rank** here, and their number is the **world size** *p*. To start some takes one line. `launch` runs a
 # function on each of them, even one from a cell, and hands over what they return:
 
+
 # %% tags=["nbval-check-output"]
 def introduce(greeting):
     return f"{greeting} from rank {dist.get_rank()} of {dist.get_world_size()}"
@@ -105,6 +106,7 @@ guess_speed
 #
 # Press **Start**. Then change the **ranks**, move **width** up and down, and try the **methods**: what makes two ranks catch up?
 # In the timeline each lane is one process; the thin bars below a lane are messages under way.
+
 
 # %%
 def bytes_of_the_ring(knobs):
@@ -161,6 +163,7 @@ print(inspect.getsource(ddp.ring_moves))
 # Here it goes round among four ranks, a turn at a time. Every rank begins with ones, so that each number counts how many ranks'
 # contributions it holds by now.
 
+
 # %%
 def go_round(n):
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -208,7 +211,9 @@ picture
 # Each rank has sent 2(*p* − 1) chunks of 1/*p* of the gradient, which is $2(p-1)/p$ of it, and no way of doing it sends less.
 
 # %% tags=["nbval-check-output"]
-print("at the end every rank holds", said[0][-1][1], "- all equal:", all(turns[-1][1] == said[0][-1][1] for turns in said.values()))
+print(
+    "at the end every rank holds", said[0][-1][1], "- all equal:", all(turns[-1][1] == said[0][-1][1] for turns in said.values())
+)
 
 # %% [markdown]
 # The ring of the library, whole, and the same journey in time, recorded on four processes:
@@ -262,6 +267,7 @@ print(inspect.getsource(ddp.Buckets._send))
 #
 # Here is one update of each kind, recorded on real ranks:
 
+
 # %%
 def timeline_of(**changes):
     """The spans of a typical one of some updates."""
@@ -291,6 +297,7 @@ picture
 # Is it the training of one process? Three ways, ten updates each, momentum and weight decay on, in float64: one process with
 # the full batch; two ranks with ours; two ranks with PyTorch's own `DistributedDataParallel`. The ranks start from **different**
 # weights, for that is what happens when each makes its own model; rank 0's are the ones to be shared.
+
 
 # %%
 def sgd(model):
@@ -329,7 +336,9 @@ def one_process(batches):
 def proof_with(size):
     batches = [(x.double(), y) for x, y in islice(mnist.batches(size), 10)]
     ours, torchs = (on_ranks(ten_updates, 2, way, batches) for way in ("ours", "torch"))
-    return prove({"one process": one_process(batches), "ours, rank 0": ours[0], "ours, rank 1": ours[1], "torch's DDP": torchs[0]})
+    return prove(
+        {"one process": one_process(batches), "ours, rank 0": ours[0], "ours, rank 1": ours[1], "torch's DDP": torchs[0]}
+    )
 
 
 # %% tags=["nbval-check-output"]
@@ -359,6 +368,7 @@ ragged
 #
 # First the bytes. Our formula promises 2(*p* − 1)/*p* of the gradient from each rank. We do not count them ourselves: Linux
 # counts what a process hands over to be written, to files and to sockets.
+
 
 # %%
 def written():
@@ -402,6 +412,7 @@ guess_bytes.against(counted[4]["our ring"] if counted[4]["our ring"] > 0 else 1.
 # Now the time. What should two ranks be held against? Against *one rank with one thread*, says everybody who wants to show a gain.
 # But the second rank came with a second core, and one process with **two threads** could have had that, too. Both comparisons are
 # below. All three runs are kept open and take turns, in an order left to chance, and their times are compared turn by turn.
+
 
 # %%
 def race(rounds=9, **changes):
@@ -551,6 +562,7 @@ picture
 # The worst of many workers is that one of them can fail, and the others then complain more loudly than it does. Ours say one line,
 # and it is about the rank that began. Here one has a fault of its own, one is killed, one hangs, and one brings another model:
 
+
 # %%
 def has_a_fault():
     if dist.get_rank() == 1:
@@ -647,6 +659,7 @@ from accel_lab.exercises import check, exercises
 RING, SHARD, PLAN = exercises("ddp")
 RING
 
+
 # %% tags=["exercise"]
 def ring_average(gradient, share, rank, world, send, receive):
     raise NotImplementedError
@@ -656,6 +669,7 @@ check(ring_average)
 
 # %%
 SHARD
+
 
 # %% tags=["exercise"]
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
@@ -675,6 +689,7 @@ check(train_on_rank)
 
 # %%
 PLAN
+
 
 # %% tags=["exercise"]
 def best_ranks(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most):

@@ -305,6 +305,7 @@ for part in ("step", "_forward", "_backward"):
 # own `torch.distributed.pipelining`. Momentum and weight decay are on, arithmetic is in float64, so that rounding cannot hide a
 # mistake. This is the plain one, and what the others share:
 
+
 # %%
 def small_model():
     torch.manual_seed(1)
@@ -587,7 +588,13 @@ for ratio in ratios.values():
 p = base.ranks
 picture, (axes,) = figure.axes(7, 3.4)
 figure.draw_ratios(axes, {m: ratios[m] for m in computing}, ylabel="time of an update, × one process")
-axes.plot(computing.keys(), [(m + p - 1) / (m * p) for m in computing], color=figure.GREEN, linestyle="-.", label="(m + p − 1) / (m · p)")
+axes.plot(
+    computing.keys(),
+    [(m + p - 1) / (m * p) for m in computing],
+    color=figure.GREEN,
+    linestyle="-.",
+    label="(m + p − 1) / (m · p)",
+)
 axes.axhline(ratios["threads"].ratio, color=figure.PURPLE, linestyle=":", label=f"one process, {p} threads")
 axes.plot([1, 8], [guess_one.value, guess_eight.value], "*", color=figure.ORANGE, markersize=13, label="predicted in part 2")
 highest = [ratios[m].interval[1] for m in computing] + [ratios["threads"].ratio]
@@ -716,6 +723,7 @@ from accel_lab.exercises import check, exercises
 WIRES, CUT, AGAIN = exercises("pipeline")
 WIRES
 
+
 # %% tags=["exercise"]
 def schedule_over_wires(stage, stages, micro_batches, message):
     raise NotImplementedError
@@ -726,6 +734,7 @@ check(schedule_over_wires)
 # %%
 CUT
 
+
 # %% tags=["exercise"]
 def cut(seconds, bytes_held, stages, limit):
     raise NotImplementedError
@@ -735,6 +744,7 @@ check(cut)
 
 # %%
 AGAIN
+
 
 # %% tags=["exercise"]
 def backward_again(layers, x, gradient):

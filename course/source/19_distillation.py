@@ -73,7 +73,11 @@ print(f"{share_right(logits_of(teacher, digits.test_x), digits.test_y):.1%} of {
 
 # %%
 guess_gain = Prediction(
-    "By how many points does a taught student beat one that learns from 200 labels alone?", low=0.1, high=50, default=2.0, unit="points"
+    "By how many points does a taught student beat one that learns from 200 labels alone?",
+    low=0.1,
+    high=50,
+    default=2.0,
+    unit="points",
 )
 guess_gain
 
@@ -81,7 +85,9 @@ guess_gain
 # Second: we take every 3 out of the student's lesson. It never sees one, and no label says "3". The teacher knows threes.
 
 # %%
-guess_threes = Prediction("Of 100 threes in the test, how many does that student recognise?", low=0.5, high=100, default=1.0, unit="of 100")
+guess_threes = Prediction(
+    "Of 100 threes in the test, how many does that student recognise?", low=0.5, high=100, default=1.0, unit="of 100"
+)
 guess_threes
 
 # %% [markdown]
@@ -144,6 +150,7 @@ picture
 # At *T* = 1 the teacher says little more than the label. At *T* = 4 you can read which digits it takes for *nearly* this one. At
 # *T* = 20 it names them all alike. Move it yourself (in a running notebook):
 
+
 # %%
 def at(temperature):
     picture, (axes,) = figure.axes(5, 2)
@@ -182,6 +189,7 @@ print(inspect.getsource(logits_of))
 # %% [markdown]
 # That is all. Here is the whole training, the plain loop with another loss:
 
+
 # %%
 def teach(x, kept, temperature, updates=180, batch_size=100, seed=0):
     torch.manual_seed(seed)
@@ -193,6 +201,7 @@ def teach(x, kept, temperature, updates=180, batch_size=100, seed=0):
         soft_loss(student(x[index]), kept[index], temperature).backward()
         optimizer.step()
     return student
+
 
 # %% [markdown]
 # ### What it was never shown
@@ -208,7 +217,9 @@ students = {f"T = {temperature}": teach(x, kept, temperature) for temperature in
 certain = 30 * torch.nn.functional.one_hot(digits.train_y[no_threes], 10).float()  # "opinions" that only repeat the label
 students["labels alone"] = teach(x, certain, 1)
 for name, student in students.items():
-    print(f"{name:<13} recognises {share_right(student(digits.test_x[threes]), digits.test_y[threes]):4.0%} of the threes", end=", ")
+    print(
+        f"{name:<13} recognises {share_right(student(digits.test_x[threes]), digits.test_y[threes]):4.0%} of the threes", end=", "
+    )
     print(f"{share_right(student(digits.test_x), digits.test_y):.0%} of all digits")
 
 # %% [markdown]
@@ -243,6 +254,7 @@ guess_threes.against(max(0.5, 100 * share_right(hot(digits.test_x[threes]), digi
 # Three ways to the same loss: ours; PyTorch's `kl_div`, which wants logarithms first and probabilities second; and cross-entropy
 # with soft labels, which differs by a constant and so has the same gradient. Ten updates of each, in float64:
 
+
 # %%
 def framework(student, teacher, T):
     return kl_div(log_softmax(student / T, 1), softmax(teacher / T, 1), reduction="batchmean") * T**2
@@ -260,6 +272,7 @@ def training(loss, batches, T=4.0):
 
     return trajectory(start, lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), update, batches)
 
+
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 start = models.cnn(4).double()
@@ -276,6 +289,7 @@ proof
 # And the logits that were kept are those the teacher would give again, for each batch anew: the losses of two short trainings, one
 # that asks once and one that asks at every step.
 
+
 # %% tags=["nbval-check-output"]
 def losses(**changes):
     return torch.tensor([step.metrics["loss"] for step in islice(distillation.run(base.turned(**changes)), 10)])
@@ -290,6 +304,7 @@ print("asked once = asked at every step:", torch.allclose(losses(), losses(teach
 #
 # One run proves nothing: another start gives another accuracy. So five starts, each alone and taught with the same samples in the
 # same order, and the difference of each pair.
+
 
 # %%
 @cache
@@ -319,6 +334,7 @@ guess_gain.against(max(0.1, mean(gain)))
 # An epoch of distillation against an epoch of the student alone: with the logits kept, and with the teacher asked at every step as
 # many programs do it. In pairs, a coin deciding who goes first.
 
+
 # %%
 def epoch(knobs):
     return sum(step.seconds for step in islice(distillation.run(knobs.turned(samples=250)), 5))
@@ -347,7 +363,9 @@ for how, ratio in prices.items():
 students_model = models.cnn(base.student_channels).eval()
 sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, students_model)]
 pictures = digits.test_x[:500]
-speed = compare(lambda: logits_of(students_model, pictures), lambda: logits_of(teacher, pictures), names=("student", "teacher"), patience=3)
+speed = compare(
+    lambda: logits_of(students_model, pictures), lambda: logits_of(teacher, pictures), names=("student", "teacher"), patience=3
+)
 right = share_right(logits_of(teacher, digits.test_x), digits.test_y)
 print(f"{'':<8} parameters   × samples/s   recognised")
 print(f"teacher  {sizes[0]:>10,}   {1:>11.1f}   {right:.1%}")
@@ -356,7 +374,9 @@ print(f"student  {sizes[1]:>10,}   {1 / speed.ratio:>11.1f}   {mean(taught):.1f}
 # %%
 picture, (axes,) = figure.axes(8, 3)
 axes.plot([1], [100 * right], "s", color="black", label="teacher")
-for place, (name, values, color) in enumerate((("student taught", taught, figure.BLUE), ("student alone", by_labels, figure.ORANGE))):
+for place, (name, values, color) in enumerate(
+    (("student taught", taught, figure.BLUE), ("student alone", by_labels, figure.ORANGE))
+):
     axes.plot([1 / speed.ratio] * len(values), values, "o^"[place], color=color, alpha=0.7, label=f"{name}, {len(values)} seeds")
 axes.set(xlabel="samples/s, × the teacher's", ylabel="recognised, %", xlim=(0, 1.15 / speed.ratio))
 axes.legend(frameon=False)
@@ -472,6 +492,7 @@ from accel_lab.exercises import check, exercises
 LOSS, KEEP, BIAS = exercises("distillation")
 LOSS
 
+
 # %% tags=["exercise"]
 def half_labelled_loss(student, teacher, labels, temperature, soft_share):
     raise NotImplementedError
@@ -481,6 +502,7 @@ check(half_labelled_loss)
 
 # %%
 KEEP
+
 
 # %% tags=["exercise"]
 def keep_logits(teacher, x, batch_size):
@@ -497,6 +519,7 @@ check(keep_logits)
 
 # %%
 BIAS
+
 
 # %% tags=["exercise"]
 def bias_for_share(logits, column, share):

@@ -1,0 +1,131 @@
+"""Grades a class: finds the submissions, spreads them over the cores or a cluster, and writes down what came of each at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from accel_lab.grading import marking, reader, report, walls
+from accel_lab.grading.boxes import GraderFault, Server
+from accel_lab.grading.journal import Journal
+from accel_lab.grading.marking import Entry
+from accel_lab.grading.submissions import Submission, find
+
+
+class Stopped(RuntimeError):
+    """Grading could not go on: one line that says why, and what is kept."""
+
+
+def grade(
+    paths: list[Path], out: Path, techniques: list[str], jobs: int | None = None, scheduler: str = "", again: bool = False
+) -> Iterator[Entry]:
+    """Grade what lies below the paths; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name holds the pages and
+    the journal, from which grading goes on where it was interrupted. again: everything anew, with the seeds of the time before.
+
+    Closing the iterator ends all boxes and writes what has been graded so far. Raises Stopped and NothingToGrade.
+    """
+    submissions, notes = find(paths, techniques)
+    for note in notes:
+        print(note, file=sys.stderr)
+    folder = out.with_suffix("")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder / "journal.jsonl")
+        (folder / "journal.jsonl").touch()
+    except OSError as error:
+        raise Stopped(
+            f"{error.filename or folder}: {error.strerror}; --out names the table, and a folder beside it is needed"
+        ) from None
+    todo = submissions if again else [one for one in submissions if not _is_known(one, journal)]
+    seeds = {key: entry["seed"] for key, entry in journal.entries.items()} if again else {}
+    if len(todo) < len(submissions):
+        print(f"{len(submissions) - len(todo)} of {len(submissions)} were graded before and have not changed", file=sys.stderr)
+    tasks = [(one, seeds.get((one.learner, one.technique))) for one in todo]
+    marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, jobs)
+    written = 0
+    try:
+        for submission, entry in tqdm(marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()):
+            entry = {"learner": submission.learner, "path": str(submission.path), **entry}
+            journal.add(entry)
+            written += 1
+            yield entry
+    except OSError as error:
+        raise Stopped(
+            f"{folder}: {error.strerror}; {written} of {len(todo)} are graded and kept, the same command goes on from there"
+        ) from None
+    except GraderFault as error:
+        raise Stopped(f"{error}; {written} of {len(todo)} are graded and kept") from None
+    finally:
+        marked.close()
+        try:
+            report.write(journal.entries.values(), out, folder)
+        except OSError as error:
+            raise Stopped(f"{out}: {error.strerror}; the verdicts themselves are kept in {folder / 'journal.jsonl'}") from None
+
+
+def _is_known(submission: Submission, journal: Journal) -> bool:
+    entry = journal.entries.get((submission.learner, submission.technique))
+    if (
+        not entry
+        or entry["tasks"] != marking.tasks(submission.technique)
+        or (not entry["isolated"] and walls.best().makes_a_mark)
+    ):
+        return False
+    try:
+        return entry["notebook"] == hashlib.sha256(reader.content(submission.path)).hexdigest()
+    except (reader.Unreadable, OSError):
+        return False
+
+
+def _on_this_machine(tasks: list, jobs: int | None) -> Iterator[tuple[Submission, Entry]]:
+    torch.set_num_threads(1)  # each job has a core of its own
+    server = Server()
+    jobs = (jobs or len(os.sched_getaffinity(0))) if server.wall.makes_a_mark else 1  # a weaker wall does not keep boxes apart
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(marking.mark, server, one.path, one.technique, seed): one for one, seed in tasks}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    finally:
+        server.close()  # first, so that nobody waits for what is still being asked
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_cluster(tasks: list, address: str) -> Iterator[tuple[Submission, Entry]]:
+    """dask.distributed: what a worker has not finished when it dies is given to another one."""
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ModuleNotFoundError:
+        raise Stopped("--scheduler needs the package distributed: pip install distributed") from None
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise Stopped(f"--scheduler {address}: {str(error).partition(chr(10))[0]}") from None
+    with client:
+        left, running, ahead = iter(tasks), as_completed(), {}
+        places = 2 * max(1, sum(client.nthreads().values()))  # a few ahead, so that a large class is never all in memory
+        while True:
+            for submission, seed in islice(left, places - len(ahead)):
+                try:
+                    content = reader.content(submission.path)
+                except (reader.Unreadable, OSError) as error:
+                    yield submission, marking.refused(submission.technique, error)
+                    continue
+                future = client.submit(marking.mark_elsewhere, content, submission.technique, seed, pure=False)
+                ahead[future] = submission
+                running.add(future)
+            if not ahead:
+                return
+            future = next(running)
+            try:
+                yield ahead.pop(future), future.result()
+            except KilledWorker as error:
+                raise GraderFault(str(error).partition(chr(10))[0]) from None

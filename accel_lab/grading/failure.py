@@ -1,0 +1,46 @@
+"""What came instead of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """kind: the exception's name, or what ended the box · text · where: the learner's line, '' if unknown · report: the whole
+    traceback, for whoever has to repair it · rank: of those that were asked together, the one that failed."""
+
+    kind: str
+    text: str = ""
+    where: str = ""
+    report: str = ""
+    rank: int | None = None
+
+    @classmethod
+    def said(cls, described: object) -> Failure:
+        """From what a box says of an exception in there: whatever it is, it is taken for text."""
+        given = described if type(described) is dict else {}
+        lengths = {"kind": 100, "text": 1000, "where": 100, "report": 4000}
+        return cls(**{name: str(given.get(name, ""))[:most] for name, most in lengths.items()})
+
+    def __str__(self) -> str:
+        """One line."""
+        said = self.kind + (f" in {self.where}" if self.where else "") + (f": {self.text}" if self.text else "")
+        return (f"rank {self.rank}: " if self.rank is not None else "") + said.partition("\n")[0]
+
+
+ECHO = Failure("stopped", "another rank failed")
+
+
+def out_of_memory() -> Failure:
+    return Failure("MemoryError", "more memory than the target allows")
+
+
+def of_ranks(outcomes: list[object], messages: list[list[Tensor]]) -> dict[str, object] | Failure:
+    """What ranks answered together, or the first failure among them that is not another one's echo."""
+    failed = [replace(one, rank=rank) for rank, one in enumerate(outcomes) if isinstance(one, Failure) and one != ECHO]
+    if together := [one for one in failed if one.kind == "ExchangeError"]:
+        return replace(together[0], rank=None, where="")  # it speaks of all ranks
+    return failed[0] if failed else {"ranks": outcomes, "messages": messages}

@@ -1,0 +1,1 @@
+"""The side of learners' code. Nothing in here knows what is right, nothing outside believes what comes from here."""

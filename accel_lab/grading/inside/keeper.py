@@ -1,0 +1,210 @@
+"""The life of a box: it walls itself in, then answers question after question, each in a process of its own.
+
+Around all boxes stands the outer wall (bubblewrap: no file but Python's, no network, see ``grading.walls``). A box adds what keeps it
+from other boxes and from the server: processes, mounts, network and shared memory of its own, a user without any right, limits,
+and no system call that could undo any of it. It does so itself, before it has seen a line of a learner's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+import time
+from typing import NoReturn
+
+from . import answer, wire
+
+C = ctypes.CDLL(None, use_errno=True)
+NEW_MOUNTS, NEW_HOSTNAME, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = (
+    0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+PRIVATE, RECURSIVE, NO_SUID, NO_DEVICES, NO_EXEC = 1 << 18, 1 << 14, 2, 4, 8
+MB = 1 << 20
+
+
+def _succeed(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    _succeed(C.unshare(flags), "unshare")
+
+
+def enter(namespace: int, kind: int) -> None:
+    _succeed(C.setns(namespace, kind), "setns")
+
+
+def keep_large_memory_apart() -> None:
+    """Blocks of a MB and more are given back when freed, so that what a process holds is what it uses."""
+    map_threshold = -3
+    C.mallopt(map_threshold, MB)
+
+
+def adopt_orphans() -> None:
+    """What loses its parent below this process becomes its child."""
+    set_child_subreaper = 36
+    C.prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def live(channel: int, output: int, wall: str, limits: dict, user: int) -> NoReturn:
+    """All of a box's life, which ends when the grader closes the channel, or ends it."""
+    try:
+        for signal_ in (signal.SIGCHLD, signal.SIGPIPE):
+            signal.signal(signal_, signal.SIG_DFL)
+        channel, output = _keep_only(channel, output)
+        _enclose(wall, limits, user)
+        wire.send(channel, {"ready": True})
+        while True:
+            _answer_in_a_process(channel, wire.receive(channel), wall)
+    except EOFError:
+        os._exit(0)
+    except BaseException as error:
+        wire.send(channel, {"not ready": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+
+
+def _keep_only(channel: int, output: int) -> tuple[int, int]:
+    """Close every other descriptor: the control socket among them."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    channel, output, nothing = (os.dup2(os.dup(one), 200 + i) for i, one in enumerate((channel, output, nothing)))
+    os.closerange(3, 200)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1), os.dup2(output, 2)
+    os.closerange(201, 1 << 16)
+    return channel, 1
+
+
+def _answer_in_a_process(channel: int, request: dict, wall: str) -> None:
+    process = _fork()
+    if process == 0:
+        answer.give(request, channel)
+        os._exit(0)
+    status = os.waitpid(process, 0)[1]
+    if wall == "bubblewrap":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)  # whatever it has left behind: we are number 1 of the box, so this reaches the box alone
+    try:
+        while os.waitpid(-1, 0):
+            pass
+    except ChildProcessError:
+        wire.send(channel, {"id": request["id"], "exit": os.waitstatus_to_exitcode(status)})
+
+
+def _fork() -> int:
+    for _ in range(50):
+        try:
+            return os.fork()
+        except BlockingIOError:  # another box of the same user has just used up its processes, and is about to be ended
+            time.sleep(0.05)
+    return os.fork()
+
+
+def _enclose(wall: str, limits: dict, user: int) -> None:
+    os.setsid()
+    os.umask(0o077)
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # where memory runs out, this is what has to go
+    if wall == "bubblewrap":
+        unshare(NEW_MOUNTS | NEW_NETWORK | NEW_IPC | NEW_HOSTNAME)
+        _mount(b"", b"/", b"", PRIVATE | RECURSIVE, b"")
+        _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEVICES | NO_EXEC, b"")
+        for folder in (b"/tmp", b"/dev/shm"):
+            _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, b"mode=1777,size=%d" % limits["folder bytes"])
+        os.chdir("/tmp")
+    limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
+    for name, which in RESOURCES.items():
+        resource.setrlimit(which, (limits[name],) * 2)
+    _renounce(user if wall == "bubblewrap" else None)
+    if wall == "landlock":
+        _landlock(limits["readable"], limits["writable"])
+    _forbid_system_calls()
+
+
+RESOURCES = {
+    "address space": resource.RLIMIT_AS,
+    "file size": resource.RLIMIT_FSIZE,
+    "processes": resource.RLIMIT_NPROC,
+    "cpu seconds": resource.RLIMIT_CPU,
+    "open files": resource.RLIMIT_NOFILE,
+    "core": resource.RLIMIT_CORE,
+}
+
+
+def _mount(what: bytes, where: bytes, kind: bytes, flags: int, options: bytes) -> None:
+    _succeed(C.mount(what, where, kind, flags, options), f"mount {where.decode()}")
+
+
+def _renounce(user: int | None) -> None:
+    """Every capability, for good; and root, to be a user of whom nothing else here is, with a count of processes of its own."""
+    drop_from_bounding_set, no_new_privileges = 24, 38
+    for capability in range(64):
+        C.prctl(drop_from_bounding_set, capability, 0, 0, 0)
+    if user is not None and os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    header, nothing = struct.pack("<Ii", 0x20080522, 0), bytes(24)
+    _succeed(C.capset(header, nothing), "capset")
+    _succeed(C.prctl(no_new_privileges, 1, 0, 0, 0), "no_new_privs")
+
+
+FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of clone and clone3
+    "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
+        "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321,
+        "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438}, 56, 435),
+    "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
+        "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280,
+        "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438}, 220, 435),
+}  # fmt: skip
+
+
+def _forbid_system_calls() -> None:
+    """A seccomp filter: what could open a new namespace, or look into another process, is refused."""
+    if platform.machine() not in FORBIDDEN:
+        return
+    audit, calls, clone, clone3 = FORBIDDEN[platform.machine()]
+    load, equal, any_bit, leave = 0x20, 0x15, 0x45, 0x06
+    allow, refuse, unknown = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38
+    at_number, at_machine, at_first_argument = 0, 4, 16
+    program = [(load, 0, 0, at_machine), (equal, 1, 0, audit), (leave, 0, 0, refuse), (load, 0, 0, at_number)]
+    program += [(equal, 0, 1, clone3), (leave, 0, 0, unknown)]  # the C library then uses clone, whose flags can be seen
+    for number in calls.values():
+        program += [(equal, 0, 1, number), (leave, 0, 0, refuse)]
+    program += [(equal, 0, 3, clone), (load, 0, 0, at_first_argument), (any_bit, 0, 1, NEW_USERS), (leave, 0, 0, refuse)]
+    program += [(leave, 0, 0, allow)]
+    if platform.machine() == "x86_64":  # the same calls by their 32-bit-pointer numbers
+        program[4:4] = [(0x35, 0, 1, 0x40000000), (leave, 0, 0, refuse)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
+    filter_ = struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code))
+    set_seccomp, by_filter = 22, 2
+    _succeed(C.prctl(set_seccomp, by_filter, filter_, 0, 0), "seccomp")
+
+
+def landlock_version() -> int:
+    """0 where the kernel has none."""
+    return max(0, C.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
+
+
+def _landlock(readable: list[str], writable: list[str]) -> None:
+    """Nothing but these folders, for this process and all that come from it, and no TCP (Linux ≥ 6.7). Needs no right."""
+    version = landlock_version()
+    every_access = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
+    of_files, read_and_execute = 0b111 | 1 << 14 | 1 << 15, 0b1101
+    every_tcp, every_scope = 3, 3
+    rules = struct.pack("<QQQ", every_access, every_tcp, every_scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    rule_set = _succeed(C.syscall(444, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint(0)), "landlock")
+    for paths, access in ((readable, read_and_execute), (writable, every_access)):
+        for path in filter(os.path.exists, paths):
+            folder = os.open(path, os.O_PATH)
+            allowed = access if os.path.isdir(path) else access & of_files & every_access
+            _succeed(C.syscall(445, rule_set, 1, struct.pack("<Qi", allowed, folder), ctypes.c_uint(0)), f"landlock {path}")
+            os.close(folder)
+    _succeed(C.syscall(446, rule_set, ctypes.c_uint(0)), "landlock")
+    os.close(rule_set)

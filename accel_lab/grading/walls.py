@@ -1,0 +1,130 @@
+"""What holds learners' code: the best wall that this machine has, by name.
+
+- ``bubblewrap``: no file but Python's own (read-only), no network, no other process; the boxes inside are walled off from one
+  another as well (see ``inside.keeper``). Only this makes a mark.
+- ``landlock``: the kernel refuses files and TCP, but a box sees other processes and what it has started can outlive it.
+- ``none``: limits of time and memory alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from accel_lab.grading.inside import keeper
+
+PACKAGE = Path(__file__).parents[1]
+INSIDE = Path(__file__).parent / "inside"
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """seconds: for all cases of one exercise · memory, output: bytes of all processes of a box · processes: of a box."""
+
+    seconds: float = 20.0
+    memory: int = 2048 * MB
+    processes: int = 64
+    output: int = 20 * MB
+    folder: int = 64 * MB
+
+    def inside(self) -> dict[str, int]:
+        """What the system holds each process to."""
+        return {
+            "address space": self.memory,
+            "file size": self.folder,
+            "processes": self.processes,
+            "cpu seconds": int(self.seconds) * 3,
+            "open files": 256,
+            "core": 0,
+            "folder bytes": self.folder,
+        }
+
+
+@dataclass(frozen=True)
+class Wall:
+    """name · why: there is no better one, '' for the best."""
+
+    name: str
+    why: str = ""
+
+    @property
+    def makes_a_mark(self) -> bool:
+        return self.name == "bubblewrap"
+
+
+@functools.cache
+def best() -> Wall:
+    why = _no_bubblewrap()
+    if not why:
+        return Wall("bubblewrap")
+    return Wall("landlock" if keeper.landlock_version() else "none", why)
+
+
+def _no_bubblewrap() -> str:
+    if not (missing := [program for program in ("bwrap", "setpriv") if not shutil.which(program)]):
+        tried = subprocess.run([*_bubblewrap(), "true"], capture_output=True, text=True)
+        return tried.stderr.strip().partition("\n")[0] if tried.returncode else ""
+    return f"{missing[0]} is not installed (Debian: apt-get install bubblewrap)"
+
+
+def command(wall: Wall, control: int, limits: Limits, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    """How to start the fork server behind a wall: the command, and its whole environment. scratch: the only writable folder
+    where there is no folder of its own."""
+    inside = limits.inside()
+    if wall.name == "landlock":
+        inside |= {
+            "readable": [*_readable(), "/proc", "/sys", "/dev/null", "/dev/urandom", str(INSIDE)],
+            "writable": [str(scratch), "/dev/null"],
+        }
+    walled = wall.name == "bubblewrap"
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp" if walled else str(scratch),
+        "TMPDIR": "/tmp" if walled else str(scratch),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": "/box" if walled else str(INSIDE.parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
+    }
+    python = [sys.executable, "-m", "inside.server", str(control), wall.name, json.dumps(inside)]
+    return [*(_bubblewrap() if walled else ()), *python], environment
+
+
+def _bubblewrap() -> list[str]:
+    """As root, who needs no user namespace, the server keeps what it takes to make boxes; each box gives that up first of all."""
+    if os.geteuid() == 0:
+        kept = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP")
+        apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    else:
+        kept, apart = ("SYS_ADMIN", "SETPCAP"), ["--unshare-all", "--unshare-user", "--uid", "60000", "--gid", "60000"]
+    line = ["bwrap", *apart, "--die-with-parent", "--new-session", "--hostname", "box", "--cap-drop", "ALL"]
+    for capability in kept:
+        line += ["--cap-add", f"CAP_{capability}"]
+    line += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    bound = _readable()
+    for path in bound:
+        for parent in reversed(Path(path).parents[:-1]):
+            line += ["--dir", str(parent)]  # bubblewrap would make them, and for its own user alone
+        line += ["--ro-bind", path, path]
+    if any(PACKAGE.is_relative_to(path) for path in bound):
+        line += ["--tmpfs", str(PACKAGE)]  # the references are no learner's to import
+    line += ["--dir", "/box", "--ro-bind", str(INSIDE), "/box/inside", "--remount-ro", "/", "--chdir", "/tmp", "--"]
+    return line
+
+
+def _readable() -> list[str]:
+    """The folders of Python, of its packages and of the system's libraries."""
+    system = [
+        path for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/sys/devices/system/cpu") if os.path.exists(path)
+    ]
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    python = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1]), *packages}
+    return system + sorted(path for path in python if not any(Path(path).is_relative_to(one) for one in system))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -32,7 +33,7 @@ class Boxed:
         return of_ranks(self._converse(requests, exchange), exchange.messages)
 
     def _request(self, exercise: Exercise, case: Case, **more: object) -> dict:
-        return request(self._statements, self._function, inspect.getsource(exercise.drive), exercise.drive.__name__, case, **more)
+        return request(self._statements, self._function, _source(exercise.drive), exercise.drive.__name__, case, **more)
 
     def _converse(self, requests: list[dict], exchange: Exchange | None = None) -> list[Plain | Failure]:
         if self._deadline is None:
@@ -46,7 +47,7 @@ class Boxed:
 
     @contextmanager
     def beside(self, answer: Callable) -> Iterator[Boxed]:
-        side = Boxed(self._server, [[0, 1, inspect.getsource(answer)]], answer.__name__)
+        side = Boxed(self._server, [[0, 1, _source(answer)]], answer.__name__)
         try:
             yield side
         finally:
@@ -56,6 +57,10 @@ class Boxed:
         for box in self._boxes:
             box.close()
         self._boxes.clear()
+
+
+def _source(function: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(function))
 
 
 def _ran_out_of_memory(got: Plain | Failure) -> bool:

@@ -217,6 +217,8 @@ class LessTime:
                     start = perf_counter()
                     answers[who] = who.ask_again(exercise, mine)
                     seconds[who] = perf_counter() - start
+                if isinstance(answers[theirs], Failure):
+                    raise RuntimeError(f"the plain version failed: {answers[theirs]}")
                 if isinstance(answers[ours], Failure):
                     return f"right, but on a larger case: {answers[ours]}"
                 if wrong := difference(answers[ours], right.ask(exercise, case), exercise.tolerance):

@@ -26,7 +26,9 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
     A notebook's name ends with its chapter: ``Ann_11_accumulation.ipynb`` is Ann's, and so is ``Ann/11_accumulation.ipynb``. Where a
     learner has two for one chapter neither is taken: which one counts is not for a program to guess. Raises NothingToGrade.
     """
-    chapter = re.compile(rf"(?:^|(?P<learner>.*?)[_\-. ])(?:\d+[_\-. ])?(?P<technique>{'|'.join(map(re.escape, techniques))})$")
+    chapter = re.compile(
+        rf"(?:^|(?P<learner>.*?)[_\-. ])(?:\d+[_\-. ])?(?P<technique>{'|'.join(map(re.escape, techniques))})$", re.DOTALL
+    )
     found: dict[tuple[str, str], list[Path]] = {}
     notes = []
     for root in paths:

@@ -1,0 +1,477 @@
+"""The grader: no wrong answer is credited, no right one refused, whatever is handed in; and nothing of it is left behind."""
+
+import contextlib
+import gc
+import json
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from accel_lab.exercises import Exercise, LessMemory, LessTime, Wrong, find
+from accel_lab.grading import boxes, walls
+from accel_lab.grading.boxed import Boxed
+from accel_lab.grading.boxes import Server
+from accel_lab.grading.inside import wire
+from accel_lab.grading.judging import Here, judge
+from accel_lab.grading.reader import Unreadable, content, parse
+from accel_lab.grading.walls import Limits, Wall
+
+pytestmark = pytest.mark.needs("bwrap")
+LIMIT = 3.0  # seconds
+
+
+def notebook(*cells: str, **more) -> bytes:
+    made = [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": cell} for cell in cells]
+    return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5, **more}).encode()
+
+
+def doubled(x):
+    return x * 2
+
+
+def cases(rng):
+    for _ in range(2):
+        yield {"x": torch.randn(8, generator=torch.Generator().manual_seed(rng.randrange(2**31)))}
+
+
+def drive(answer, case):
+    return answer(case["x"])
+
+
+WRONG = Wrong(lambda x: x, "Twice.")
+DOUBLE = Exercise("double", 2, "Twice x.", cases, drive, doubled, (WRONG,))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(Limits(seconds=LIMIT, memory=1500 << 20)) as server:
+        yield server
+
+
+def grade(server, code, exercise=DOUBLE, seed=0, function=None):
+    side = Boxed(server, parse(notebook(code)).answer(function or exercise.name), function or exercise.name)
+    try:
+        return judge(exercise, side, seed)
+    finally:
+        side.close()
+
+
+def is_right(server):
+    return grade(server, "def double(x):\n    return x * 2").points == 2
+
+
+def strangers() -> set[int]:
+    """Processes that come from this one."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+# ---- A: cheating -------------------------------------------------------------------------------------------------------------
+
+CHEATS = {
+    "A1 allclose": "import torch\ntorch.allclose = lambda *a, **k: True\ndef double(x):\n    torch.allclose = lambda *a, **k: True\n    return x",
+    "A1 eq": "import torch\ndef double(x):\n    torch.Tensor.__eq__ = lambda *a: True\n    torch.equal = lambda *a: True\n    return x",
+    "A1 modules": "import sys\ndef double(x):\n    sys.modules['inside.wire'] = sys.modules['accel_lab'] = sys\n    return x",
+    "A2 equal": "class Same:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Same()",
+    "A2 subclass": "import torch\nclass T(torch.Tensor):\n    pass\ndef double(x):\n    return x.mul(2).as_subclass(T)",
+    "A2 reduce": "import os\nclass R:\n    def __reduce__(self):\n        return os.system, ('touch /tmp/reduced',)\ndef double(x):\n    return R()",
+    "A2 dict": "class D(dict):\n    pass\ndef double(x):\n    return D(x=1)",
+    "A3 printed": "def double(x):\n    print('points: 2 of 2', flush=True)\n    return x",
+    "A3 written": "import os\ndef double(x):\n    for fd in range(3, 256):\n"
+    "        try: os.write(fd, b'{\"points\": 2}' * 100)\n        except OSError: pass\n    return x",
+    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'channel' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'value': x})\n    return x * 2",
+    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'channel' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': x * 2})\n    return x * 2",
+    "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return find('double').reference(x)",
+    "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == x.shape\n"
+    "        and o is not x]\n    return right[0] if right else x",
+    "A4 frames": "import sys\ndef double(x):\n    f, found = sys._getframe(1), []\n    while f:\n        found += [v for k, v in f.f_locals.items()\n"
+    "            if k in ('want', 'right', 'reference', 'expected')]\n        f = f.f_back\n    return found[0] if found else x",
+    "A4 disk": "import os\ndef double(x):\n    for place, _, files in os.walk('/'):\n        if place.startswith(('/usr', '/proc', '/sys')): continue\n"
+    "        for one in files:\n            if one in ('judging.py', 'exercises.py', 'accumulation.py') and 'accel_lab' in place: return x * 2\n    return x",
+    "A4 proc": "import os\ndef double(x):\n    mine = {str(os.getpid()), str(os.getppid()), '1', 'self', 'thread-self'}\n"
+    "    return x * 2 if [p for p in os.listdir('/proc') if p.isdigit() and p not in mine] else x",
+    "A5 network": "import socket\ndef double(x):\n    try: socket.create_connection(('1.1.1.1', 53), 1)\n    except OSError: return x\n    return x * 2",
+    "A5 loopback": "import socket\ndef double(x):\n    s = socket.socket(); s.settimeout(1)\n    try: s.connect(('127.0.0.1', 22))\n"
+    "    except OSError: return x\n    return x * 2",
+    "A5 kill": "import os\ndef double(x):\n    try: os.kill(os.getppid(), 9)\n    except OSError: pass\n    return x",
+    "A5 kill all": "import os\ndef double(x):\n    try: os.kill(-1, 9)\n    except OSError: pass\n    return x",
+    "A5 ptrace": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None, use_errno=True)\n    return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x",
+    "A5 namespaces": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.unshare(0x10000000) == 0 else x",
+    "A5 mount": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x",
+    "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n    return x * 2",
+    "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    except OSError: return x\n    return x * 2",
+}
+
+
+@pytest.mark.parametrize("code", CHEATS.values(), ids=CHEATS)
+def test_cheating_earns_nothing(server, code):
+    verdict = grade(server, code)
+    assert verdict.points == 0
+    assert verdict.reason
+    assert is_right(server)
+
+
+@pytest.mark.parametrize("what", ["A2 equal", "A2 subclass", "A2 reduce", "A2 dict"])
+def test_what_is_not_plain_is_called_so(server, what):
+    assert "not plain data" in grade(server, CHEATS[what]).reason
+
+
+# ---- R: running wild ---------------------------------------------------------------------------------------------------------
+
+WILD = {
+    "exit": ("import sys\ndef double(x):\n    sys.exit(0)", "SystemExit"),
+    "_exit": ("import os\ndef double(x):\n    os._exit(0)", "ended with code 0 and without an answer"),
+    "segfault": ("import ctypes\ndef double(x):\n    ctypes.string_at(0)", "killed by SIGSEGV"),
+    "recursion": ("def double(x):\n    return double(x)", "RecursionError"),
+    "loop": ("def double(x):\n    while True: pass", "timeout: no answer within"),
+    "deaf loop": (
+        "import signal\ndef double(x):\n    for s in range(1, 64):\n        try: signal.signal(s, signal.SIG_IGN)\n        except (OSError, ValueError): pass\n"
+        "    while True: pass",
+        "timeout",
+    ),
+    "fork bomb": (
+        "import os\ndef double(x):\n    while True:\n        try: os.fork()\n        except OSError: pass",
+        "more than 64 processes|timeout",
+    ),
+    "memory": ("def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]", "MemoryError|of memory"),
+    "memory of many": (
+        "import os, time\ndef double(x):\n    for _ in range(8):\n        if os.fork() == 0: break\n"
+        "    kept = [bytes(range(256)) * 4096 for _ in range(300)]\n    time.sleep(60)",
+        "of memory",
+    ),
+    "output": ("def double(x):\n    while True: print('x' * 10000)", "of output"),
+    "disk": (
+        "def double(x):\n    with open('/tmp/large', 'wb') as file:\n        while True: file.write(bytes(1 << 20))",
+        "OSError",
+    ),
+    "reply": ("import torch\ndef double(x):\n    return torch.zeros(1 << 25)", "too much for an answer"),
+    "nested": ("def double(x):\n    for _ in range(500): x = [x]\n    return x", "without end"),
+    "raises": ("def double(x):\n    y = 1\n    return y / 0", "ZeroDivisionError in line 3 of cell 1: division by zero"),
+    "no import": (
+        "from accel_lab.accumulation import nothing\ndef double(x):\n    return nothing(x)",
+        "No module named 'accel_lab'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), WILD.values(), ids=WILD)
+def test_what_runs_wild_is_stopped_and_named(server, code, reason):
+    before, start = strangers(), time.monotonic()
+    verdict = grade(server, code)
+    assert time.monotonic() - start < LIMIT + 3
+    assert verdict.points == 0
+    assert re.search(reason, verdict.reason), verdict.reason
+    assert "\n" not in verdict.reason
+    assert strangers() <= before
+    assert is_right(server)
+
+
+def test_a_daemon_left_behind_is_gone_and_costs_nothing(server):
+    before = strangers()
+    code = (
+        "import os, time\ndef double(x):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n"
+        "            while True: time.sleep(1)\n        os._exit(0)\n    return x * 2"
+    )
+    assert grade(server, code).points == 2
+    assert strangers() <= before
+
+
+def test_a_traceback_comes_along_with_the_learners_line(server):
+    report = grade(server, "def double(x):\n    return x.nonsense  # here").report
+    assert "return x.nonsense  # here" in report
+    assert 'File "<cell 1>", line 2' in report
+
+
+# ---- V: values ---------------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "NaN": ("def double(x):\n    return x * float('nan')", "NaN"),
+    "dtype": ("def double(x):\n    return (x * 2).double()", "dtype torch.float64 instead of torch.float32"),
+    "shape": ("def double(x):\n    return (x * 2)[None]", r"shape \[1, 8\] instead of \[8\]"),
+    "broadcast": ("def double(x):\n    return (x * 2)[:1]", r"shape \[1\] instead"),
+    "random": ("import torch\ndef double(x):\n    return torch.randn(8)", "8 of 8 values differ|7 of 8"),
+    "nothing": ("def double(x):\n    pass", "a tensor was expected, None came"),
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), VALUES.values(), ids=VALUES)
+def test_wrong_values_are_refused_precisely(server, code, reason):
+    verdict = grade(server, code)
+    assert verdict.points == 0
+    assert re.search(reason, verdict.reason), verdict.reason
+
+
+RIGHT = {
+    "changes its input": "def double(x):\n    return x.mul_(2)",
+    "keeps state": "calls = []\ndef double(x):\n    calls.append(x)\n    return calls[0] * 2",
+    "a constant of another cell": "two = 2\ndef double(x):\n    return x * two",
+    "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef helper(x):\n    return x * A.two\n"
+    "def double(x):\n    return helper(x)",
+    "a lambda": "double = lambda x: x * 2",
+    "defined twice": "def double(x):\n    return x\ndef double(x):\n    return x * 2",
+    "what fails elsewhere": "import not_there\nx = 1 / 0\ndef double(x):\n    return x * 2",
+    "a decorator": "import torch\n@torch.no_grad()\ndef double(x):\n    return x * 2",
+    "recursion": "def double(x, n=2):\n    return x * 0 if n == 0 else x + double(x, n - 1)",
+    "threads": "import threading\ndef double(x):\n    out = []\n    t = threading.Thread(target=lambda: out.append(x * 2))\n    t.start(); t.join()\n    return out[0]",
+    "processes": "import os\ndef double(x):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n    return x * 2",
+    "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n    return x.grad",
+}
+
+
+@pytest.mark.parametrize("code", RIGHT.values(), ids=RIGHT)
+def test_right_is_right_however_it_is_written(server, code):
+    assert repr(grade(server, code)) == "double: 2 of 2 points"
+
+
+def test_no_right_answer_is_refused_and_verdicts_repeat(server):
+    assert all(is_right(server) for _ in range(100))
+    for name in ("A3 forged", "A4 gc"):
+        assert len({repr(grade(server, CHEATS[name])) for _ in range(10)}) == 1
+
+
+# ---- D: ranks ----------------------------------------------------------------------------------------------------------------
+
+RING = find("ring_average")
+RANKS = {
+    "raises": ("if rank == 1: return 1 / 0", r"rank 1: ZeroDivisionError in line 3 of cell 1"),
+    "segfault": ("if rank == 1:\n        import ctypes; ctypes.string_at(0)", "rank 1: .*SIGSEGV"),
+    "leaves": ("if rank == 1:\n        import os; os._exit(3)", "rank 1: .*code 3"),
+    "deadlock": ("if world > 1: receive()", r"deadlock: rank 0 waits in line 3 of cell 1 for rank 1.*rank 1 waits in line 3"),
+    "skips": ("if rank != 1 and world > 1: receive()", "deadlock: .*rank 1 has finished"),
+    "hangs": ("while rank == 1: pass\n    if world > 1: receive()", "rank 1: timeout.*rank 0 waits in line 4"),
+    "no tensor": ("send(3)", "NotPlain|not a tensor|AttributeError"),
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), RANKS.values(), ids=RANKS)
+def test_the_rank_at_fault_is_named(server, line, reason):
+    before, start = strangers(), time.monotonic()
+    verdict = grade(
+        server,
+        f"def ring_average(gradient, share, rank, world, send, receive):\n    # what goes wrong\n    {line}\n    return gradient",
+        RING,
+    )
+    assert time.monotonic() - start < LIMIT + 3
+    assert verdict.points == 0
+    assert re.search(reason, verdict.reason), verdict.reason
+    assert strangers() <= before
+
+
+def test_shapes_that_do_not_match_are_told(server):
+    code = "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    all_reduce(torch.ones(rank + 1))"
+    verdict = grade(server, code, find("train_on_rank"))
+    assert "all_reduce of tensors that differ: rank 0 has [1] float32, rank 1 has [2] float32" in verdict.reason
+
+
+def test_a_missing_division_is_never_silent(server):
+    code = (
+        "from torch.nn.functional import cross_entropy\n"
+        "def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    for batch in batches:\n"
+        "        optimizer.zero_grad()\n        mine = batch[rank::world]\n"
+        "        cross_entropy(model(x[mine]), y[mine], reduction='sum').backward()\n        all_reduce(model.weight.grad)\n        optimizer.step()"
+    )
+    assert "values differ" in grade(server, code, find("train_on_rank")).reason
+
+
+def test_a_rank_does_not_see_what_the_others_have(server):
+    code = (
+        "import sys\ndef ring_average(gradient, share, rank, world, send, receive):\n    f = sys._getframe()\n    while f:\n"
+        "        if 'gradients' in (f.f_locals.get('request') or {}).get('case', {}): return gradient\n        f = f.f_back\n    raise LookupError('alone')"
+    )
+    assert "LookupError" in grade(server, code, RING).reason
+
+
+# ---- targets: evidence from outside ------------------------------------------------------------------------------------------
+
+
+def test_memory_is_counted_by_the_system(server):
+    def large(rng):
+        return {"x": torch.ones(1 << 20)}
+
+    exercise = Exercise("double", 2, "", cases, drive, doubled, (WRONG,), target=LessMemory(large, 12 << 20, WRONG))
+    assert grade(server, "def double(x):\n    return x.mul_(2)", exercise).points == 2
+    wasteful = "def double(x):\n    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[:len(x)]"
+    verdict = grade(server, wasteful, exercise)
+    assert verdict.points == 0
+    assert "more memory than the target allows (12 MB)" in verdict.reason
+    unlimited = "import resource\ndef double(x):\n    try: resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))\n    except (OSError, ValueError): pass\n"
+    assert grade(server, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
+
+
+def test_time_is_taken_on_our_clock(server):
+    def slow(x):
+        import time
+
+        time.sleep(0.02)
+        return x * 2
+
+    def one(rng):
+        return next(cases(rng))
+
+    plain = Wrong(slow, "Slow.")
+    exercise = Exercise("double", 2, "", cases, drive, doubled, (plain,), target=LessTime(one, 0.5, plain))
+    assert grade(server, "def double(x):\n    return x * 2", exercise).points == 2
+    liar = "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef double(x):\n    time.sleep(0.02)\n    return x * 2"
+    verdict = grade(server, liar, exercise)
+    assert verdict.points == 0
+    assert "right, but slow" in verdict.reason
+    assert verdict.hint == "Slow."
+
+
+# ---- the reader --------------------------------------------------------------------------------------------------------------
+
+GOOD = "def double(x):\n    return x * 2"
+UNREADABLE = {
+    "truncated": (notebook(GOOD)[:-20], "not a notebook"),
+    "NUL": (b"\0" * 100, "not a notebook"),
+    "deep": (b'{"cells":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep|not a notebook"),
+    "no cells": (b"[1, 2]", "no list of cells"),
+    "no function": (notebook("def other(x):\n    return x"), "no cell defines the function double"),
+    "a class of that name": (notebook("class double: pass"), "no cell defines the function double"),
+    "syntax": (notebook("1", "def double(x):\n    return x *"), "cell 2, which defines double, is no Python: line 2"),
+    "long": (notebook("x = 1\n" * 100_000), "characters of code"),
+    "many cells": (notebook(*["1"] * 3000), "3000 cells"),
+    "latin": ("{'cells': é}".encode("latin-1"), "not a notebook"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_told_in_one_line(data, reason):
+    with pytest.raises(Unreadable, match=reason) as error:
+        parse(data).answer("double")
+    assert "\n" not in str(error.value)
+
+
+READABLE = {
+    "BOM": b"\xef\xbb\xbf" + notebook(GOOD),
+    "CRLF": notebook(GOOD.replace("\n", "\r\n")),
+    "magics": notebook("%matplotlib inline\n!ls\n" + GOOD),
+    "cell magic elsewhere": notebook("%%bash\nls |", GOOD),
+    "another cell broken": notebook("this is (", GOOD),
+    "lines": notebook(GOOD).replace(json.dumps(GOOD).encode(), json.dumps(GOOD.splitlines(keepends=True)).encode()),
+    "ids": json.dumps({"cells": [{"cell_type": "code", "id": "x" * 500, "source": GOOD}, 7, {"cell_type": 3}, None]}).encode(),
+    "one line": notebook("import os; double = lambda x: x * 2"),
+}
+
+
+@pytest.mark.parametrize("data", READABLE.values(), ids=READABLE)
+def test_what_can_be_read_is_graded(server, data):
+    side = Boxed(server, parse(data).answer("double"), "double")
+    assert judge(DOUBLE, side, 1).points == 2
+    side.close()
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "a.ipynb").write_bytes(notebook(GOOD))
+    (tmp_path / "link.ipynb").symlink_to("a.ipynb")
+    with (tmp_path / "large.ipynb").open("wb") as file:
+        file.truncate(100 << 20)
+    os.mkfifo(tmp_path / "pipe.ipynb")
+    assert content(tmp_path / "a.ipynb") == notebook(GOOD)
+    for name, reason in (("link", "a link"), ("large", "100 MB, more than 20"), ("pipe", "not a file")):
+        with pytest.raises(Unreadable, match=reason):
+            content(tmp_path / f"{name}.ipynb")
+
+
+def test_only_what_the_answer_needs_is_run():
+    cells = ["import torch\nimport os", "model = os.fork()", "scale = 2\nscale = scale + 0", GOOD.replace("2", "scale")]
+    assert [text for _, _, text in parse(notebook(*cells)).answer("double")] == [
+        "scale = 2",
+        "scale = scale + 0",
+        GOOD.replace("2", "scale"),
+    ]
+
+
+# ---- the wire ----------------------------------------------------------------------------------------------------------------
+
+
+def parts(frame: bytes) -> tuple[bytes, bytes]:
+    header, _ = wire.lengths(frame[:8])
+    return frame[8 : 8 + header], frame[8 + header :]
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [None, True, -3, 2.5, float("inf"), "ü\ud800", [1, [2.0]], {"a": {"tensor": [1]}}, torch.ones(0, 3), torch.tensor(True),
+     torch.arange(6).reshape(2, 3).T, torch.ones(2, dtype=torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+def test_plain_data_arrive_as_they_left(thing):
+    came = wire.unpack(*parts(wire.pack(thing)))
+    assert type(came) is type(thing)
+    assert came.equal(thing) and came.dtype == thing.dtype if isinstance(thing, torch.Tensor) else came == thing
+
+
+@pytest.mark.parametrize("header", [
+    b"", b"{", b"[1", b'{"tensor": ["float32", [4]]}', b'{"tensor": ["object", [0]]}', b'{"tensor": ["float32", [-1]]}', b'{"what": 1}',
+    b'{"tensor": 5}', b"NaN", b'{"a": 1, "b": 2}', b"{}", b"[" * 1000 + b"]" * 1000, b'{"dict": [[1]]}', b'{"float": "1e5"}', b'{"float": []}',
+])  # fmt: skip
+def test_forged_frames_are_refused(header):
+    with pytest.raises(wire.BadFrame):
+        wire.unpack(header, b"")
+
+
+def test_random_bytes_are_never_more_than_a_bad_frame():
+    rng = random.Random(0)
+    right, body = parts(wire.pack({"a": [torch.ones(3), 2.5, "x"]}))
+    for _ in range(3000):
+        forged = bytearray(right)
+        for _ in range(rng.randrange(1, 6)):
+            forged[rng.randrange(len(forged))] = rng.randrange(256)
+        with contextlib.suppress(wire.BadFrame):
+            wire.unpack(bytes(forged), body)
+
+
+# ---- walls -------------------------------------------------------------------------------------------------------------------
+
+
+def test_walls_that_do_not_isolate_make_no_mark():
+    assert walls.best() == Wall("bubblewrap")
+    for name in ("landlock", "none"):
+        with Server(Limits(seconds=LIMIT), Wall(name, "asked for")) as weak:
+            assert not weak.wall.makes_a_mark
+            assert is_right(weak)
+            assert grade(weak, WILD["loop"][0]).reason.startswith("timeout")
+            assert grade(weak, CHEATS["A2 equal"]).points == 0
+        if name == "landlock":
+            with Server(Limits(seconds=LIMIT), Wall(name, "asked for")) as weak:
+                code = f"def double(x):\n    open({str(Path(__file__))!r}).read()\n    return x * 2"
+                assert "PermissionError" in grade(weak, code).reason
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(boxes.tempfile, "tempdir", None)
+    before, open_files = strangers(), len(os.listdir("/proc/self/fd"))
+    with Server(Limits(seconds=LIMIT)) as mine:
+        for _ in range(5):
+            grade(mine, GOOD)
+        grade(mine, WILD["loop"][0])
+    gc.collect()
+    assert strangers() <= before
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_was_killed_is_started_again(server):
+    own = Server(Limits(seconds=LIMIT))
+    own._process.kill()
+    own._process.wait()
+    assert is_right(own)
+    own.close()
+
+
+def test_practice_and_mark_agree(server):
+    for code, reason in [*VALUES.values(), WILD["raises"]]:
+        scope = {"torch": torch}
+        exec(code, scope)
+        here, there = judge(DOUBLE, Here(scope["double"]), 0), grade(server, code)
+        assert here.points == there.points == 0
+        assert here.reason.partition(" in line")[0] == there.reason.partition(" in line")[0] or "random" in code or reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
 import json
 import os
@@ -181,28 +182,35 @@ def _grade(arguments: list[str]) -> None:
     if options.jobs is not None and options.jobs < 1:
         fail(f"--jobs {options.jobs}: at least 1")
 
-    from accel_lab.grading.boxes import GraderFault
-    from accel_lab.grading.command import Stopped, grade
-    from accel_lab.grading.submissions import NothingToGrade
+    from accel_lab.grading.server import GraderFault, Server
+    from accel_lab.grading.submissions import NothingToGrade, find
 
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    graded = grade(
-        options.submissions, options.out, _with_exercises(), jobs=options.jobs, scheduler=options.scheduler, again=options.again
-    )
-    done, isolated = 0, True
     try:
-        for entry in graded:
-            done, isolated = done + 1, isolated and entry["isolated"]
-            if options.jsonl:
-                print(json.dumps(entry), flush=True)
-    except (NothingToGrade, Stopped, GraderFault) as error:
+        submissions, notes = find(options.submissions, _with_exercises())
+    except NothingToGrade as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        graded.close()
-        print(f"accel_lab: interrupted; {done} more are graded and kept, the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        graded.close()
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with contextlib.ExitStack() as ends:
+        server = None if options.scheduler else ends.enter_context(Server())  # imports torch while we do
+        from accel_lab.grading.command import Stopped, grade
+
+        done, isolated = 0, True
+        graded = grade(submissions, options.out, server, jobs=options.jobs, scheduler=options.scheduler, again=options.again)
+        try:
+            for entry in graded:
+                done, isolated = done + 1, isolated and entry["isolated"]
+                if options.jsonl:
+                    print(json.dumps(entry), flush=True)
+            graded.close()
+        except (Stopped, GraderFault) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            graded.close()
+            print(
+                f"accel_lab: interrupted; {done} more are graded and kept, the same command goes on from there", file=sys.stderr
+            )
+            raise SystemExit(130) from None
     if not isolated:
         print("accel_lab: NOT ISOLATED: practice results only, no marks; see python -m accel_lab doctor", file=sys.stderr)
     if not options.jsonl:

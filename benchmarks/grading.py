@@ -23,11 +23,13 @@ import psutil
 import accel_lab.exercises.measuring as exercises
 from accel_lab.grading import command
 from accel_lab.grading.nbgrader import export
+from accel_lab.grading.server import Server
+from accel_lab.grading.submissions import find
 from accel_lab.workbench.comparison import Comparison
 
 ROOT = Path(__file__).parents[1]
 CHAPTER, TECHNIQUE = "01_measuring", "measuring"
-CLASS, PAIRS = 8, 3
+CLASS, PAIRS = 24, 3
 MANY, LARGE = 1000, 2 << 20
 
 
@@ -97,7 +99,7 @@ def _large_class(folder: Path) -> str:
     text = nbformat.writes(nbformat.v4.new_notebook(cells=[answers]))
     for number in range(MANY):
         (folder / f"learner{number}_{TECHNIQUE}.ipynb").write_text(text)
-    looks, over = [], threading.Event()
+    (submissions, _), looks, over = find([folder], [TECHNIQUE]), [], threading.Event()
 
     def look() -> None:
         while not over.wait(0.5):
@@ -106,7 +108,8 @@ def _large_class(folder: Path) -> str:
     watch = threading.Thread(target=look)
     watch.start()
     start = time.perf_counter()
-    right = sum(entry["points"] == entry["most"] for entry in command.grade([folder], folder / "grades.csv", [TECHNIQUE]))
+    with Server() as server:
+        right = sum(entry["points"] == entry["most"] for entry in command.grade(submissions, folder / "grades.csv", server))
     seconds = time.perf_counter() - start
     over.set()
     watch.join()

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from accel_lab.exercises import Exercise, LessMemory, LessTime, Wrong, find
-from accel_lab.grading import boxes, walls
+from accel_lab.grading import server as starting
+from accel_lab.grading import walls
 from accel_lab.grading.boxed import Boxed
-from accel_lab.grading.boxes import Server
 from accel_lab.grading.inside import wire
 from accel_lab.grading.judging import Here, judge
 from accel_lab.grading.reader import Unreadable, content, parse
+from accel_lab.grading.server import Server
 from accel_lab.grading.walls import Limits, Wall
 
 pytestmark = pytest.mark.needs("bwrap")
@@ -448,7 +449,7 @@ def test_walls_that_do_not_isolate_make_no_mark():
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(boxes.tempfile, "tempdir", None)
+    monkeypatch.setattr(starting.tempfile, "tempdir", None)
     before, open_files = strangers(), len(os.listdir("/proc/self/fd"))
     with Server(Limits(seconds=LIMIT)) as mine:
         for _ in range(5):

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from time import monotonic
 
 from accel_lab.exercises import Case, Exercise
-from accel_lab.grading.boxes import Box, Server, converse, request
+from accel_lab.grading.boxes import Box, converse, request
 from accel_lab.grading.comparison import Plain
 from accel_lab.grading.exchange import Exchange
 from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
+from accel_lab.grading.server import Server
 
 
 class Boxed:
@@ -36,10 +37,9 @@ class Boxed:
         return request(self._statements, self._function, _source(exercise.drive), exercise.drive.__name__, case, **more)
 
     def _converse(self, requests: list[dict], exchange: Exchange | None = None) -> list[Plain | Failure]:
-        if self._deadline is None:
-            self._deadline = monotonic() + self._server.limits.seconds
         while len(self._boxes) < len(requests):
             self._boxes.append(self._server.open_box())
+        self._deadline = self._deadline or monotonic() + self._server.limits.seconds  # the first box may have waited for the server
         return converse(self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange)
 
     def ask_again(self, exercise: Exercise, case: Case) -> Plain | Failure:

@@ -7,115 +7,19 @@ import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import socket
-import subprocess
-import tempfile
-import threading
 from collections import deque
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from time import monotonic
 
-from accel_lab.grading import walls
 from accel_lab.grading.exchange import Exchange, ExchangeError
 from accel_lab.grading.failure import ECHO, Failure
 from accel_lab.grading.inside import wire
-from accel_lab.grading.walls import Limits, Wall
+from accel_lab.grading.server import STARTING, GraderFault, Server
 
-STARTING = 60.0  # seconds: for importing torch on a busy machine
 LOOKS = 0.1  # seconds between two looks at the memory and the processes of a box
-FIRST_USER, USERS = 60_001, 4_000
-
-
-class GraderFault(RuntimeError):
-    """The grader itself could not do its work: nothing is said of the learner's."""
-
-
-class Server:
-    """The fork server behind its wall. Start it once; then a box takes hundredths of a second. ``close`` leaves nothing behind."""
-
-    def __init__(self, limits: Limits | None = None, wall: Wall | None = None):
-        self.limits, self.wall = limits or Limits(), wall or walls.best()
-        self._lock, self._users, self._closed = threading.Lock(), count(), False
-        self._start()
-
-    def _start(self) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="grading-"))
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command, environment = walls.command(self.wall, theirs.fileno(), self.limits, self._scratch)
-        with (self._scratch / "errors").open("wb") as errors:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=self._scratch,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is the grader's alone
-            )
-        theirs.close()
-        self._control.settimeout(STARTING)
-        try:
-            ready = self._control.recv(16)
-        except TimeoutError:
-            ready = b""
-        if ready != b"ready":
-            why = (self._scratch / "errors").read_text(errors="replace").strip().rpartition("\n")[2]
-            self._stop()
-            raise GraderFault(f"no box could be prepared behind {self.wall.name}: {why or 'it took too long'}")
-
-    def open_box(self) -> Box:
-        """Raises GraderFault. Behind a wall that does not keep boxes apart there must be only one at a time."""
-        with self._lock:
-            try:
-                return self._open_box()
-            except OSError:  # the server was ended, by a machine out of memory for instance
-                if self._closed:
-                    raise GraderFault("grading was ended") from None
-                self._stop()
-                self._start()
-                return self._open_box()
-
-    def _open_box(self) -> Box:
-        channel, theirs = socket.socketpair()
-        output, writing = os.pipe()
-        user = FIRST_USER + next(self._users) % USERS
-        try:
-            socket.send_fds(self._control, [str(user).encode()], [theirs.fileno(), writing])
-            _, handles, *_ = socket.recv_fds(self._control, 16, 1)
-            if not handles:
-                raise OSError("the server is gone")
-        except BaseException:
-            channel.close()
-            os.close(output)
-            raise
-        finally:
-            theirs.close()
-            os.close(writing)
-        return Box(channel, output, handles[0], self)
-
-    def close(self) -> None:
-        self._closed = True
-        self._stop()
-
-    def _stop(self) -> None:
-        self._control.close()  # the server ends when it sees this, and the wall with it
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class Box:

@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from accel_lab.grading import marking, reader, report, walls
-from accel_lab.grading.boxes import GraderFault, Server
 from accel_lab.grading.journal import Journal
 from accel_lab.grading.marking import Entry
-from accel_lab.grading.submissions import Submission, find
+from accel_lab.grading.server import GraderFault, Server
+from accel_lab.grading.submissions import Submission
 
 
 class Stopped(RuntimeError):
@@ -25,16 +25,14 @@ class Stopped(RuntimeError):
 
 
 def grade(
-    paths: list[Path], out: Path, techniques: list[str], jobs: int | None = None, scheduler: str = "", again: bool = False
+    submissions: list[Submission], out: Path, server: Server, jobs: int | None = None, scheduler: str = "", again: bool = False
 ) -> Iterator[Entry]:
-    """Grade what lies below the paths; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name holds the pages and
-    the journal, from which grading goes on where it was interrupted. again: everything anew, with the seeds of the time before.
+    """Grade submissions; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name holds the pages and the journal,
+    from which grading goes on where it was interrupted. scheduler: where they are spread over a cluster, instead of the server's
+    boxes here · again: everything anew, with the seeds of the time before.
 
-    Closing the iterator ends all boxes and writes what has been graded so far. Raises Stopped and NothingToGrade.
+    Closing the iterator writes what has been graded so far, and ends the server. Raises Stopped.
     """
-    submissions, notes = find(paths, techniques)
-    for note in notes:
-        print(note, file=sys.stderr)
     folder = out.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +47,7 @@ def grade(
     if len(todo) < len(submissions):
         print(f"{len(submissions) - len(todo)} of {len(submissions)} were graded before and have not changed", file=sys.stderr)
     tasks = [(one, seeds.get((one.learner, one.technique))) for one in todo]
-    marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, jobs)
+    marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, server, jobs)
     written = 0
     try:
         for submission, entry in tqdm(marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()):
@@ -85,9 +83,8 @@ def _is_known(submission: Submission, journal: Journal) -> bool:
         return False
 
 
-def _on_this_machine(tasks: list, jobs: int | None) -> Iterator[tuple[Submission, Entry]]:
+def _on_this_machine(tasks: list, server: Server, jobs: int | None) -> Iterator[tuple[Submission, Entry]]:
     torch.set_num_threads(1)  # each job has a core of its own
-    server = Server()
     jobs = (jobs or len(os.sched_getaffinity(0))) if server.wall.makes_a_mark else 1  # a weaker wall does not keep boxes apart
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -18,15 +18,15 @@ from accel_lab import __version__
 from accel_lab.exercises import exercises
 from accel_lab.grading import reader, walls
 from accel_lab.grading.boxed import Boxed
-from accel_lab.grading.boxes import Server
 from accel_lab.grading.judging import Verdict, judge
+from accel_lab.grading.server import Server
 from accel_lab.grading.walls import Wall
 
 Entry = dict
 
 
 def mark(server: Server, path: Path, technique: str, seed: int | None = None) -> Entry:
-    """Read a submission and judge it. Raises boxes.GraderFault where that says nothing about the learner."""
+    """Read a submission and judge it. Raises server.GraderFault where that says nothing about the learner."""
     try:
         content = reader.content(path)
     except (reader.Unreadable, OSError) as error:

@@ -17,8 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from accel_lab.grading.inside import keeper
-
 PACKAGE = Path(__file__).parents[1]
 INSIDE = Path(__file__).parent / "inside"
 MB = 1 << 20
@@ -64,6 +62,8 @@ def best() -> Wall:
     why = _no_bubblewrap()
     if not why:
         return Wall("bubblewrap")
+    from accel_lab.grading.inside import keeper  # with torch, which takes a while and is rarely needed here
+
     return Wall("landlock" if keeper.landlock_version() else "none", why)
 
 

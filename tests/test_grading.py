@@ -52,6 +52,7 @@ DOUBLE = Exercise("double", 2, "Twice x.", cases, drive, doubled, (WRONG,))
 @pytest.fixture(scope="module")
 def server():
     with Server(Limits(seconds=LIMIT, memory=1500 << 20)) as server:
+        server.open_box().close()  # from here on its own processes are there
         yield server
 
 

@@ -39,7 +39,9 @@ class Boxed:
     def _converse(self, requests: list[dict], exchange: Exchange | None = None) -> list[Plain | Failure]:
         while len(self._boxes) < len(requests):
             self._boxes.append(self._server.open_box())
-        self._deadline = self._deadline or monotonic() + self._server.limits.seconds  # the first box may have waited for the server
+        self._deadline = (
+            self._deadline or monotonic() + self._server.limits.seconds
+        )  # the first box may have waited for the server
         return converse(self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange)
 
     def ask_again(self, exercise: Exercise, case: Case) -> Plain | Failure:

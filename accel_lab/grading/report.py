@@ -11,6 +11,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 
 from accel_lab.grading.journal import replace_file
+from accel_lab.grading.judging import NOT_ATTEMPTED
 from accel_lab.grading.marking import Entry
 
 COLUMNS = ["learner", "chapter", "points", "of", "practice_points", "remarks", "wall", "seed", "notebook", "graded"]
@@ -126,7 +127,7 @@ def _difficulty(entries: list[Entry]) -> list[dict]:
             rows.setdefault((entry["technique"], verdict["exercise"]), []).append(verdict)
     table = []
     for (technique, exercise), verdicts in rows.items():
-        reasons = [verdict["hint"] or verdict["reason"] for verdict in verdicts if verdict["reason"]]
+        reasons = [verdict["hint"] or verdict["reason"] for verdict in verdicts if verdict["reason"] not in ("", NOT_ATTEMPTED)]
         right = sum(verdict["points"] == verdict["most"] for verdict in verdicts)
         reason = max(set(reasons), key=reasons.count) if reasons else ""
         table.append({"technique": technique, "exercise": exercise, "right": right, "tried": len(verdicts), "reason": reason})

@@ -118,16 +118,15 @@ class Wires:
 
 def describe(error: BaseException, file: str = "", called: str = "its cell") -> dict[str, str]:
     """An exception as plain data. ``where``: the last line of it in a cell, or in the ``file`` that is ``called`` so."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [
-        (frame.lineno, _cell(frame.filename) or called) for frame in frames if frame.filename == file or _cell(frame.filename)
-    ]
-    return {
-        "kind": type(error).__name__,
-        "text": str(error)[:1000],
-        "where": "line {} of {}".format(*lines[-1]) if lines else "",
-        "report": "".join(traceback.format_exception(error))[-4000:],
-    }
+    told = traceback.TracebackException.from_exception(error)
+    theirs = [i for i, frame in enumerate(told.stack) if frame.filename == file or _cell(frame.filename)]
+    where = ""
+    if theirs:
+        last = told.stack[theirs[-1]]
+        where = f"line {last.lineno} of {_cell(last.filename) or called}"
+        told.stack[:] = told.stack[theirs[0] :]  # how we came there is nobody's business
+    report = "".join(told.format())
+    return {"kind": type(error).__name__, "text": str(error)[:1000], "where": where, "report": report[-4000:]}
 
 
 def _cell(file: str) -> str:

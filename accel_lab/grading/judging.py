@@ -20,6 +20,7 @@ from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
 from accel_lab.grading.inside import wire
 from accel_lab.grading.inside.answer import describe
 from accel_lab.workbench.comparison import Comparison
+from accel_lab.workbench.loop import threads
 from accel_lab.workbench.memory import process_peak
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class LessTime:
     refuses: Wrong
 
     def missed(self, exercise: Exercise, side: Side, rng: random.Random) -> str:
-        with side.beside(self.refuses.answer) as plain:
+        with side.beside(self.refuses.answer) as plain, threads(1):  # as in a box: waiting for a busy core is no part of an answer
             return self._missed(exercise, side, plain, rng)
 
     def _missed(self, exercise: Exercise, ours: Side, theirs: Side, rng: random.Random) -> str:

@@ -25,12 +25,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, grid_sample, mse_loss, pad
+from torch.nn.functional import grid_sample, mse_loss, pad
 
 from accel_lab._text import OPERATIONS, Reader, delete, homophones, many, swap, synonyms
 from accel_lab.workbench import data, knobs
 from accel_lab.workbench.knobs import no_such
-from accel_lab.workbench.loop import pick_device, synchronize, train
+from accel_lab.workbench.loop import pick_device, plain_update, synchronize, train
 from accel_lab.workbench.step import Step
 
 __all__ = ["OPERATIONS", "Reader", "delete", "homophones", "many", "swap", "synonyms"]  # what comes from _text and belongs here
@@ -248,15 +248,8 @@ def run(knobs: Knobs) -> Iterator[Step]:
             seconds[0] = perf_counter() - start
             yield x, y
 
-    def update(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss.detach()}
-
     seen: dict[str, float] = {}
-    for step in train(update, augmented()):
+    for step in train(plain_update(model, optimizer), augmented()):
         if step.index % 25 == 0:
             seen = look(model, digits)
         cost = {"augment_seconds": seconds[0], "augment_share": seconds[0] / (seconds[0] + step.seconds)}

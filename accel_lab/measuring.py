@@ -22,22 +22,25 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from statistics import mean
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import conv2d, embedding_bag
 from torch.profiler import ProfilerActivity, profile
 
 from accel_lab.workbench import knobs
 from accel_lab.workbench.comparison import Comparison, compare, reading
+from accel_lab.workbench.launch import launch
 from accel_lab.workbench.loop import pick_device, threads
 from accel_lab.workbench.roofline import Operation, Roofline, fastest, roofline
 from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.wires import bytes_on_the_ring
 
 __all__ = ["Comparison", "Operation", "Roofline", "compare", "fastest", "reading", "roofline", "threads"]
 
@@ -97,6 +100,33 @@ def embedding(n: int, device: torch.device) -> Operation:
     fetched = n * LENGTH * DIMENSIONS
     least = 8 * n * LENGTH + 4 * (fetched + n * DIMENSIONS)
     return Operation("embedding", lambda: embedding_bag(words, table, mode="sum"), n, flops=fetched, bytes=least)
+
+
+def all_reduce(n: int, ranks: int = 2) -> Operation:
+    """numbers [n, 784] of each rank → their sum over all ranks, on each. To be called on so many ranks at once.
+
+    What one of them has to send and to add by a ring: the same FLOPs for each byte as ``element-wise``, however many ranks.
+    """
+    numbers = torch.rand(n, PIXELS)
+    added = (ranks - 1) * numbers.numel() // ranks
+    return Operation("all-reduce", lambda: _summed(numbers), n, flops=added, bytes=bytes_on_the_ring(numbers, ranks))
+
+
+def _summed(numbers: Tensor) -> Tensor:
+    dist.all_reduce(numbers)
+    return numbers
+
+
+def all_reduce_seconds(sizes: Sequence[int], readings: int = 20, calls: int = 10) -> dict[int, float]:
+    """Seconds of an ``all_reduce`` between two processes, by n: the fastest of so many readings. The ranks are started here, and ended."""
+
+    def worker() -> Iterator[float]:
+        for n in sizes:
+            call = all_reduce(n, dist.get_world_size()).call
+            yield min(reading(call, calls) for _ in range(1 + readings))  # as often on each rank: they wait for one another
+
+    found = [seconds for rank, seconds in launch(worker, 2) if rank == 0]
+    return dict(zip(sizes, found, strict=True))
 
 
 OPERATIONS: dict[str, Callable[[int, torch.device], Operation]] = {

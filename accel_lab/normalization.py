@@ -31,11 +31,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from accel_lab._statistics import Moments, Statistics, Totals, across_ranks, fit, refuse_channels_last, slow
 from accel_lab.workbench import data, knobs
-from accel_lab.workbench.loop import pick_device, train
+from accel_lab.workbench.loop import pick_device, plain_update, train
 from accel_lab.workbench.step import Step
 
 __all__ = ["Moments", "Statistics", "Totals", "across_ranks", "fit", "slow"]  # what comes from _statistics and belongs here
@@ -243,15 +242,8 @@ def run(knobs: Knobs) -> Iterator[Step]:
     model = network(knobs.layers, knobs.batch_norm).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=knobs.learning_rate)
 
-    def update(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss.detach()}
-
     seen: dict[str, float] = {}
-    for step in train(update, digits.batches(knobs.batch_size, knobs.seed)):
+    for step in train(plain_update(model, optimizer), digits.batches(knobs.batch_size, knobs.seed)):
         if step.index % 10 == 0:
             seen = look(model, digits)
         yield replace(step, metrics={**step.metrics, **seen})

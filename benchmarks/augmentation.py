@@ -1,16 +1,25 @@
-"""Random flips, turns, zooms and shifts of a batch of pictures, and crops, beside those who do the same."""
+"""Flips, turns, zooms, shifts and crops of a batch of pictures, and the four operations on text, beside those who do the same.
+
+For text that is nlpaug, given our tables of words. It is not developed any more (the last release is of 2022), but of all that can be
+installed it alone works from what it is given: textaugment downloads word lists whenever it is set up.
+"""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from kornia import augmentation as kornia
+from nlpaug.augmenter.word import RandomWordAug, ReservedAug
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from accel_lab.augmentation import Policy, augment, draw, maps, naive_augment, warp
+from accel_lab import _text
+from accel_lab.augmentation import OPERATIONS, Policy, augment, draw, many, maps, naive_augment, warp
 from accel_lab.measuring import compare
+from accel_lab.workbench import words
 
 POLICY = Policy(flip=0.5, rotate=15, zoom=0.1, shift=0.1)
 CROP = Policy(crop=4)
@@ -32,6 +41,7 @@ def cases() -> Iterator[str]:
         yield compare(lambda x=x: ours(x), lambda x=x: with_affine_grid(x)).line(case, "torch's affine_grid and grid_sample")
         yield compare(lambda x=x: ours(x), x.clone).line(case, "a copy")
     yield from crops(torch.rand(256, 3, 32, 32, generator=generator))
+    yield from texts([text for text, _ in words.reviews()[0] if "'" not in text][:500])  # nlpaug takes "it's" for three words
 
 
 def ours(x: Tensor, policy: Policy = POLICY) -> Tensor:
@@ -99,3 +109,40 @@ def crops(x: Tensor) -> Iterator[str]:
     case = "crop of 256×3×32×32, 4 black pixels around"
     yield compare(lambda: ours(x, CROP), lambda: theirs(x)).line(case, "kornia")
     yield compare(lambda: ours(x, CROP), windows).line(case, "a slice for each picture")
+
+
+def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
+    """A tenth of the words of each sentence; theirs always one at least, also when deleting. Both pass the same words over."""
+    random.seed(0)  # nlpaug draws from the global one
+    amount = {"aug_p": share, "aug_max": None}
+    tables = {"synonyms": words.synonyms(), "homophones": words.english_homophones()}
+    kept = {"synonyms": _text.SAYS_NOTHING | _text.TURNS_ROUND, "homophones": _text.TURNS_ROUND}
+    theirs = {name: ReservedAug([], **amount) for name in tables}
+    for name, table in tables.items():  # a group of its own for each word: theirs would take all words of a group for one another
+        able = {word: others for word, others in table.items() if word.isalpha() and word not in kept[name]}
+        theirs[name].reserved_tokens = [[word, *others] for word, others in able.items()]
+        theirs[name].reserved_token_dict = {word: place for place, word in enumerate(able)}
+    theirs |= {name: RandomWordAug(action=name, **amount) for name in ("delete", "swap")}
+    for name, operation in OPERATIONS.items():
+        for changed in (many(sentences, operation, seed=1, share=share), theirs[name].augment(sentences)):
+            same_kind_of_change(name, sentences, changed, tables.get(name, {}))
+        yield compare(
+            lambda operation=operation: many(sentences, operation, seed=1, share=share),
+            lambda peer=theirs[name]: peer.augment(sentences),
+        ).line(f"{name} in {len(sentences)} sentences", "nlpaug")
+
+
+def same_kind_of_change(name: str, before: list[str], after: list[str], table: words.Table) -> None:
+    """Words are exchanged for others of the table; or some are gone; or all are there, in another order. In most sentences at least one."""
+    changed = 0
+    for old, new in zip(before, after, strict=True):
+        was, now = (Counter(word.lower() for word in _text.split(text)[1::2]) for text in (old, new))
+        gone, come = was - now, now - was
+        changed += old != new
+        if name in ("delete", "swap"):
+            assert not come, (name, old, new)
+            assert name == "delete" or not gone, (name, old, new)
+        else:
+            offered = {part.lower() for word in was for other in table.get(word, ()) for part in _text.split(other)[1::2]}
+            assert set(come) <= offered, (name, old, new)
+    assert changed > len(before) / 4, (name, changed)

@@ -86,6 +86,13 @@ def roof() -> Iterator[str]:
             with measuring.threads(1):
                 pairs = [(measuring.fastest(operation.call, 0.05), least) for _ in range(9)]
             yield Comparison.of(pairs).line(f"{name}, batch {n}", f"roofline of one core, bound by {limits.bound(operation)}")
+    for n in (1, 256):
+        operation = measuring.all_reduce(n)
+        least = limits.least_seconds(operation)
+        pairs = [(measuring.all_reduce_seconds([n])[n], least) for _ in range(9)]
+        yield Comparison.of(pairs).line(
+            f"all-reduce between 2 processes, batch {n}", "the same roofline, as if its bytes went through memory"
+        )
     x, weight = torch.rand(64, 784), torch.rand(784, 10)
     for way in (measuring.python_loop, measuring.one_by_one):
         torch.testing.assert_close(way(x, weight), measuring.batched(x, weight))

@@ -9,16 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from accel_lab import measuring
+from accel_lab import ddp, measuring
 from accel_lab.measuring import Comparison, Knobs, Operation, Roofline, compare
 from accel_lab.workbench import comparison
 from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.launch import launch
 
 unhurried = settings(deadline=None)  # the first example pays for starting up
 CPU = torch.device("cpu")
@@ -247,6 +249,36 @@ def test_only_the_size_matters_to_the_counts():
     for name, make in measuring.OPERATIONS.items():
         real, meta = make(5, CPU), make(5, torch.device("meta"))
         assert (real.flops, real.bytes, real.intensity) == (meta.flops, meta.bytes, meta.intensity), name
+
+
+def one_all_reduce(n):
+    """(this rank's numbers, their sum over the ranks, what is counted) and how many numbers a ring would make it send and add."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(rank)
+    own = torch.rand(n, measuring.PIXELS)
+    torch.manual_seed(rank)
+    operation = measuring.all_reduce(n, world)
+    chunks = [len(chunk) for chunk in own.flatten().tensor_split(world)]
+    moves = list(ddp.ring_moves(rank, world))
+    sent, added = sum(chunks[out] for out, _, _ in moves), sum(chunks[into] for _, into, adds in moves if adds)
+    return own, operation.call(), (operation.bytes, operation.flops), (sent, added)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_an_all_reduce_sends_and_adds_what_a_ring_does(world):
+    heard = [value for _, value in launch(one_all_reduce, world, 3)]
+    total = sum(own for own, *_ in heard)
+    for _, result, counted, (sent, added) in heard:
+        torch.testing.assert_close(result, total)
+        assert counted == (4 * sent, added)
+    two, four = measuring.all_reduce(5, 2), measuring.all_reduce(5, 4)
+    assert two.intensity == four.intensity == measuring.element_wise(5, CPU).intensity
+
+
+def test_all_reduces_are_timed_between_two_processes():
+    seconds = measuring.all_reduce_seconds((1, 256), readings=3, calls=2)
+    assert list(seconds) == [1, 256]
+    assert 0 < seconds[1] < seconds[256] < 10
 
 
 @unhurried

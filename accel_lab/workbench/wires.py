@@ -17,9 +17,9 @@ from accel_lab.workbench.rank import shared_between_ranks
 Wire = "Network | SharedMemory"
 
 
-def bytes_on_the_ring(tensor: Tensor) -> int:
-    """What each rank sends in an all-reduce of this tensor by a ring, the least possible."""
-    world = dist.get_world_size()
+def bytes_on_the_ring(tensor: Tensor, world: int | None = None) -> int:
+    """What each rank sends in an all-reduce of this tensor by a ring, the least possible. world: ranks, by default those there are."""
+    world = world or dist.get_world_size()
     return 2 * (world - 1) * tensor.nbytes // world
 
 

@@ -58,7 +58,7 @@ limits = roofline(cpu, base.cores)  # two seconds: this machine's limits, which 
 # %% [markdown]
 # ## 2. Predict
 #
-# Three guesses. There is no penalty for a wrong one, and you may skip them.
+# Four guesses. There is no penalty for a wrong one, and you may skip them.
 #
 # The first is about a program and *itself*: the same function, timed once as "ours" and once as "the peer". We do that 40 times.
 
@@ -73,7 +73,7 @@ guess_alarms = Prediction(
 guess_alarms
 
 # %% [markdown]
-# The other two are about batches. 256 samples go through an operation, in one call, or in 256 calls.
+# Two are about batches. 256 samples go through an operation, in one call, or in 256 calls.
 
 # %%
 guess_matmul = Prediction(
@@ -90,6 +90,16 @@ guess_table = Prediction(
     unit="×",
 )
 guess_table
+
+# %% [markdown]
+# And one is about company. In an *all-reduce* two processes add up what each of them has, as in training with several GPUs. It makes
+# one addition for every 8 bytes; doubling numbers, element by element, makes one multiplication for every 8 bytes.
+
+# %%
+guess_sum = Prediction(
+    "How many times the bytes per second of an all-reduce does the element-wise operation move?", low=0.1, high=300, default=1.0, unit="×"
+)
+guess_sum
 
 # %% [markdown]
 # ## 3. See
@@ -321,15 +331,18 @@ picture
 #
 # ### Below the roof
 #
-# And now all operations, at three batch sizes, on the roofline of this machine.
+# And now all operations, at three batch sizes, on the roofline of this machine. The all-reduce is timed in two processes of its own;
+# its bytes are those that each of them has to send, $2\frac{p-1}{p}$ times its numbers where there are *p* (chapter 16 shows why).
 
 # %%
-points = {}
+points, batches = {}, (1, 16, 256)
 with threads(base.cores):
     for name, make in measuring.OPERATIONS.items():
-        for n in (1, 16, 256):
+        for n in batches:
             operation = make(n, cpu)
             points[name, n] = operation, fastest(operation.call, 0.05)
+for n, seconds in measuring.all_reduce_seconds(batches).items():
+    points["all-reduce", n] = measuring.all_reduce(n), seconds
 
 # %%
 picture, (axes,) = figure.axes(9, 4.2)
@@ -337,7 +350,7 @@ across = torch.logspace(-1.5, 2.5, 100)
 for speed, where in ((limits.bandwidth[0][1], "cache"), (limits.bytes_per_second, "memory")):
     roof = torch.minimum(across * speed, torch.tensor(limits.flops_per_second)) / 1e9
     axes.plot(across, roof, **figure.LIMIT | {"linestyle": "-" if where == "memory" else ":"}, label=f"roof, from {where}")
-for name, (color, _), marker in zip(measuring.OPERATIONS, figure.STYLES, "osD^"):
+for name, (color, _), marker in zip(dict.fromkeys(name for name, _ in points), figure.STYLES, "osD^v"):
     marks = [(op.intensity, op.flops / seconds / 1e9, n) for (of, n), (op, seconds) in points.items() if of == name]
     axes.plot([m[0] for m in marks], [m[1] for m in marks], marker + "-", color=color, label=name, linewidth=1)
     for intensity, speed, n in marks:
@@ -353,6 +366,8 @@ picture
 #   roof until the flat one stops it.
 # - **element-wise** and **embedding** move *up*, to the slanted roof, and never right. A larger batch saves them calls, nothing else.
 # - **convolution** stands far to the right from the start: few weights, used again for each pixel.
+# - **all-reduce** stands right below *element-wise*, for it does as much with each byte. But its bytes go from process to process: a
+#   road with a roof of its own, on which every call waits for somebody else.
 #
 # A point above the memory roof is no miracle: its data came from the cache. And where an operation falls again with a large batch,
 # its results have outgrown the cache, or the memory for them is fetched from the operating system anew at each call.
@@ -371,6 +386,10 @@ guess_matmul.against(gains["matmul"].ratio)
 
 # %%
 guess_table.against(gains["embedding"].ratio)
+
+# %%
+in_memory, between = (op.bytes / seconds for op, seconds in (points[name, 256] for name in ("element-wise", "all-reduce")))
+guess_sum.against(in_memory / between)
 
 # %% [markdown]
 # ## 7. Break it
@@ -451,8 +470,8 @@ for size in (8, 64, 512):
 # %%
 verdict = (
     f"one call for 256 samples instead of 256 calls: matmul {gains['matmul'].ratio:.1f} ×, embedding {gains['embedding'].ratio:.1f} ×; "
-    f"ridge at {limits.ridge:.0f} FLOP/byte; a program differs from itself in {alarms['one reading']} of {tries} single readings, "
-    f"in {alarms['in pairs']} of {tries} paired comparisons"
+    f"ridge at {limits.ridge:.0f} FLOP/byte; a byte costs {in_memory / between:.1f} × as much between processes; "
+    f"a program differs from itself in {alarms['one reading']} of {tries} single readings, in {alarms['in pairs']} of {tries} paired comparisons"
 )
 log_verdict("measuring", verdict)
 

@@ -8,27 +8,16 @@ import contextlib
 import importlib
 import json
 import os
-import platform
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import NoReturn
 
-from accel_lab import __version__
-
 HERE = Path(__file__).parent
-NEEDS = ["torch", "jupyterlab", "ipywidgets", "bqplot", "matplotlib", "pydantic", "accelerate", "mlxtend", "scikit-learn"]
-PROGRAMS = {
-    "bwrap": ("isolates what learners hand in, for grading", "bubblewrap"),
-    "chromium": ("the browser tests", "chromium"),
-    "ip": ("the tests of training across hosts", "iproute2"),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -129,35 +118,9 @@ def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
 
 def doctor() -> None:
     """What this machine has, what is missing and how to get it."""
-    import psutil
-    import torch
+    from accel_lab.workbench.machine import Machine
 
-    print(f"accel_lab {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    memory = psutil.virtual_memory()
-    print(
-        f"cores       {psutil.cpu_count()}, {_usable_cores()} of them usable here; torch uses {torch.get_num_threads()} threads"
-    )
-    print(f"memory      {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    print(f"GPU         {', '.join(gpus) or 'none that torch can use: everything runs on the CPU'}")
-    for package in NEEDS:
-        print(f"{package:<11} {_version(package)}")
-    for program, (purpose, package) in PROGRAMS.items():
-        found = shutil.which(program)
-        print(
-            f"{program:<11} {found or f'missing; needed for {purpose}: apt-get install {package}, or your system’s own package'}"
-        )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return f"missing; pip install {package}"
+    print(Machine())
 
 
 def _grade(arguments: list[str]) -> None:

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="11_accumulation, or just accumulation; without any, all")
     names = parser.parse_args().names
     sources = [path for path in sorted((COURSE / "source").glob("*.py")) if not names or {path.stem, path.stem[3:]} & set(names)]
+    sources.sort(key=lambda path: path.stem.startswith("00"))  # the front door shows what the others hold, so it comes last
     if not sources:
         sys.exit(f"course/source has no chapter called {', '.join(names)}")
     os.environ["ACCEL_LAB_HEADLESS"] = "1"

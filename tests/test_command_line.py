@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_exit_2(capsys, monkeypatch):
 
 
 def test_doctor_says_what_is_here_and_how_to_get_what_is_not(capsys, monkeypatch):
-    monkeypatch.setattr(command_line.shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
     code, out, _ = call("doctor", capsys=capsys)
     assert code == 0
     assert "torch " in out

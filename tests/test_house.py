@@ -110,6 +110,18 @@ def notebooks(root: Path) -> list[str]:
     return complaints
 
 
+def front_door(root: Path) -> list[str]:
+    """The stored 00 shows a card of every other chapter, so that it is complete where nothing runs it."""
+    doors = sorted((root / "course").glob("00_*.ipynb"))
+    shown = [path.name for path in sources(root) if not path.stem.startswith("00")]
+    return [
+        f"course/{door.name}: shows nothing of {name}; make course COURSE_ARGS={door.stem} builds it again"
+        for door in doors
+        for name in (Path(name).with_suffix(".ipynb").name for name in shown)
+        if name not in door.read_text(encoding="utf-8")
+    ]
+
+
 def said(cell) -> tuple[str, str, list[str]]:
     return cell["cell_type"], "".join(cell["source"]).rstrip("\n"), sorted(cell["metadata"].get("tags", []))
 
@@ -151,6 +163,7 @@ RULES = [
     chapter_names,
     one_word,
     notebooks,
+    front_door,
     workbench_knows_no_technique,
     techniques_stand_alone,
     only_the_panel_draws_widgets,
@@ -166,11 +179,11 @@ def test_the_house_keeps_its_rules(rule):
 # ---- each rule can fail ----
 
 
-def notebook(*cells: tuple[str, str], count: int | None = 1) -> str:
+def notebook(*cells: tuple[str, str], count: int | None = 1, shows: str = "") -> str:
     made = [{"cell_type": kind, "source": text.splitlines(keepends=True), "metadata": {}} for kind, text in cells]
     for cell in made:
         if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": count}
+            cell |= {"outputs": [shows] if shows else [], "execution_count": count}
     return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
 
@@ -178,7 +191,7 @@ SOURCE = "# %% [markdown]\n# A *question*\n\n# %%\nx = 1\nx\n"
 CELLS = [("markdown", "A *question*"), ("code", "x = 1\nx")]
 GOOD = {
     "course/source/00_start_here.py": SOURCE,
-    "course/00_start_here.ipynb": notebook(*CELLS),
+    "course/00_start_here.ipynb": notebook(*CELLS, shows="07_folding.ipynb"),
     "course/source/07_folding.py": SOURCE,
     "course/07_folding.ipynb": notebook(*CELLS),
     "accel_lab/__init__.py": "",
@@ -232,6 +245,7 @@ FAULTS = {
         {"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')},
         "not what its source says",
     ),
+    "a front door that hides a chapter": ({"course/00_start_here.ipynb": notebook(*CELLS)}, "shows nothing of 07_folding"),
     "a notebook never run": ({"course/07_folding.ipynb": notebook(*CELLS, count=None)}, "never run"),
     "a workbench that knows a technique": (
         {"accel_lab/workbench/step.py": "from accel_lab import folding\n"},
@@ -254,6 +268,7 @@ FAULTS = {
     ),
 }
 BENDING = {
+    "course/00_start_here.ipynb": notebook(*CELLS, shows="07_folding.ipynb 08_bending.ipynb"),
     "course/source/08_bending.py": SOURCE,
     "course/08_bending.ipynb": notebook(*CELLS),
     "accel_lab/exercises/bending.py": "",

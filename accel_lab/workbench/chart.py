@@ -9,10 +9,7 @@ from statistics import median
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.step import Span, Step
 
-# Okabe and Ito's colours, which colour-blind readers tell apart. Line styles differ too: colour never speaks alone.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A"
 SHORTEST_OVERLAP = 50e-6  # seconds: below, two spans only touch
-SPAN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 
 
 @dataclass(frozen=True)

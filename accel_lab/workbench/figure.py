@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -9,34 +10,20 @@ from itertools import cycle
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from accel_lab.workbench.chart import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SPAN_COLORS,
-    Chart,
-    Curve,
-    Record,
-    Sweep,
-    Timeline,
-    kinds_of,
-)
+from accel_lab.workbench.chart import Chart, Curve, Record, Sweep, Timeline, kinds_of
 from accel_lab.workbench.comparison import Comparison
+from accel_lab.workbench.look import BLUE, GREEN, GREY, LIMIT, ON_PAPER, ORANGE, PURPLE, SPAN_COLORS, STYLES
 from accel_lab.workbench.step import Span
 
-STYLES = ((ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), ("#E69F00", "--"), ("#56B4E9", "-."))
-
-
-LIMIT = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 3))}  # how a formula or a boundary is drawn
+__all__ = ["BLUE", "GREEN", "GREY", "LIMIT", "ORANGE", "PURPLE", "STYLES"]  # chapters and techniques draw in these
 
 
 class Picture(Figure):
     """A figure that a notebook shows without pyplot, which is neither thread-safe nor needed."""
 
-    def _repr_png_(self) -> bytes:
-        return png(self)
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, str]]:
+        shown = {"text/plain": repr(self), "image/png": base64.b64encode(png(self)).decode()}
+        return shown, {} if any(one.images for one in self.axes) else ON_PAPER  # a photograph stays as it is
 
     def __repr__(self) -> str:
         return "Picture"

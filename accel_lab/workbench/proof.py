@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 
 import torch
 from torch import Tensor, nn
+
+from accel_lab.workbench.look import badge
 
 State = Mapping[str, Tensor]
 
@@ -50,11 +51,8 @@ class Proof:
 
     def _badge(self, agreement: Agreement) -> str:
         equal = agreement.diverges_at is None
-        color, sign = ("#00664b", "✓") if equal else ("#a33c00", "✗")
-        return (
-            f'<div style="margin:3px 0"><span style="background:{color};color:#fff;border-radius:4px;padding:2px 8px">'
-            f"{sign} {escape(self._say(agreement))}</span> &nbsp;max |Δ| = {agreement.worst:.2g}</div>"
-        )
+        said = badge(equal, self._say(agreement))
+        return f'<div style="margin:3px 0">{said} &nbsp;max |Δ| = {agreement.worst:.2g}</div>'
 
 
 def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: float = 1e-12) -> Proof:

@@ -16,11 +16,13 @@ import ipywidgets as w
 from IPython.display import display, update_display
 
 from accel_lab.workbench import figure
-from accel_lab.workbench.chart import BLUE, GREY, Badge, Chart, Record
+from accel_lab.workbench.chart import Badge, Chart, Record
 from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.look import AT_NIGHT, BLUE, GREY, ON_PAPER, badge
 from accel_lab.workbench.notebook import someone_watches
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart, styled
+from accel_lab.workbench.panel.names import name_the_unnamed
 from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.trainer import Run, Trainer, observe
 
@@ -30,7 +32,9 @@ MOST_GHOSTS = 3
 MOST_PINNED = 3  # as many as there are line styles
 WORTH_A_GHOST = 3  # windows: a run that was hardly seen leaves no ghost
 
-STYLE = """<style>
+STYLE = (
+    f"<style>{AT_NIGHT}</style>"
+    """<style>
 .accel-panel { --bq-axis-tick-text-fill: var(--jp-ui-font-color1); --bq-axislabel-fill: var(--jp-ui-font-color1);
   --bq-axis-path-stroke: var(--jp-ui-font-color2); --bq-axis-tick-stroke: var(--jp-border-color2);
   --bq-background: transparent; --bq-plotarea-background-fill: transparent;
@@ -38,14 +42,17 @@ STYLE = """<style>
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
 .accel-panel .bqplot text.legendtext { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
+.accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
+.accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
+  outline: 2px solid var(--jp-brand-color1); outline-offset: 1px; }
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-panel .widget-readout { min-width: 5em; }
 .accel-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
-.accel-badge { color: #fff; border-radius: 4px; padding: 2px 8px; }
 </style>"""
+)
 
 
 class Panel:
@@ -148,7 +155,7 @@ class Panel:
         self._show_buttons(training=False)
         self._take_still()
         if self._display_id:
-            update_display(self._bundle(), raw=True, display_id=self._display_id)
+            update_display(self._bundle(), metadata=ON_PAPER, raw=True, display_id=self._display_id)
 
     # ---- drawing ----
 
@@ -162,8 +169,8 @@ class Panel:
             button.on_click(lambda _, action=action: action())
             button.layout.width = "6.5em"
         self._status = w.HTML()
-        self._legend = w.HTML()
-        self._verdict = w.HTML()
+        self._legend = w.HTML(layout={"min_height": "30px"})  # room for what comes: nothing below may jump
+        self._verdict = w.HTML(layout={"min_height": "30px"})
         self._say("ready: press Start, then move a knob")
         rows = [
             w.HTML(STYLE),
@@ -205,8 +212,8 @@ class Panel:
     def _judge(self, record: Record) -> None:
         if self.badge and (value := record.latest(self.badge.metric)) is not None:
             holds = value <= self.badge.tolerance
-            color, sign, text = ("#00664b", "✓", self.badge.equal) if holds else ("#a33c00", "✗", self.badge.differs)
-            self._verdict.value = f'<span class="accel-badge" style="background:{color}">{sign} {escape(text)}</span> {value:.1e}'
+            said = badge(holds, self.badge.equal if holds else self.badge.differs)
+            self._verdict.value = f'<span class="accel-badge">{said}</span> {value:.1e}'
 
     def _say(self, html: str) -> None:
         self._status.value = f'<span class="accel-status" role="status">{html}</span>'
@@ -238,7 +245,9 @@ class Panel:
 
     def _ipython_display_(self) -> None:
         self._display_id = uuid.uuid4().hex
-        display(self._bundle(), raw=True, display_id=self._display_id)
+        if self._watched:
+            name_the_unnamed()
+        display(self._bundle(), metadata=ON_PAPER, raw=True, display_id=self._display_id)
 
 
 def _legend_entry(text: str, color: str, style: str) -> str:

@@ -11,8 +11,8 @@ import bqplot as bq
 import ipywidgets as w
 import numpy as np
 
-from accel_lab.workbench.chart import BLUE, GREY, SPAN_COLORS, Chart, Curve, Record, Sweep, Timeline, kinds_of
-from accel_lab.workbench.figure import STYLES
+from accel_lab.workbench.chart import Chart, Curve, Record, Sweep, Timeline, kinds_of
+from accel_lab.workbench.look import BLUE, GREY, SPAN_COLORS, STYLES
 
 INK = "var(--jp-ui-font-color1, #222)"
 DASHES = {"--": "dashed", "-.": "dash_dotted", ":": "dotted", "-": "solid"}

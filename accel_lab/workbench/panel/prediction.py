@@ -9,6 +9,9 @@ import ipywidgets as w
 from IPython.display import HTML, display
 
 from accel_lab.workbench.notebook import someone_watches
+from accel_lab.workbench.panel.names import name_the_unnamed
+
+STYLE = "<style>.accel-ask .widget-button.mod-primary:enabled { background: #0b62a4; color: #fff; }</style>"
 
 
 class Prediction:
@@ -22,14 +25,20 @@ class Prediction:
         self.question, self.unit, self.value, self.committed = question, unit, default, False
         if someone_watches():
             self._slider = w.FloatLogSlider(
-                value=default, min=log10(low), max=log10(high), step=0.02, readout_format=".2g", layout={"width": "28em"}
+                value=default,
+                min=log10(low),
+                max=log10(high),
+                step=0.02,
+                readout_format=".2g",
+                layout={"width": "min(28em, 100%)"},
             )
             self._slider.description, self._slider.style = f"in {unit}", {"description_width": "6em"}
             self._button = w.Button(description="Commit", icon="lock", button_style="primary")
             self._button.on_click(lambda _: self._commit())
             self._note = w.HTML()
-            title = w.HTML(f"<b>{escape(question)}</b>")
+            title = w.HTML(f"{STYLE}<b>{escape(question)}</b>")
             self.box = w.VBox([title, w.HBox([self._slider, self._button, self._note], layout={"flex_flow": "row wrap"})])
+            self.box.add_class("accel-ask")
 
     def _commit(self) -> None:
         self.value, self.committed = self._slider.value, True
@@ -46,4 +55,6 @@ class Prediction:
         )
 
     def _ipython_display_(self) -> None:
+        if someone_watches():
+            name_the_unnamed()
         display(self.box if someone_watches() else HTML(f"<b>{escape(self.question)}</b>"))

@@ -1,0 +1,99 @@
+"""The front door reads the chapters that are there, and shows the reader's own verdicts to the reader alone."""
+
+import base64
+import io
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from accel_lab.workbench import machine, syllabus
+from accel_lab.workbench.notebook import log_verdict
+from accel_lab.workbench.syllabus import Syllabus
+
+
+def png(color: str = "white") -> str:
+    Image.new("RGB", (810, 540), color).save(buffer := io.BytesIO(), format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def chapter(words: int = 400, lines: int = 20, exercises: int = 0, panel: str | None = None) -> nbformat.NotebookNode:
+    shown = {"text/plain": "Panel", "image/png": panel} if panel else {"text/plain": "1"}
+    cells = [
+        new_markdown_cell("# 07 · *Folding*\n\n## 1. The question\n\nCan **it** fold?\nSo they say. One reads:\n\n> It cannot."),
+        new_markdown_cell("word " * words),
+        new_code_cell("x = 1\n" * lines, outputs=[new_output("execute_result", data=shown, execution_count=1)]),
+        *(new_code_cell("f()", metadata={"tags": ["exercise"]}) for _ in range(exercises)),
+    ]
+    return new_notebook(cells=cells)
+
+
+@pytest.fixture
+def course(tmp_path):
+    for name, book in {"07_folding": chapter(panel=png()), "03_bending": chapter(), "00_start_here": chapter()}.items():
+        nbformat.write(book, tmp_path / f"{name}.ipynb")
+    nbformat.write(chapter(), tmp_path / "notes.ipynb")
+    return tmp_path
+
+
+def test_it_finds_the_chapters_in_their_order(course):
+    found = Syllabus(course)
+    assert [one.word for one in found.chapters] == ["bending", "folding"]
+    assert found.chapters[1].title == "07 · *Folding*"
+    assert found.chapters[1].question == "Can it fold? So they say."
+    html = found._repr_html_()
+    assert html.index('href="03_bending.ipynb"') < html.index('href="07_folding.ipynb"')
+    assert html.count("data:image/png;base64,") == 1  # the other was never run
+
+
+def test_the_time_follows_from_what_is_there(course):
+    minutes = {name: syllabus._minutes(book.cells) for name, book in {
+        "short": chapter(), "long": chapter(words=4000), "with exercises": chapter(exercises=3), "panel": chapter(panel=png()),
+    }.items()}  # fmt: skip
+    assert minutes == {"short": 5, "long": 20, "with exercises": 20, "panel": 5}
+
+
+def test_a_thumbnail_is_small_and_still_the_picture():
+    Image.effect_noise((810, 540), 90).save(buffer := io.BytesIO(), format="PNG")
+    small = syllabus._small(buffer.getvalue())
+    assert len(small) < len(buffer.getvalue()) / 2
+    assert max(Image.open(io.BytesIO(small)).size) == max(syllabus.THUMBNAIL)
+
+
+def test_a_verdict_is_shown_to_its_reader_only(course, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "reader"))
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    log_verdict("folding", "<b>slower</b>")
+    shown = Syllabus(course)
+    assert shown.done == 1
+    assert "&lt;b&gt;slower" in shown._repr_html_()
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    assert Syllabus(course).done == 0
+
+
+def test_a_container_counts_with_what_it_grants(tmp_path, monkeypatch):
+    granted, unlimited = tmp_path / "granted", tmp_path / "unlimited"
+    granted.write_text("1073741824\n")
+    unlimited.write_text("max\n")
+    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited), str(granted)))
+    assert machine.usable_memory() == (2**30, "granted")
+    assert "one open at a time" in machine.Machine()._repr_markdown_()
+    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited)))
+    assert "free of" in machine.usable_memory()[1]
+
+
+def test_the_cores_decide_what_ranks_can_show(monkeypatch):
+    said = {}
+    for cores in (1, 2, 16):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        said[cores] = machine.hardware()[0].meaning
+    assert "take turns" in said[1]
+    assert "up to 16" in said[16]
+    assert len(set(said.values())) == 3
+
+
+def test_a_package_that_is_missing_is_in_the_table(monkeypatch):
+    assert "missing" not in machine.Machine()._repr_markdown_()
+    monkeypatch.setattr(machine, "NEEDS", [*machine.NEEDS, "no-such-package"])
+    assert "| no-such-package | missing; pip install no-such-package |" in machine.Machine()._repr_markdown_()

@@ -205,7 +205,10 @@ class LessTime:
     refuses: Wrong
 
     def missed(self, exercise: Exercise, side: Side, rng: random.Random) -> str:
-        with side.beside(self.refuses.answer) as plain, threads(1):  # as in a box: waiting for a busy core is no part of an answer
+        with (
+            side.beside(self.refuses.answer) as plain,
+            threads(1),
+        ):  # as in a box: waiting for a busy core is no part of an answer
             return self._missed(exercise, side, plain, rng)
 
     def _missed(self, exercise: Exercise, ours: Side, theirs: Side, rng: random.Random) -> str:

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page
 
 CHROMIUM = "/usr/bin/chromium"
@@ -128,6 +129,24 @@ def ask_kernel(page: Page, code: str) -> str:
 def picture(locator: Locator) -> str:
     """What can be seen of it, as a fingerprint."""
     return hashlib.sha1(locator.screenshot()).hexdigest()
+
+
+def barriers(page: Page, within: str = ".accel-panel") -> list[str]:
+    """What axe-core finds there that keeps somebody out: its violations called serious or critical."""
+    found = Axe().run(page, context=within).response["violations"]
+    return [f"{one['id']}: {node['html']}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+
+
+@contextlib.contextmanager
+def theme(page: Page, name: str) -> Iterator[None]:
+    """Everything in this theme of JupyterLab's, the light one again afterwards: the setting outlives the page."""
+    change = """async (theme) => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
+                                   while (document.body.dataset.jpThemeName !== theme) await new Promise(r => setTimeout(r, 50)) }"""
+    page.evaluate(change, name)
+    try:
+        yield
+    finally:
+        page.evaluate(change, "JupyterLab Light")
 
 
 def shut_down(page: Page) -> None:

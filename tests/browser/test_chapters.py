@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.lab import ask_kernel, open_notebook, picture, run_all, run_cell, shut_down
+from tests.browser.lab import ask_kernel, barriers, open_notebook, picture, run_all, run_cell, shut_down, theme
 
 pytestmark = pytest.mark.needs("chromium")
 CHAPTERS = sorted(path.name for path in (Path(__file__).parents[2] / "course").glob("*.ipynb"))
@@ -39,15 +39,18 @@ def test_a_chapter_is_opened_run_and_played_with(chapter, page: Page, lab, compl
 
     open_notebook(page, lab, chapter)
     run_all(page)
-    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts() == []
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
     charts = panel.locator(".bqplot")
     expect(charts.first).to_be_visible()
     look("1-ready")
+    assert barriers(page) == []
+    place = charts.first.bounding_box()
     if name in EXTRA:
         EXTRA[name](page, look)
         panel.scroll_into_view_if_needed()
+        place = charts.first.bounding_box()
 
     button(panel, "Start").click()
     expect(status(panel)).to_contain_text("samples/s", timeout=30_000)
@@ -63,6 +66,8 @@ def test_a_chapter_is_opened_run_and_played_with(chapter, page: Page, lab, compl
     expect(legend).not_to_have_text(running, timeout=10_000)
     page.wait_for_timeout(1500)
     look("2-training")
+    assert charts.first.bounding_box() == place, "the graph has jumped"
+    assert barriers(page) == []
 
     button(panel, "Stop").click()
     expect(status(panel)).to_contain_text("stopped", timeout=10_000)
@@ -76,6 +81,36 @@ def test_a_chapter_is_opened_run_and_played_with(chapter, page: Page, lab, compl
     expect(charts.first).to_be_visible(timeout=30_000)
     expect(status(panel)).to_contain_text("stopped")
     look("4-reloaded")
+    shut_down(page)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("chapter", ["16_ddp.ipynb"])
+def test_a_walk_in_the_dark_and_on_a_small_screen(chapter, page: Page, lab, complaints, artefacts):
+    name = chapter.removesuffix(".ipynb")
+    open_notebook(page, lab, chapter)
+    with theme(page, "JupyterLab Dark"):
+        run_all(page)
+        panel = page.locator(".accel-panel").first
+        panel.scroll_into_view_if_needed()
+        button(panel, "Start").click()
+        expect(status(panel)).to_contain_text("samples/s", timeout=30_000)
+        page.wait_for_timeout(1500)
+        assert barriers(page) == []
+        page.screenshot(path=artefacts / f"{name}-dark-training.png")
+        button(panel, "Stop").click()
+        expect(status(panel)).to_contain_text("stopped", timeout=10_000)
+        pictures = page.locator("img.jp-needs-light-background")
+        for place, width in enumerate((1024, 1280 / 1.5)):  # the second is what a zoom of 150 % leaves of the first screen
+            page.set_viewport_size({"width": int(width), "height": 1000})
+            panel.scroll_into_view_if_needed()
+            page.wait_for_timeout(1000)
+            page.screenshot(path=artefacts / f"{name}-dark-{int(width)}.png")
+            assert panel.evaluate("box => box.scrollWidth <= box.clientWidth"), f"at {width:.0f} pixels something is cut off"
+            pictures.nth(place).scroll_into_view_if_needed()
+            page.screenshot(path=artefacts / f"{name}-dark-picture-{place}.png")
+        panel.locator(".noUi-handle").first.evaluate("handle => handle.removeAttribute('aria-label')")
+        assert any("noUi-handle" in barrier for barrier in barriers(page)), "a handle without a name must be noticed"
     shut_down(page)
     assert complaints == []
 

@@ -45,6 +45,7 @@ STYLE = (
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
 .accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
   outline: 2px solid var(--jp-brand-color1); outline-offset: 1px; }
+.accel-panel .widget-box { overflow: visible; }
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-panel .widget-readout { min-width: 5em; }

@@ -2,11 +2,11 @@
 
 from IPython.display import Javascript, display
 
-# Run beside the widgets, which may come later than it, and again after the page was loaded anew.
+# Run beside the widgets, which may come later than it, and again after the page was loaded anew; the output that it is run in is
+# not on the page yet.
 SCRIPT = """
-const area = element.closest(".jp-OutputArea") ?? element.parentElement;
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
-const name = () => {
+const name = area => {
   for (const handle of area.querySelectorAll(".noUi-handle:not([aria-label])"))
     say(handle, handle.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   for (const readout of area.querySelectorAll(".widget-readout:not([aria-label])"))
@@ -16,8 +16,13 @@ const name = () => {
     if (axes.length === 2) { graph.setAttribute("role", "img"); say(graph, axes.reverse().join(" over ")) }
   }
 };
-new MutationObserver(name).observe(area, { childList: true, subtree: true });
-name();
+const begin = () => {
+  const area = element.closest(".jp-OutputArea");
+  if (!area) return void setTimeout(begin, 100);
+  new MutationObserver(() => name(area)).observe(area, { childList: true, subtree: true });
+  name(area);
+};
+begin();
 """
 
 

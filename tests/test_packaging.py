@@ -197,9 +197,11 @@ def test_scripts_are_valid_shell_and_may_be_run(binder_tree):
         subprocess.run([shell, "-n", path], check=True)
 
 
-def test_readme_badge_leads_to_the_repository():
+def test_readme_badge_and_citation_lead_to_the_repository():
     address = pyproject()["project"]["urls"]["Repository"]
     owner_and_name = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", address)[1]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["repository-code"], citation["version"]) == (address, pyproject()["project"]["version"])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"https://mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/HEAD", readme) == [owner_and_name]
 

@@ -40,7 +40,7 @@ STYLE = (
   --bq-background: transparent; --bq-plotarea-background-fill: transparent;
   border: 1px solid var(--jp-border-color2); border-radius: 6px; padding: 10px 14px; }
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
-.accel-panel .bqplot text.legendtext { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
+.accel-panel .bqplot text:is(.legendtext, .axislabel) { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
 .accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {

@@ -40,7 +40,8 @@ STYLE = (
   --bq-background: transparent; --bq-plotarea-background-fill: transparent;
   border: 1px solid var(--jp-border-color2); border-radius: 6px; padding: 10px 14px; }
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
-.accel-panel .bqplot text:is(.legendtext, .axislabel) { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
+.accel-panel .bqplot text.legendtext { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
+.accel-panel .bqplot text.axislabel { fill: var(--jp-ui-font-color1) !important; }
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
 .accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
@@ -49,7 +50,8 @@ STYLE = (
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-panel .widget-readout { min-width: 5em; }
-.accel-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
+.accel-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; height: auto; }
+.accel-panel .widget-toggle-buttons > .widget-button, .accel-panel .widget-toggle-buttons > div { min-width: 0; flex-wrap: wrap; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 </style>"""

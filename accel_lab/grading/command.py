@@ -52,13 +52,13 @@ def grade(
     try:
         for submission, entry in tqdm(marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()):
             entry = {"learner": submission.learner, "path": str(submission.path), **entry}
-            journal.add(entry)
+            try:
+                journal.add(entry)
+            except OSError as error:
+                kept = f"{written} of {len(todo)} are graded and kept, the same command goes on from there"
+                raise Stopped(f"{folder}: {error.strerror}; {kept}") from None
             written += 1
             yield entry
-    except OSError as error:
-        raise Stopped(
-            f"{folder}: {error.strerror}; {written} of {len(todo)} are graded and kept, the same command goes on from there"
-        ) from None
     except GraderFault as error:
         raise Stopped(f"{error}; {written} of {len(todo)} are graded and kept") from None
     finally:

@@ -71,16 +71,17 @@ class Server:
     def open_box(self) -> Box:
         """Raises GraderFault. Behind a wall that does not keep boxes apart there must be only one at a time."""
         with self._lock:
-            self._await_ready()
-            try:
-                return self._open_box()
-            except OSError:  # the server was ended, by a machine out of memory for instance
-                if self._closed:
-                    raise GraderFault("grading was ended") from None
-                self._stop()
-                self._start()
+            for _ in range(2):
                 self._await_ready()
-                return self._open_box()
+                try:
+                    return self._open_box()
+                except OSError as error:  # the server was ended, by a machine out of memory for instance
+                    if self._closed:
+                        raise GraderFault("grading was ended") from None
+                    why = error
+                    self._stop()
+                    self._start()
+            raise GraderFault(f"no box could be opened behind {self.wall.name}: {why}")
 
     def _open_box(self) -> Box:
         from accel_lab.grading.boxes import Box
@@ -90,9 +91,9 @@ class Server:
         user = FIRST_USER + next(self._users) % USERS
         try:
             socket.send_fds(self._control, [str(user).encode()], [theirs.fileno(), writing])
-            _, handles, *_ = socket.recv_fds(self._control, 16, 1)
+            said, handles, *_ = socket.recv_fds(self._control, 100, 1)
             if not handles:
-                raise OSError("the server is gone")
+                raise OSError(said.decode() or "the server is gone")
         except BaseException:
             channel.close()
             os.close(output)

@@ -37,10 +37,6 @@ def unshare(flags: int) -> None:
     _succeed(C.unshare(flags), "unshare")
 
 
-def enter(namespace: int, kind: int) -> None:
-    _succeed(C.setns(namespace, kind), "setns")
-
-
 def keep_large_memory_apart() -> None:
     """Blocks of a MB and more are given back when freed, so that what a process holds is what it uses."""
     map_threshold = -3

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from typing import NoReturn
 
 import numpy  # noqa: F401
 import torch
@@ -32,7 +33,6 @@ def main(control: socket.socket, wall: str, limits: dict) -> None:
     gc.freeze()  # a collection in a child would write to, and so copy, all that it shares
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a box that has ended leaves nothing behind to be waited for
     walled = wall == "bubblewrap"
-    own_processes = os.open("/proc/self/ns/pid", os.O_RDONLY) if walled else -1
     keeper.adopt_orphans()
     control.sendall(b"ready")
     while True:
@@ -41,17 +41,26 @@ def main(control: socket.socket, wall: str, limits: dict) -> None:
             end_strays()
         if not message:
             return
-        if walled:
-            keeper.unshare(keeper.NEW_PROCESSES)  # for the next child, which is number 1 there: when it ends, all in it do
-        child = os.fork()
-        if child == 0:
-            keeper.live(*descriptors, wall, limits, user=int(message))
-        if walled:
-            keeper.enter(own_processes, keeper.NEW_PROCESSES)
-        handle = os.pidfd_open(child)  # it is there still: it waits for the grader's first word
-        socket.send_fds(control, [b"forked"], [handle])
-        for descriptor in (*descriptors, handle):
+        if os.fork() == 0:
+            open_box(control, descriptors, wall, limits, int(message))
+        for descriptor in descriptors:
             os.close(descriptor)
+
+
+def open_box(control: socket.socket, descriptors: list[int], wall: str, limits: dict, user: int) -> NoReturn:
+    """In a process between the server and the box: it alone can give its child processes of its own, and then it is gone."""
+    try:
+        if wall == "bubblewrap":
+            keeper.unshare(keeper.NEW_PROCESSES)  # the child is number 1 there: when it ends, all in it do
+        box = os.fork()
+        if box == 0:
+            keeper.live(*descriptors, wall, limits, user)
+        handle = os.pidfd_open(box)  # it is there still: it waits for the grader's first word
+        socket.send_fds(control, [b"forked"], [handle])
+    except OSError as error:
+        control.send(str(error).encode()[:100])
+    finally:
+        os._exit(0)
 
 
 def end_strays() -> None:

@@ -107,7 +107,7 @@ def test_a_walk_in_the_dark_and_on_a_small_screen(chapter, page: Page, lab, comp
             page.wait_for_timeout(1000)
             page.screenshot(path=artefacts / f"{name}-dark-{int(width)}.png")
             assert width < 1024 or panel.evaluate("box => box.scrollWidth <= box.clientWidth"), (
-                f"at {width:.0f} pixels something is cut off"
+                f"at {width:.0f} pixels it is cut off"
             )
             pictures.nth(place).scroll_into_view_if_needed()
             page.screenshot(path=artefacts / f"{name}-dark-picture-{place}.png")

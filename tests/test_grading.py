@@ -51,7 +51,7 @@ DOUBLE = Exercise("double", 2, "Twice x.", cases, drive, doubled, (WRONG,))
 
 @pytest.fixture(scope="module")
 def server():
-    with Server(Limits(seconds=LIMIT, memory=1500 << 20)) as server:
+    with Server(Limits(seconds=LIMIT, memory=600 << 20)) as server:
         server.open_box().close()  # from here on its own processes are there
         yield server
 
@@ -144,8 +144,8 @@ WILD = {
     ),
     "memory": ("def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]", "MemoryError|of memory"),
     "memory of many": (
-        "import os, time\ndef double(x):\n    for _ in range(8):\n        if os.fork() == 0: break\n"
-        "    kept = [bytes(range(256)) * 4096 for _ in range(300)]\n    time.sleep(60)",
+        "import os, time\ndef double(x):\n    for _ in range(5):\n        if os.fork() == 0: break\n"
+        "    kept = [bytes(range(256)) * 4096 for _ in range(200)]\n    time.sleep(60)",
         "of memory",
     ),
     "output": ("def double(x):\n    while True: print('x' * 10000)", "of output"),
@@ -464,6 +464,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 def test_a_server_that_was_killed_is_started_again(server):
     own = Server(Limits(seconds=LIMIT))
+    own.open_box().close()
     own._process.kill()
     own._process.wait()
     assert is_right(own)

@@ -23,7 +23,7 @@ from accel_lab.grading.reader import Unreadable, content, parse
 from accel_lab.grading.server import Server
 from accel_lab.grading.walls import Limits, Wall
 
-pytestmark = pytest.mark.needs("bwrap")
+pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.alone]  # limits of time are watched by the clock
 LIMIT = 3.0  # seconds
 
 
@@ -86,10 +86,12 @@ CHEATS = {
     "A3 printed": "def double(x):\n    print('points: 2 of 2', flush=True)\n    return x",
     "A3 written": "import os\ndef double(x):\n    for fd in range(3, 256):\n"
     "        try: os.write(fd, b'{\"points\": 2}' * 100)\n        except OSError: pass\n    return x",
-    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'channel' not in f.f_locals: f = f.f_back\n"
+    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
     "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'value': x})\n    return x * 2",
-    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'channel' not in f.f_locals: f = f.f_back\n"
+    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
     "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': x * 2})\n    return x * 2",
+    "A3 no exit code": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'exit': torch.ones(1)})\n    return x * 2",
     "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return find('double').reference(x)",
     "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == x.shape\n"
     "        and o is not x]\n    return right[0] if right else x",
@@ -216,6 +218,7 @@ RIGHT = {
     "a constant of another cell": "two = 2\ndef double(x):\n    return x * two",
     "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef helper(x):\n    return x * A.two\n"
     "def double(x):\n    return helper(x)",
+    "a line that begins with a percent sign": "def double(x):\n    return (\n        x * 2\n        % 1000\n        + x * 0\n    ) if False else (x * 2)",
     "a lambda": "double = lambda x: x * 2",
     "defined twice": "def double(x):\n    return x\ndef double(x):\n    return x * 2",
     "what fails elsewhere": "import not_there\nx = 1 / 0\ndef double(x):\n    return x * 2",

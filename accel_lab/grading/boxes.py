@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import select
@@ -264,7 +263,9 @@ class _Talk:
 
 
 def _how_it_ended(code: object) -> str:
-    if type(code) is int and code < 0:
+    if type(code) is not int:
+        return "the process ended without an answer"
+    if code < 0:
         with contextlib.suppress(ValueError):
             return f"the process was killed by {signal.Signals(-code).name}"
-    return f"the process ended with code {json.dumps(code)[:20]} and without an answer"
+    return f"the process ended with code {code} and without an answer"

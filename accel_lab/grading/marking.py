@@ -19,7 +19,7 @@ from accel_lab.exercises import exercises
 from accel_lab.grading import reader, walls
 from accel_lab.grading.boxed import Boxed
 from accel_lab.grading.judging import Verdict, judge
-from accel_lab.grading.server import Server
+from accel_lab.grading.server import GraderFault, Server
 from accel_lab.grading.walls import Wall
 
 Entry = dict
@@ -50,6 +50,11 @@ def mark_content(server: Server, content: bytes, technique: str, seed: int | Non
             continue
         try:
             verdicts.append(judge(exercise, side, seed))
+        except GraderFault:
+            raise
+        except Exception as error:  # the class goes on, whatever one notebook does to the grader; the teacher sees it
+            fault = f"the grader failed on this answer: {type(error).__name__}: {_one_line(error)[:200]}"
+            verdicts.append(Verdict(exercise.name, 0, exercise.points, fault))
         finally:
             side.close()
     return _entry(server.wall, technique, seed, digest, verdicts) | {"seconds": round(perf_counter() - start, 3)}

@@ -97,13 +97,17 @@ def parse(content: bytes) -> Notebook:
 
 
 def _code(cell: object) -> str:
-    """Its Python, line by line where it stands; magics and shell commands are left out."""
+    """Its Python, line by line where it stands; of a cell that is none as it stands, magics and shell commands are left out."""
     if type(cell) is not dict or cell.get("cell_type") != "code":
         return ""
     source = cell.get("source", "")
     text = "".join(map(str, source)) if type(source) is list else str(source)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        ast.parse(text)
+        return text
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.split("\n"))
 
 
 def _statements(cell: int, text: str) -> list[Statement]:

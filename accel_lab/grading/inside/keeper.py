@@ -139,7 +139,7 @@ def _mount(what: bytes, where: bytes, kind: bytes, flags: int, options: bytes) -
 
 def _renounce(user: int | None) -> None:
     """Every capability, for good; and root, to be a user of whom nothing else here is, with a count of processes of its own."""
-    drop_from_bounding_set, no_new_privileges = 24, 38
+    drop_from_bounding_set, no_new_privileges, be_dumpable = 24, 38, 4
     for capability in range(64):
         C.prctl(drop_from_bounding_set, capability, 0, 0, 0)
     if user is not None and os.getuid() == 0:
@@ -149,15 +149,20 @@ def _renounce(user: int | None) -> None:
     header, nothing = struct.pack("<Ii", 0x20080522, 0), bytes(24)
     _succeed(C.capset(header, nothing), "capset")
     _succeed(C.prctl(no_new_privileges, 1, 0, 0, 0), "no_new_privs")
+    C.prctl(be_dumpable, 0, 0, 0, 0)  # nobody of the same user looks into its memory
 
 
 FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of clone and clone3
     "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
         "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321,
-        "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438}, 56, 435),
+        "perf_event_open": 298,
+        "shmget": 29, "msgget": 68, "semget": 64, "memfd_create": 319, "flock": 73,
+        "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438}, 56, 435),
     "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
         "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280,
-        "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438}, 220, 435),
+        "perf_event_open": 241,
+        "shmget": 194, "msgget": 186, "semget": 190, "memfd_create": 279, "flock": 32,
+        "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438}, 220, 435),
 }  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def unpack(header: bytes, body: bytes) -> object:
     """Raises BadFrame, whatever is wrong."""
     try:
         thing, left = _decode(json.loads(header), memoryview(body), DEEPEST)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadFrame(f"not a frame: {error}") from None
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise BadFrame(f"not a frame: {error}"[:200]) from None
     if len(left):
         raise BadFrame("a body longer than its tensors")
     return thing
@@ -97,8 +97,8 @@ def _decode(code: object, body: memoryview, depth: int) -> tuple[object, memoryv
             things.append(thing)
         return things, body
     if type(code) is not dict:
-        if type(code) is float and not math.isfinite(code):
-            raise BadFrame("a bare NaN")
+        if (type(code) is float and not math.isfinite(code)) or (type(code) is int and abs(code) >= 1 << 63):
+            raise BadFrame("a number that is none")
         return code, body
     [(kind, content)] = code.items()
     if kind == "float":

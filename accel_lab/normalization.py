@@ -39,7 +39,7 @@ from accel_lab.workbench.step import Step
 
 __all__ = ["Moments", "Statistics", "Totals", "across_ranks", "fit", "slow"]  # what comes from _statistics and belongs here
 
-BLOCK = 2**19  # elements, 2 MiB of float32: what the cores' caches hold from one operation to the next
+BLOCK = 2**18  # elements a thread, 1 MiB of float32: what a core's cache holds from one operation to the next
 
 
 def naive_normalize(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class Normalizer:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x [n, channels, …] → the same shape, float64 for float64 and float32 for everything else; may be empty.
 
-        One pass over memory: a BLOCK of the pictures is converted, shifted and scaled in ``out`` while it is in the cache. Give
-        ``out`` (the same shape, that dtype) to reuse a buffer: new memory costs more than the arithmetic.
+        One pass over memory: a BLOCK of the pictures for each thread is converted, shifted and scaled in ``out`` while it is in the
+        caches. Give ``out`` (the same shape, that dtype) to reuse a buffer: new memory costs more than the arithmetic.
         Raises ValueError, one line, on other channels, another kind of number, or values on another scale than fitted.
         """
         self._check(x)
@@ -77,7 +77,7 @@ class Normalizer:
             raise ValueError(f"out: {list(out.shape)} of {out.dtype}; {list(x.shape)} of {dtype} is needed")
         shape = (-1, *[1] * (x.dim() - 2))
         centre, scale = (part.to(x.device, dtype).view(shape) for part in (self.centre, self.scale))
-        samples = len(x) if x.is_cuda else BLOCK // max(1, x[:1].numel())
+        samples = len(x) if x.is_cuda else torch.get_num_threads() * BLOCK // max(1, x[:1].numel())
         for raw, done in zip(x.split(max(1, samples)), out.split(max(1, samples)), strict=True):
             done.copy_(raw).sub_(centre).mul_(scale)  # subtract first: (x − μ) is exact where x·(1/σ) − μ/σ has lost its digits
         return out

@@ -2,6 +2,8 @@
 
 The limit is a copy: whoever writes these bytes cannot be faster than one that only reads floats and writes floats. Two ways of
 asking: into a buffer that is kept (``out=``), and into new memory, which the system must first provide.
+The peers always take new memory. For the small batch malloc sometimes keeps it from call to call and sometimes gives it back, which
+makes the same expression several times as slow: where it is kept, what remains is the arithmetic.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ RIGHT = {
     "a constant of another cell": "two = 2\ndef double(x):\n    return x * two",
     "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef helper(x):\n    return x * A.two\n"
     "def double(x):\n    return helper(x)",
-    "a line that begins with a percent sign": "def double(x):\n    return (\n        x * 2\n        % 1000\n        + x * 0\n    ) if False else (x * 2)",
+    "a line that begins with a percent sign": "def double(x):\n    two = (\n        7\n        % 5\n    )\n    return x * two",
     "a lambda": "double = lambda x: x * 2",
     "defined twice": "def double(x):\n    return x\ndef double(x):\n    return x * 2",
     "what fails elsewhere": "import not_there\nx = 1 / 0\ndef double(x):\n    return x * 2",
@@ -475,9 +475,10 @@ def test_a_server_that_was_killed_is_started_again(server):
 
 
 def test_practice_and_mark_agree(server):
-    for code, reason in [*VALUES.values(), WILD["raises"]]:
+    for code, _ in [*VALUES.values(), WILD["raises"]]:
         scope = {"torch": torch}
         exec(code, scope)
         here, there = judge(DOUBLE, Here(scope["double"]), 0), grade(server, code)
         assert here.points == there.points == 0
-        assert here.reason.partition(" in line")[0] == there.reason.partition(" in line")[0] or "random" in code or reason
+        if "randn" not in code:
+            assert here.reason.partition(" in line")[0] == there.reason.partition(" in line")[0]

@@ -8,7 +8,6 @@ import secrets
 import select
 import signal
 import socket
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -30,7 +29,7 @@ class Box:
         os.set_blocking(output, False)
         self.pid = _pid_behind(handle)
         self.written = 0  # bytes of output so far
-        self._incoming, self._outgoing, self._frames = bytearray(), memoryview(b""), deque()
+        self._incoming, self._outgoing = bytearray(), memoryview(b"")
         self.ended: Failure | None = None
         self._expect_ready()
 

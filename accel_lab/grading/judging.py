@@ -19,6 +19,7 @@ from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
 from accel_lab.grading.inside import wire
 from accel_lab.grading.inside.answer import describe
+from accel_lab.workbench import look
 from accel_lab.workbench.comparison import Comparison
 from accel_lab.workbench.loop import threads
 from accel_lab.workbench.memory import process_peak
@@ -51,8 +52,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         right, said = self.points == self.most, escape(repr(self)).replace("\n", "<br>")
-        color = "#00664b" if right else "#a33c00" if self.attempted else "#555"
-        sign = "✓" if right else "✗" if self.attempted else "○"
+        color, sign = look.VERDICTS[right if right or self.attempted else None]
         return f'<div style="border-left:4px solid {color};padding:4px 10px"><b style="color:{color}">{sign}</b> {said}</div>'
 
 
@@ -205,10 +205,8 @@ class LessTime:
     refuses: Wrong
 
     def missed(self, exercise: Exercise, side: Side, rng: random.Random) -> str:
-        with (
-            side.beside(self.refuses.answer) as plain,
-            threads(1),
-        ):  # as in a box: waiting for a busy core is no part of an answer
+        # One thread, as in a box: waiting for a busy core is no part of an answer.
+        with side.beside(self.refuses.answer) as plain, threads(1):
             return self._missed(exercise, side, plain, rng)
 
     def _missed(self, exercise: Exercise, ours: Side, theirs: Side, rng: random.Random) -> str:

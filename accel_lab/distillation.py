@@ -132,7 +132,7 @@ class Knobs(knobs.Knobs):
     device: Literal["auto", "cpu", "cuda"] = knobs.dial("auto", panel=False, description="where to train")
 
 
-EVALUATE_EVERY = 25  # updates
+EVALUATE_EVERY = 30  # updates
 
 
 def run(knobs: Knobs) -> Iterator[Step]:

@@ -1,5 +1,6 @@
 """All exercises of all techniques: the stub earns nothing, the reference everything, every wrong answer is refused by its own hint."""
 
+import copy
 import inspect
 import pkgutil
 import random
@@ -11,7 +12,7 @@ import accel_lab.exercises as folder
 from accel_lab.exercises import Exercise, check, exercises, find
 from accel_lab.grading.comparison import difference
 from accel_lab.grading.exchange import on_threads
-from accel_lab.grading.judging import NOT_ATTEMPTED, Here, judge
+from accel_lab.grading.judging import NOT_ATTEMPTED, Here, _assessed, judge
 
 ALL = [exercise for module in pkgutil.iter_modules(folder.__path__) for exercise in exercises(module.name)]
 WRONG = [(exercise, wrong) for exercise in ALL for wrong in exercise.wrong]
@@ -152,3 +153,25 @@ def test_what_is_equal_is_equal(thing):
 
 def test_a_whole_number_may_stand_for_a_float():
     assert difference(1, 1.0, 1e-5) == ""
+
+
+@every_exercise
+def test_a_number_one_percent_off_is_seen(exercise):
+    """Whatever its size: what is tiny beside the tolerance would pass as anything."""
+    side = Here(exercise.reference)
+    for case in exercise.cases(random.Random(3)):
+        want = _assessed(exercise, side.ask(exercise, case), case)
+        for off in one_off(want):
+            assert difference(off, want, exercise.tolerance)
+
+
+def one_off(thing):
+    """All that come from a thing by making one of its numbers or tensors 1 % smaller."""
+    if isinstance(thing, dict | list):
+        for place in thing if isinstance(thing, dict) else range(len(thing)):
+            for off in one_off(thing[place]):
+                changed = copy.copy(thing)
+                changed[place] = off
+                yield changed
+    elif (isinstance(thing, float) and thing) or (isinstance(thing, torch.Tensor) and thing.is_floating_point() and thing.any()):
+        yield thing * 0.99

@@ -6,9 +6,12 @@ import json
 import os
 import random
 import re
+import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy
 import psutil
 import pytest
 import torch
@@ -90,8 +93,8 @@ CHEATS = {
     "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'value': x})\n    return x * 2",
     "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
     "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': x * 2})\n    return x * 2",
-    "A3 no exit code": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'exit': torch.ones(1)})\n    return x * 2",
+    "A3 exit": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'exit': 0})\n    return x * 2",
     "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return find('double').reference(x)",
     "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == x.shape\n"
     "        and o is not x]\n    return right[0] if right else x",
@@ -109,6 +112,11 @@ CHEATS = {
     "A5 ptrace": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None, use_errno=True)\n    return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x",
     "A5 namespaces": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.unshare(0x10000000) == 0 else x",
     "A5 mount": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x",
+    "A5 locks": "import fcntl, inside\ndef double(x):\n    try: fcntl.lockf(open(inside.__file__), fcntl.LOCK_SH)\n"
+    "    except OSError: return x\n    return x * 2",
+    "A5 virtual machines": "import socket\ndef double(x):\n    try: socket.socket(40, socket.SOCK_STREAM)\n    except OSError: return x\n"
+    "    return x * 2",
+    "A5 terminals": "import os\ndef double(x):\n    try: os.openpty()\n    except OSError: return x\n    return x * 2",
     "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n    return x * 2",
     "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    except OSError: return x\n    return x * 2",
 }
@@ -226,6 +234,11 @@ RIGHT = {
     "recursion": "def double(x, n=2):\n    return x * 0 if n == 0 else x + double(x, n - 1)",
     "threads": "import threading\ndef double(x):\n    out = []\n    t = threading.Thread(target=lambda: out.append(x * 2))\n    t.start(); t.join()\n    return out[0]",
     "processes": "import os\ndef double(x):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n    return x * 2",
+    "locals of a training loop's name": "def double(x):\n    two = 2\n    return x * two\ntwo = [double(1) for _ in range(10**9)]",
+    "made in a loop": "for two in range(3):\n    pass\ndef double(x):\n    return x * two",
+    "made where it can be": "try:\n    import not_there as np\nexcept ImportError:\n    import numpy as np\ndef double(x):\n    return x * int(np.int64(2))",
+    "an entry that is filled": "known = {}\nknown['two'] = 2\ndef double(x):\n    return x * known['two']",
+    "pictures in words": "text = '" + "🙂" * 350_000 + "'\ndef double(x):\n    return x * 2 if text else x",
     "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n    return x.grad",
 }
 
@@ -308,6 +321,21 @@ def test_memory_is_counted_by_the_system(server):
     assert "more memory than the target allows (12 MB)" in verdict.reason
     unlimited = "import resource\ndef double(x):\n    try: resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))\n    except (OSError, ValueError): pass\n"
     assert grade(server, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
+    for elsewhere in ELSEWHERE.values():
+        verdict = grade(server, elsewhere, exercise)
+        assert verdict.points == 0
+        assert re.search("Cannot allocate memory|File too large|Errno 11|more memory", verdict.reason)
+
+
+ELSEWHERE = {  # than in its own memory, right as all of these are
+    "shared": "import mmap\ndef double(x):\n    m = mmap.mmap(-1, 16 << 20)\n    for i in range(0, 16 << 20, 4096): m[i] = 1\n    return x.mul_(2)",
+    "a file": "def double(x):\n    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))\n    return x.mul_(2)",
+    "another process": "import os\ndef double(x):\n    if os.fork() == 0:\n        os._exit(len(bytes(1 << 24)) * 0)\n    os.wait()\n    return x.mul_(2)",
+    "one that outlives the question before": "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    if len(x) < 99 and os.fork() == 0:\n        os.setsid()\n        while True:\n"
+    "            asked = wire.receive(f.f_locals['channel'])\n            wire.send(f.f_locals['channel'], {'id': asked['id'], 'value': asked['case']['x'] * 2})\n"
+    "    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[: len(x)]",
+}  # fmt: skip
 
 
 def test_time_is_taken_on_our_clock(server):
@@ -328,6 +356,31 @@ def test_time_is_taken_on_our_clock(server):
     assert verdict.points == 0
     assert "right, but slow" in verdict.reason
     assert verdict.hint == "Slow."
+    busy = "import threading\ndef double(x):\n    threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()\n    return x * 2"
+    assert "can't start new thread" in grade(server, busy, exercise).reason
+
+
+def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
+    side = Boxed(server, parse(notebook(GOOD)).answer("double"), "double")
+    case = {"x": torch.ones(3)}
+    side.ask_again(DOUBLE, case)
+    with side.still():
+        inside = [
+            one for box in side._boxes for one in (psutil.Process(box.pid), *psutil.Process(box.pid).children(recursive=True))
+        ]
+        assert [one.status() for one in inside] == [psutil.STATUS_STOPPED] * 2
+    assert side.ask_again(DOUBLE, case).tolist() == [2.0, 2.0, 2.0]
+    side.close()
+
+
+def test_what_is_said_of_an_answer_is_one_printable_line(server):
+    verdict = grade(server, "def double(x):\n    return {'\\x1b[2J\\n\\ud800' * 1000: 1}")
+    assert verdict.points == 0
+    assert verdict.reason.isprintable()
+    assert len(verdict.reason) <= 300
+    report = grade(server, "def double(x):\n    raise ValueError('\\x1b[2J')").report
+    assert "\\x1b[2J" in report
+    assert "\x1b" not in report
 
 
 # ---- the reader --------------------------------------------------------------------------------------------------------------
@@ -385,6 +438,42 @@ def test_files_that_are_none(tmp_path):
             content(tmp_path / f"{name}.ipynb")
 
 
+def test_a_long_chain_is_followed_in_time():
+    chain = "\n".join(["a0 = 1", *(f"a{i} = a{i - 1}" for i in range(1, 16_000)), "def double(x):\n    return a15999"])
+    start = time.monotonic()
+    assert len(parse(notebook(chain)).answer("double")) == 16_001
+    assert time.monotonic() - start < 20  # it was 160 s
+
+
+def test_notebooks_are_read_side_by_side():
+    """CPython 3.11 counts the depth of all trees that are being made together, if the collector lets another thread in."""
+    code, failed = "\n".join(f"def f{i}(x):\n    return [x + {i}]" for i in range(300)), []
+
+    def read():
+        try:
+            for _ in range(20):
+                parse(notebook(code))
+        except SystemError as error:
+            failed.append(error)
+
+    def look_aside(*_):
+        sum(range(50))
+
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(look_aside)
+    try:
+        gc.set_threshold(50), sys.setswitchinterval(1e-5)
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for one in readers:
+            one.start()
+        for one in readers:
+            one.join()
+    finally:
+        gc.callbacks.remove(look_aside)
+        gc.set_threshold(*threshold), sys.setswitchinterval(interval)
+    assert not failed
+
+
 def test_only_what_the_answer_needs_is_run():
     cells = ["import torch\nimport os", "model = os.fork()", "scale = 2\nscale = scale + 0", GOOD.replace("2", "scale")]
     assert [text for _, _, text in parse(notebook(*cells)).answer("double")] == [
@@ -395,6 +484,11 @@ def test_only_what_the_answer_needs_is_run():
 
 
 # ---- the wire ----------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers():
+    came = wire.unpack(*parts(wire.pack([numpy.int64(3), numpy.float32(0.5), numpy.bool_(True)])))
+    assert [(type(one), one) for one in came] == [(int, 3), (float, 0.5), (bool, True)]
 
 
 def parts(frame: bytes) -> tuple[bytes, bytes]:

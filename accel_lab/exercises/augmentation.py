@@ -30,9 +30,8 @@ def shift_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def shift_drive(answer, case):
-    before = case["x"].clone()
     shifted = answer(case["x"], case["right"], case["down"])
-    return {"shifted": shifted, "x is as it was": bool((case["x"] == before).all())}
+    return {"shifted": shifted, "x afterwards": case["x"]}
 
 
 def shift_each(x: Tensor, right: Tensor, down: Tensor) -> Tensor:

@@ -317,7 +317,7 @@ def plan_cases(rng: random.Random) -> Iterator[Case]:
 def drive_best_ranks(answer, case):
     names = ("batch_size", "seconds_per_sample", "gradient_bytes", "latency", "bytes_per_second", "most")
     ranks, seconds = answer(*(case[name] for name in names))
-    return {"ranks": ranks, "seconds": seconds}
+    return {"ranks": ranks, "microseconds": 1e6 * seconds}  # a number that the tolerance can see
 
 
 def _best(seconds_with):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 
 from accel_lab.exercises import Case, Exercise
@@ -54,6 +54,13 @@ class Boxed:
             yield side
         finally:
             side.close()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for box in self._boxes:
+                stack.enter_context(box.still())
+            yield
 
     def close(self) -> None:
         for box in self._boxes:

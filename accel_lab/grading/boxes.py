@@ -8,6 +8,7 @@ import secrets
 import select
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -20,16 +21,66 @@ from accel_lab.grading.server import STARTING, GraderFault, Server
 LOOKS = 0.1  # seconds between two looks at the memory and the processes of a box
 
 
-class Box:
-    """One box, seen from outside. What comes out of it is taken for data of unknown origin."""
+class Line:
+    """One end of a socket: frames to and fro, without ever waiting."""
 
-    def __init__(self, channel: socket.socket, output: int, handle: int, server: Server):
-        self.channel, self.output, self.handle, self.limits, self.wall = channel, output, handle, server.limits, server.wall
-        self.channel.setblocking(False)
+    def __init__(self, end: socket.socket):
+        end.setblocking(False)
+        self.end = end
+        self._incoming, self._outgoing = bytearray(), deque()
+
+    def fileno(self) -> int:
+        return self.end.fileno()
+
+    def put(self, frame: bytes) -> None:
+        self._outgoing.append(memoryview(frame))
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._outgoing)
+
+    def write(self) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            left = self._outgoing[0][self.end.send(self._outgoing[0][: 1 << 20]) :]
+            self._outgoing.popleft()
+            if left:
+                self._outgoing.appendleft(left)
+
+    def read(self, to_the_end: bool = False) -> list[object]:
+        """The frames that have come. Raises EOFError when no more can come, wire.BadFrame for what is none. to_the_end: all that is
+        there, where nobody writes any more."""
+        with contextlib.suppress(BlockingIOError):
+            while part := self.end.recv(1 << 20):
+                self._incoming += part
+                if not to_the_end:
+                    break
+            if not part:
+                raise EOFError
+        frames = []
+        while len(self._incoming) >= wire.LENGTHS.size:
+            header, body = wire.lengths(self._incoming[: wire.LENGTHS.size])
+            start, end = wire.LENGTHS.size + header, wire.LENGTHS.size + header + body
+            if len(self._incoming) < end:
+                break
+            frames.append(wire.unpack(bytes(self._incoming[wire.LENGTHS.size : start]), bytes(self._incoming[start:end])))
+            del self._incoming[:end]
+        return frames
+
+    def close(self) -> None:
+        self.end.close()
+
+
+class Box:
+    """One box, seen from outside. ``keeper``: the line to the box's own first process, which is ours · ``channel``: to the process that
+    answers; what comes from there is taken for data of unknown origin."""
+
+    def __init__(self, keeper: socket.socket, channel: socket.socket, output: int, handle: int, server: Server):
+        self.keeper, self.channel, self.output, self.handle = Line(keeper), Line(channel), output, handle
+        self.limits, self.wall = server.limits, server.wall
         os.set_blocking(output, False)
         self.pid = _pid_behind(handle)
         self.written = 0  # bytes of output so far
-        self._incoming, self._outgoing = bytearray(), memoryview(b"")
+        self.has_process = False  # one that was asked, and may be asked again
         self.ended: Failure | None = None
         self._expect_ready()
 
@@ -39,32 +90,9 @@ class Box:
             self.close()
             raise GraderFault(f"a box could not be walled in: {said[0]}")
 
-    def put(self, frame: bytes) -> None:
-        self._outgoing = memoryview(bytes(self._outgoing) + frame)
-
-    @property
-    def wants_to_write(self) -> bool:
-        return bool(self._outgoing)
-
-    def write(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            self._outgoing = self._outgoing[self.channel.send(self._outgoing[: 1 << 20]) :]
-
-    def read(self) -> Iterator[object]:
-        """The frames that have come. Raises EOFError when no more can come, wire.BadFrame for what is none."""
-        with contextlib.suppress(BlockingIOError):
-            part = self.channel.recv(1 << 20)
-            if not part:
-                raise EOFError
-            self._incoming += part
-        while len(self._incoming) >= wire.LENGTHS.size:
-            header, body = wire.lengths(self._incoming[: wire.LENGTHS.size])
-            start = wire.LENGTHS.size
-            if len(self._incoming) < start + header + body:
-                return
-            frame = bytes(self._incoming[start : start + header]), bytes(self._incoming[start + header : start + header + body])
-            del self._incoming[: start + header + body]
-            yield wire.unpack(*frame)
+    def ask(self, question: dict) -> None:
+        (self.channel if self.has_process else self.keeper).put(wire.pack(question))
+        self.has_process = True
 
     def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -73,12 +101,22 @@ class Box:
     def beyond_limits(self) -> Failure | None:
         if self.written > self.limits.output:
             return Failure("stopped", f"it wrote more than {self.limits.output >> 20} MB of output")
-        processes, memory = _family(self.pid)
-        if processes > self.limits.processes:
+        family = _family(self.pid)
+        if len(family) > self.limits.processes:
             return Failure("stopped", f"it started more than {self.limits.processes} processes")
-        if memory > self.limits.memory:
+        if sum(map(_memory, family)) > self.limits.memory:
             return Failure("stopped", f"it took more than {self.limits.memory >> 20} MB of memory")
         return None
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing in the box runs meanwhile, as long as what runs there can start nothing new (``again``)."""
+        family = _family(self.pid)
+        _tell(family, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _tell(family, signal.SIGCONT)
 
     def end(self, failure: Failure) -> Failure:
         self.ended = failure
@@ -96,6 +134,7 @@ class Box:
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
         if not select.select([self.handle], [], [], 10)[0]:
             raise GraderFault("a box would not end")
+        self.keeper.close()
         self.channel.close()
         os.close(self.output)
         os.close(self.handle)
@@ -107,26 +146,32 @@ def _pid_behind(handle: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
-def _family(pid: int) -> tuple[int, int]:
-    """How many processes come from this one, itself included, and their memory in bytes: shared pages count in shares."""
-    processes, memory, found = 0, 0, [pid]
+def _family(pid: int) -> list[int]:
+    """The processes that come from this one, itself included."""
+    family, found = [], [pid]
     while found:
         one = found.pop()
-        with contextlib.suppress(OSError, ValueError, StopIteration):
-            processes += 1
+        family.append(one)
+        with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{one}/task"):
                 found += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
-            memory += _memory(one)
-    return processes, memory
+    return family
 
 
 def _memory(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) * 1024
-    except (OSError, StopIteration):
+    """bytes: shared pages count in shares. 0 for a process that is gone."""
+    with contextlib.suppress(OSError, StopIteration), open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) * 1024
+    with contextlib.suppress(OSError, ValueError):
         _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
         return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _tell(processes: list[int], what: signal.Signals) -> None:
+    for one in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, what)
 
 
 def request(statements: list, function: str, driver: str, drive: str, case: object, **more: object) -> dict[str, object]:
@@ -146,25 +191,26 @@ def converse(boxes: list[Box], requests: list[dict] | None, seconds: float, exch
         return [box.ended or ECHO for box in boxes]
     talk = _Talk(boxes, requests, exchange)
     for box, one in zip(boxes, requests or (), strict=False):
-        box.put(wire.pack(one))
+        box.ask(one)
     deadline, next_look = monotonic() + seconds, monotonic() + LOOKS
     while not talk.over:
+        lines = [line for box in talk.open for line in (box.keeper, box.channel)]
         readable, writable, _ = select.select(
-            [box.channel for box in talk.open] + [box.output for box in talk.open],
-            [box.channel for box in talk.open if box.wants_to_write],
-            [],
-            LOOKS,
+            lines + [box.output for box in talk.open], [line for line in lines if line.wants_to_write], [], LOOKS
         )
         now = monotonic()
         for rank, box in enumerate(boxes):
             if talk.is_done(rank):
                 continue
-            if box.channel in writable:
-                box.write()
+            for line in (box.keeper, box.channel):
+                if line in writable:
+                    line.write()
             if box.output in readable:
                 box.drain()
             if box.channel in readable:
                 talk.hear(rank)
+            if not talk.is_done(rank) and box.keeper in readable:
+                talk.hear_keeper(rank)
             if not talk.is_done(rank) and now > next_look and (failure := box.beyond_limits()):
                 talk.fail(rank, failure)
         if now > next_look:
@@ -197,12 +243,30 @@ class _Talk:
     def is_done(self, rank: int) -> bool:
         return self._failed or rank in self.finished
 
-    def hear(self, rank: int) -> None:
+    def hear_keeper(self, rank: int) -> None:
+        """It is ready, or the process that it had answer has ended."""
+        box = self.boxes[rank]
         try:
-            for frame in self.boxes[rank].read():
-                self._heard(rank, frame)
-                if self.is_done(rank):
+            for frame in box.keeper.read():
+                if self.requests is None:
+                    self.outcomes[rank] = frame
+                    self.finished.add(rank)
                     return
+                box.has_process = False
+                self.hear(rank, to_the_end=True)
+                if not self.is_done(rank):
+                    if rank not in self._answered:
+                        self.outcomes[rank] = Failure("ended", _how_it_ended(frame["exit"]))
+                    self._finish(rank)
+        except (EOFError, ConnectionResetError):
+            self.fail(rank, Failure("stopped", "the box ended without an answer"))
+
+    def hear(self, rank: int, to_the_end: bool = False) -> None:
+        """What the answering process says."""
+        try:
+            for frame in self.boxes[rank].channel.read(to_the_end):
+                if not self.is_done(rank):
+                    self._heard(rank, frame)
         except (EOFError, ConnectionResetError):
             self.fail(rank, Failure("stopped", "the box ended without an answer"))
         except wire.BadFrame as error:
@@ -211,27 +275,21 @@ class _Talk:
             self.fail_all(Failure("ExchangeError", str(error)))
 
     def _heard(self, rank: int, frame: object) -> None:
-        if self.requests is None:
-            self.outcomes[rank] = frame
-            self.finished.add(rank)
-            return
         asked = self.requests[rank]
-        if type(frame) is not dict or frame.get("id") != asked["id"]:
-            self.fail(rank, Failure("stopped", "not an answer to the question that was asked"))
-        elif "exit" in frame:
-            if rank not in self._answered:
-                self.outcomes[rank] = Failure("ended", _how_it_ended(frame["exit"]))
-            self._finish(rank)
-        elif "does" in frame and self.exchange:
+        of_this = type(frame) is dict and frame.get("id") == asked["id"]
+        if of_this and "does" in frame and self.exchange:
             for other, tensor in self.exchange.hear(
                 rank, *(frame.get(key) for key in ("does", "other", "tensor", "where"))
             ).items():
-                self.boxes[other].put(wire.pack(tensor))
-        elif rank not in self._answered and ("value" in frame or "failed" in frame):
-            self._answered.add(rank)
-            self.outcomes[rank] = frame["value"] if "value" in frame else Failure.said(frame["failed"])
+                self.boxes[other].channel.put(wire.pack(tensor))
+        elif of_this and ("value" in frame or "failed" in frame):
+            if rank not in self._answered:
+                self._answered.add(rank)
+                self.outcomes[rank] = frame["value"] if "value" in frame else Failure.said(frame["failed"])
             if asked["again"]:
                 self._finish(rank)
+        else:
+            self.fail(rank, Failure("stopped", "not an answer to the question that was asked"))
 
     def _finish(self, rank: int) -> None:
         self.finished.add(rank)

@@ -23,12 +23,19 @@ class Failure:
         """From what a box says of an exception in there: whatever it is, it is taken for text."""
         given = described if type(described) is dict else {}
         lengths = {"kind": 100, "text": 1000, "where": 100, "report": 4000}
-        return cls(**{name: str(given.get(name, ""))[:most] for name, most in lengths.items()})
+        return cls(**{name: printable(str(given.get(name, ""))[:most]) for name, most in lengths.items()})
 
     def __str__(self) -> str:
         """One line."""
         said = self.kind + (f" in {self.where}" if self.where else "") + (f": {self.text}" if self.text else "")
         return (f"rank {self.rank}: " if self.rank is not None else "") + said.partition("\n")[0]
+
+
+def printable(text: str) -> str:
+    """Without what could steer a terminal, or cannot be written to a file: of the characters that are not shown only newlines stay."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 ECHO = Failure("stopped", "another rank failed")

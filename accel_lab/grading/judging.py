@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from accel_lab.grading.comparison import Plain, difference
 from accel_lab.grading.exchange import on_threads
-from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
+from accel_lab.grading.failure import Failure, of_ranks, out_of_memory, printable
 from accel_lab.grading.inside import wire
 from accel_lab.grading.inside.answer import describe
 from accel_lab.workbench import look
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accel_lab.exercises import Case, Exercise, Wrong
 
 NOT_ATTEMPTED = "not attempted yet"
+MOST_REASON = 300  # characters
 PAIRS = 9  # timed; they are doubled, twice at most, while the target lies within what they leave possible
 
 
@@ -41,6 +42,10 @@ class Verdict:
     reason: str = ""
     hint: str = ""
     report: str = ""
+
+    def __post_init__(self):
+        line = printable(self.reason[:MOST_REASON]).replace("\n", "\\n")  # it may quote what came out of a box
+        object.__setattr__(self, "reason", line if len(line) <= MOST_REASON else line[: MOST_REASON - 1] + "…")
 
     @property
     def attempted(self) -> bool:
@@ -66,6 +71,9 @@ class Side(Protocol):
 
     def beside(self, answer: Callable) -> AbstractContextManager[Side]:
         """An answer of ours on the same side: a function that needs nothing from outside itself."""
+
+    def still(self) -> AbstractContextManager[None]:
+        """Nothing that belongs to this answer runs meanwhile."""
 
 
 class Here:
@@ -104,6 +112,10 @@ class Here:
     @contextmanager
     def beside(self, answer: Callable) -> Iterator[Here]:
         yield Here(answer)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        yield
 
 
 def _plain(thing: object) -> Plain:
@@ -214,11 +226,12 @@ class LessTime:
         for most in (1 + PAIRS, 1 + 2 * PAIRS, 1 + 4 * PAIRS):
             while len(pairs) < most:
                 case, seconds, answers = self.case(rng), {}, {}
-                for who in rng.sample((ours, theirs), 2):
+                for who, other in rng.sample(((ours, theirs), (theirs, ours)), 2):
                     mine = copy.deepcopy(case)
-                    start = perf_counter()
-                    answers[who] = who.ask_again(exercise, mine)
-                    seconds[who] = perf_counter() - start
+                    with other.still():
+                        start = perf_counter()
+                        answers[who] = who.ask_again(exercise, mine)
+                        seconds[who] = perf_counter() - start
                     if isinstance(answers[who], Failure):  # the plain version fails only where no time was left for it
                         return f"right, but on a larger case: {answers[who]}"
                 if wrong := difference(answers[ours], right.ask(exercise, case), exercise.tolerance):

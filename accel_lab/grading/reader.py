@@ -11,10 +11,17 @@ import ast
 import json
 import os
 import stat
+import symtable
+import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 MOST_BYTES, MOST_CELLS, MOST_CODE = 20 << 20, 2000, 400_000  # of a notebook, in it, and characters of code in all
+
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of it
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PARSING = threading.Lock()  # CPython before 3.11.8 counts the depth of all trees being made together, and then fails
 
 
 class Unreadable(ValueError):
@@ -48,12 +55,15 @@ class Notebook:
                 if f"def {function}" in text:
                     raise Unreadable(f"cell {cell}, which defines {function}, is no Python: {why}")
             raise Unreadable(f"no cell defines the function {function}")
-        needed, new = set(), {function}
-        chosen: set[int] = set()
-        while new:
-            needed |= new
-            chosen |= {i for i, statement in enumerate(self.statements) if statement.binds & new or "*" in statement.binds}
-            new = set().union(*(self.statements[i].uses for i in chosen)) - needed
+        binding = defaultdict(list)
+        for i, statement in enumerate(self.statements):
+            for name in statement.binds:
+                binding[name].append(i)
+        chosen, wanted = set(), [function, "*"]
+        while wanted:
+            new = set(binding.pop(wanted.pop(), ())) - chosen
+            chosen |= new
+            wanted += set().union(*(self.statements[i].uses for i in new))
         return [self.statements[i].sent for i in sorted(chosen)]
 
 
@@ -91,50 +101,72 @@ def parse(content: bytes) -> Notebook:
             raise Unreadable(f"more than {MOST_CODE} characters of code")
         try:
             statements += _statements(number, text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except NO_PYTHON as error:
             broken[number] = text, f"line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"[:200]
     return Notebook(statements, broken)
 
 
 def _code(cell: object) -> str:
-    """Its Python, line by line where it stands; of a cell that is none as it stands, magics and shell commands are left out."""
     if type(cell) is not dict or cell.get("cell_type") != "code":
         return ""
     source = cell.get("source", "")
     text = "".join(map(str, source)) if type(source) is list else str(source)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    try:
-        ast.parse(text)
-        return text
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.split("\n"))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _statements(cell: int, text: str) -> list[Statement]:
+    """The text is taken as it stands; where that is no Python, magics and shell commands are left out."""
+    try:
+        return _read(cell, text)
+    except NO_PYTHON:
+        plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.split("\n"))
+        if plain == text:
+            raise
+        return _read(cell, plain)
+
+
+def _read(cell: int, text: str) -> list[Statement]:
+    """The statements of a cell that give a name a value. Raises SyntaxError and what else Python says of code that is none."""
+    tree = _parsed(text)
     lines = text.split("\n")
     statements = []
-    for node in ast.parse(text).body:
-        binds = _binds(node)
+    for node in tree.body:
+        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+        own = "\n".join(lines[first - 1 : node.end_lineno])
+        if first == node.lineno and (node.col_offset or ";" in own):
+            own = ast.unparse(node)  # several statements on one line
+        names = symtable.symtable(own, f"<cell {cell}>", "exec")
+        binds = _bound(node, names)
         if binds:
-            first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-            uses = frozenset(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
-            own = "\n".join(lines[first - 1 : node.end_lineno])
-            if first == node.lineno and (node.col_offset or own[-1:] == ";" or ";" in own):
-                own = ast.unparse(node)  # several statements on one line
             defines = frozenset() if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) else binds
-            statements.append(Statement(cell, first, own, binds, uses, defines))
+            statements.append(Statement(cell, first, own, binds, _used(names), defines))
     return statements
 
 
-def _binds(node: ast.stmt) -> frozenset[str]:
-    """The names that a statement gives a value, or whose value it changes."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return frozenset({node.name})
-    if isinstance(node, ast.Import):
-        return frozenset(alias.asname or alias.name.partition(".")[0] for alias in node.names)
-    if isinstance(node, ast.ImportFrom):
-        return frozenset(alias.asname or alias.name for alias in node.names)
-    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return frozenset(name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
-    return frozenset()
+def _parsed(text: str) -> ast.Module:
+    with _PARSING:
+        return ast.parse(text)
+
+
+def _bound(node: ast.stmt, names: symtable.SymbolTable) -> frozenset[str]:
+    """The names that a statement of the notebook gives a value, or whose value it changes. names: of the statement, as a module."""
+    bound = {one.get_name() for one in names.get_symbols() if one.is_assigned() or one.is_imported()}
+    for part in ast.walk(node) if not isinstance(node, _SCOPES) else ():
+        if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store):
+            while isinstance(part, ast.Attribute | ast.Subscript):
+                part = part.value
+            bound |= {part.id} if isinstance(part, ast.Name) else set()
+        if isinstance(part, ast.ImportFrom) and part.names[0].name == "*":
+            bound.add("*")
+    return frozenset(bound)
+
+
+def _used(names: symtable.SymbolTable) -> frozenset[str]:
+    """The names that a statement, and all functions and classes in it, want from the notebook."""
+    used, tables = set(), [names]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        top = table.get_type() == "module"
+        used |= {one.get_name() for one in table.get_symbols() if (one.is_referenced() if top else one.is_global())}
+    return frozenset(used)

@@ -86,22 +86,22 @@ class Server:
     def _open_box(self) -> Box:
         from accel_lab.grading.boxes import Box
 
-        channel, theirs = socket.socketpair()
+        (line, their_line), (channel, their_channel) = socket.socketpair(), socket.socketpair()
         output, writing = os.pipe()
         user = FIRST_USER + next(self._users) % USERS
         try:
-            socket.send_fds(self._control, [str(user).encode()], [theirs.fileno(), writing])
+            socket.send_fds(self._control, [str(user).encode()], [their_line.fileno(), their_channel.fileno(), writing])
             said, handles, *_ = socket.recv_fds(self._control, 100, 1)
             if not handles:
                 raise OSError(said.decode() or "the server is gone")
         except BaseException:
-            channel.close()
+            line.close(), channel.close()
             os.close(output)
             raise
         finally:
-            theirs.close()
+            their_line.close(), their_channel.close()
             os.close(writing)
-        return Box(channel, output, handles[0], self)
+        return Box(line, channel, output, handles[0], self)
 
     def close(self) -> None:
         self._closed = True

@@ -97,7 +97,11 @@ guess_table
 
 # %%
 guess_sum = Prediction(
-    "How many times the bytes per second of an all-reduce does the element-wise operation move?", low=0.1, high=300, default=1.0, unit="×"
+    "How many times the bytes per second of an all-reduce does the element-wise operation move?",
+    low=0.1,
+    high=300,
+    default=1.0,
+    unit="×",
 )
 guess_sum
 

@@ -19,12 +19,17 @@ NAME = "answers"  # the module that a learner's definitions are in
 
 
 def give(request: dict, channel: int) -> None:
-    """Answer the request, and more of the same kind in this process while ``again`` says that more will come."""
+    """Answer the request, and more of the same kind in this process while ``again`` says that more will come.
+
+    Where time or memory is measured (``again``, ``bytes``) the answer is this one process, of one thread.
+    """
     asked = None
     while True:
         number = request["id"]
         try:
             if asked is None:
+                if request["bytes"] is not None or request["again"]:
+                    _stay_one()
                 if request["bytes"] is not None:
                     _hold_to(request["bytes"])
                 asked = _prepare(request, channel)
@@ -36,12 +41,21 @@ def give(request: dict, channel: int) -> None:
         request = wire.receive(channel)
 
 
-def _hold_to(most: int) -> None:
-    """No more memory than this beyond what is there now: the system refuses what goes beyond it, and nobody can take that back."""
+def _stay_one() -> None:
+    """The system starts no process and no thread for it any more."""
     import resource  # Windows, where answers are only tried, has none
 
-    most += status("VmData")
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def _hold_to(most: int) -> None:
+    """No more memory than this beyond what is there now, its own or shared, and none in files: the system refuses what goes beyond
+    it, and nobody can take that back."""
+    import resource
+
+    for kind, size in ((resource.RLIMIT_DATA, most + status("VmData")), (resource.RLIMIT_AS, most + status("VmSize"))):
+        resource.setrlimit(kind, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def status(name: str) -> int:

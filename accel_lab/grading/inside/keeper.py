@@ -49,37 +49,42 @@ def adopt_orphans() -> None:
     C.prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def live(channel: int, output: int, wall: str, limits: dict, user: int) -> NoReturn:
-    """All of a box's life, which ends when the grader closes the channel, or ends it."""
+def live(line: int, channel: int, output: int, wall: str, limits: dict, user: int) -> NoReturn:
+    """All of a box's life, which ends when the grader closes the line, or ends it.
+
+    line: questions come from there, and what became of the process that was asked is told there; that process has it no more, so
+    what is said there is true · channel: is that process's.
+    """
     try:
         for signal_ in (signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(signal_, signal.SIG_DFL)
-        channel, output = _keep_only(channel, output)
+        line, channel = _keep_only(line, channel, output)
         _enclose(wall, limits, user)
-        wire.send(channel, {"ready": True})
+        wire.send(line, {"ready": True})
         while True:
-            _answer_in_a_process(channel, wire.receive(channel), wall)
+            _answer_in_a_process(line, channel, wire.receive(line), wall)
     except EOFError:
         os._exit(0)
     except BaseException as error:
-        wire.send(channel, {"not ready": f"{type(error).__name__}: {error}"})
+        wire.send(line, {"not ready": f"{type(error).__name__}: {error}"})
         os._exit(1)
 
 
-def _keep_only(channel: int, output: int) -> tuple[int, int]:
-    """Close every other descriptor: the control socket among them."""
+def _keep_only(line: int, channel: int, output: int) -> tuple[int, int]:
+    """Close every other descriptor: the server's own socket among them."""
     nothing = os.open(os.devnull, os.O_RDONLY)
-    channel, output, nothing = (os.dup2(os.dup(one), 200 + i) for i, one in enumerate((channel, output, nothing)))
+    line, channel, output, nothing = (os.dup2(os.dup(one), 200 + i) for i, one in enumerate((line, channel, output, nothing)))
     os.closerange(3, 200)
     os.dup2(nothing, 0)
     os.dup2(output, 1), os.dup2(output, 2)
-    os.closerange(201, 1 << 16)
-    return channel, 1
+    os.closerange(202, 1 << 16)
+    return line, channel
 
 
-def _answer_in_a_process(channel: int, request: dict, wall: str) -> None:
+def _answer_in_a_process(line: int, channel: int, request: dict, wall: str) -> None:
     process = _fork()
     if process == 0:
+        os.close(line)
         answer.give(request, channel)
         os._exit(0)
     status = os.waitpid(process, 0)[1]
@@ -90,7 +95,7 @@ def _answer_in_a_process(channel: int, request: dict, wall: str) -> None:
         while os.waitpid(-1, 0):
             pass
     except ChildProcessError:
-        wire.send(channel, {"id": request["id"], "exit": os.waitstatus_to_exitcode(status)})
+        wire.send(line, {"exit": os.waitstatus_to_exitcode(status)})
 
 
 def _fork() -> int:
@@ -113,6 +118,7 @@ def _enclose(wall: str, limits: dict, user: int) -> None:
         _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEVICES | NO_EXEC, b"")
         for folder in (b"/tmp", b"/dev/shm"):
             _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, b"mode=1777,size=%d" % limits["folder bytes"])
+        _mount(b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096")  # terminals are another way to meet
         os.chdir("/tmp")
     limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
     for name, which in RESOURCES.items():
@@ -152,36 +158,59 @@ def _renounce(user: int | None) -> None:
     C.prctl(be_dumpable, 0, 0, 0, 0)  # nobody of the same user looks into its memory
 
 
-FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of clone and clone3
+FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of four that are refused in part
     "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
         "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321,
         "perf_event_open": 298,
         "shmget": 29, "msgget": 68, "semget": 64, "memfd_create": 319, "flock": 73,
-        "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438}, 56, 435),
+        "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438},
+        {"clone": 56, "clone3": 435, "fcntl": 72, "socket": 41}),
     "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
         "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280,
         "perf_event_open": 241,
         "shmget": 194, "msgget": 186, "semget": 190, "memfd_create": 279, "flock": 32,
-        "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438}, 220, 435),
+        "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438},
+        {"clone": 220, "clone3": 435, "fcntl": 25, "socket": 198}),
 }  # fmt: skip
+LOCKS_AND_LEASES = (
+    5,
+    6,
+    7,
+    36,
+    37,
+    38,
+    1024,
+    1026,
+    1031,
+)  # of fcntl: on a file that all boxes see they say something; and F_SETPIPE_SZ
+LOCAL, INTERNET, INTERNET_6, NETLINK = 1, 2, 10, 16  # families of sockets that a network of one's own keeps in
 
 
 def _forbid_system_calls() -> None:
-    """A seccomp filter: what could open a new namespace, or look into another process, is refused."""
+    """A seccomp filter: what could open a new namespace, look into another process, or reach another box is refused."""
     if platform.machine() not in FORBIDDEN:
         return
-    audit, calls, clone, clone3 = FORBIDDEN[platform.machine()]
+    audit, calls, partly = FORBIDDEN[platform.machine()]
     load, equal, any_bit, leave = 0x20, 0x15, 0x45, 0x06
-    allow, refuse, unknown = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38
-    at_number, at_machine, at_first_argument = 0, 4, 16
-    program = [(load, 0, 0, at_machine), (equal, 1, 0, audit), (leave, 0, 0, refuse), (load, 0, 0, at_number)]
-    program += [(equal, 0, 1, clone3), (leave, 0, 0, unknown)]  # the C library then uses clone, whose flags can be seen
+    allow, refuse, unknown = ((leave, 0, 0, value) for value in (0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38))
+    at_number, at_machine, arguments = 0, 4, (16, 24)
+
+    def of(call: str, lines: list[tuple]) -> list[tuple]:
+        """These lines decide on that call."""
+        return [(equal, 0, len(lines), partly[call]), *lines]
+
+    program = [(load, 0, 0, at_machine), (equal, 1, 0, audit), refuse, (load, 0, 0, at_number)]
+    if platform.machine() == "x86_64":
+        program += [(0x35, 0, 1, 0x40000000), refuse]  # the same calls by their 32-bit-pointer numbers
     for number in calls.values():
-        program += [(equal, 0, 1, number), (leave, 0, 0, refuse)]
-    program += [(equal, 0, 3, clone), (load, 0, 0, at_first_argument), (any_bit, 0, 1, NEW_USERS), (leave, 0, 0, refuse)]
-    program += [(leave, 0, 0, allow)]
-    if platform.machine() == "x86_64":  # the same calls by their 32-bit-pointer numbers
-        program[4:4] = [(0x35, 0, 1, 0x40000000), (leave, 0, 0, refuse)]
+        program += [(equal, 0, 1, number), refuse]
+    program += of("clone3", [unknown])  # the C library then uses clone, whose flags can be seen
+    program += of("clone", [(load, 0, 0, arguments[0]), (any_bit, 0, 1, NEW_USERS), refuse, allow])
+    locks = [line for command in LOCKS_AND_LEASES for line in ((equal, 0, 1, command), refuse)]
+    program += of("fcntl", [(load, 0, 0, arguments[1]), *locks, allow])
+    families = [line for family in (LOCAL, INTERNET, INTERNET_6, NETLINK) for line in ((equal, 0, 1, family), allow)]
+    program += of("socket", [(load, 0, 0, arguments[0]), *families, refuse])
+    program += [allow]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
     filter_ = struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code))
     set_seccomp, by_filter = 22, 2

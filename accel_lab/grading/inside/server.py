@@ -2,9 +2,9 @@
 
     python -m inside.server CONTROL WALL LIMITS
 
-CONTROL is a socket of the grader's. For each message there, which carries the two descriptors of a box (its channel and where
-its output goes) and the number of its user, a child is forked that walls itself in and answers; its pidfd goes back. The grader then
-speaks with the box alone, and with the pidfd it can tell when the box is gone and end it, whatever runs in there.
+CONTROL is a socket of the grader's. For each message there, which carries the three descriptors of a box (its line, its channel
+and where its output goes) and the number of its user, a child is forked that walls itself in and answers; its pidfd goes back.
+The grader then speaks with the box alone, and with the pidfd it can tell when the box is gone and end it, whatever runs in there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(control: socket.socket, wall: str, limits: dict) -> None:
     keeper.adopt_orphans()
     control.sendall(b"ready")
     while True:
-        message, descriptors, *_ = socket.recv_fds(control, 16, 2)
+        message, descriptors, *_ = socket.recv_fds(control, 16, 3)
         if not walled:
             end_strays()
         if not message:

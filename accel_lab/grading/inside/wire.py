@@ -1,7 +1,8 @@
 """Frames of plain data: the length of a JSON header and of a body, the header, then the raw bytes of all tensors. No pickle.
 
 Plain data are None, bool, int (64 bits), float, str, ``torch.Tensor`` itself (no subclass), and lists and dicts of those with
-text as keys. What comes out of ``unpack`` is always made of exactly these types, whoever wrote the frame.
+text as keys; a number of NumPy's goes as Python's. What comes out of ``unpack`` is always made of exactly these types, whoever
+wrote the frame.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import struct
 
+import numpy
 import torch
 
 LENGTHS = struct.Struct("<II")
@@ -38,7 +40,7 @@ def pack(thing: object) -> bytes:
 def parts(thing: object) -> list[bytes | memoryview]:
     """The same without a copy of any tensor."""
     body: list[memoryview] = []
-    header = json.dumps(_encode(thing, body, DEEPEST)).encode()
+    header = json.dumps(_encode(thing, body, DEEPEST), ensure_ascii=False).encode(errors="surrogatepass")
     size = sum(map(len, body))
     if len(header) > MOST_HEADER or size > MOST_BODY:
         raise NotPlain(f"{(len(header) + size) >> 20} MB are too much for an answer")
@@ -46,6 +48,8 @@ def parts(thing: object) -> list[bytes | memoryview]:
 
 
 def _encode(thing: object, body: list[memoryview], depth: int) -> object:
+    if isinstance(thing, numpy.bool_ | numpy.integer | numpy.floating):
+        thing = thing.item()
     kind = type(thing)
     if depth == 0:
         raise NotPlain("lists in lists in lists, without end")

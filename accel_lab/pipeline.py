@@ -329,12 +329,14 @@ class Together:
     """The whole model, brought up to date from the stages that train its layers; to be asked on all ranks alike."""
 
     whole: nn.Sequential
-    layers: nn.Sequential
+    layers: nn.Sequential  # some of the whole's
 
     def state_dict(self) -> dict[str, Tensor]:
-        for part in gather(self.layers.state_dict()):
-            self.whole.load_state_dict(part, strict=False)
-        return self.whole.state_dict()
+        state = self.whole.state_dict()
+        for rank, names in enumerate(gather(list(self.layers.state_dict()))):
+            for name in names:
+                dist.broadcast(state[name], rank)
+        return state
 
 
 def _deep_mlp(*widths: int) -> nn.Sequential:

@@ -78,7 +78,8 @@ def chapter_names(root: Path) -> list[str]:
 def one_word(root: Path) -> list[str]:
     """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without its chapter.
 
-    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel``).
+    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel``), or after a folder beside it
+    (``binder``).
     """
     words = chapters(root)
     complaints = [
@@ -91,8 +92,9 @@ def one_word(root: Path) -> list[str]:
         orphans = sorted(modules(root / folder) - set(words))
         complaints += [f"{folder}/{word}.py: course/source has no chapter called {word}" for word in orphans]
     parts = {path.stem for path in (root / "accel_lab").rglob("*") if path.is_dir() or path.suffix == ".py"}
+    parts |= {path.name for path in root.iterdir() if path.is_dir()}
     orphans = sorted(modules(root / "benchmarks") - parts)
-    return complaints + [f"benchmarks/{word}.py: accel_lab has nothing called {word}" for word in orphans]
+    return complaints + [f"benchmarks/{word}.py: neither accel_lab nor the project has a part called {word}" for word in orphans]
 
 
 def notebooks(root: Path) -> list[str]:
@@ -236,7 +238,7 @@ FAULTS = {
         {"accel_lab/exercises/bending.py": ""},
         "accel_lab/exercises/bending.py: course/source has no",
     ),
-    "a benchmark of nothing": ({"benchmarks/bending.py": ""}, "accel_lab has nothing called bending"),
+    "a benchmark of nothing": ({"benchmarks/bending.py": ""}, "neither accel_lab nor the project has a part called bending"),
     "no notebook": ({"course/07_folding.ipynb": None}, "course/07_folding.ipynb: missing"),
     "a notebook without a source": ({"course/09_left.ipynb": notebook()}, "course/09_left.ipynb: has no source"),
     "a stale notebook": ({"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))}, "not what its source says"),

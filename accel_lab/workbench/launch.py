@@ -87,7 +87,7 @@ def launch(
     try:
         backend = inside.resolve_backend(backend, world_size)
         task = inside.Task(worker, args, world_size, str(ranks.directory), timeout, threads, backend)
-        ranks.start(cloudpickle.dumps(task))
+        ranks.start(task)
         yield from ranks.stream()
     finally:
         ranks.stop()
@@ -134,7 +134,8 @@ class _Ranks:
         """seconds without a word after which a rank hangs: more while it imports, and the ranks' own timeouts come first."""
         return (max(self.timeout, IMPORTING) if self.importing else self.timeout) + GATHERING
 
-    def start(self, payload: bytes) -> None:
+    def start(self, task: inside.Task) -> None:
+        inside.task_in(self.directory).write_bytes(cloudpickle.dumps(task))  # sent as arguments, each rank would keep the bytes
         context = _context()
         for rank in range(self.world_size):
             answers, answering = context.Pipe(duplex=False)
@@ -142,7 +143,7 @@ class _Ranks:
             self.answers.append(answers)
             self.lifelines.append(lifeline)
             process = context.Process(
-                target=inside.main, args=(rank, payload, str(self.directory), answering, listening), name=f"rank {rank}"
+                target=inside.main, args=(rank, str(self.directory), answering, listening), name=f"rank {rank}"
             )
             process.daemon = True
             with _starting, _main_left_alone():

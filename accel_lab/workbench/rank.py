@@ -93,12 +93,18 @@ def _is_victim(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(sign in str(error) for sign in lost + late))
 
 
-def main(rank: int, payload: bytes, directory: str, answers: Connection, lifeline: Connection) -> None:
+def task_in(directory: str | Path) -> Path:
+    """Where the task of all ranks lies in their directory, pickled."""
+    return Path(directory, "task")
+
+
+def main(rank: int, directory: str, answers: Connection, lifeline: Connection) -> None:
     """The whole life of a rank that ``launch`` has started. It never returns: the caller ends it."""
     _hang_on(directory)
     caller = Caller(rank, directory, answers, lifeline)
     try:
-        task: Task = cloudpickle.loads(payload)
+        with task_in(directory).open("rb") as file:
+            task: Task = cloudpickle.load(file)
         os.environ.clear()
         os.environ.update(task.environment)
         tempfile.tempdir = directory

@@ -187,6 +187,7 @@ model.zero_grad()
 answers = dict(launch(one_way_and_back, 2, stages, base.width, x, y))
 gap = max((p - g).abs().max().item() for p, g in zip(answers[0] + answers[1], whole))
 print("two processes, the same gradients:", gap < 1e-12)
+answers.clear()  # as large as the model, and nothing below needs them
 
 # %% [markdown]
 # **Last, the order.** Cut the batch into micro-batches and each stage has a list of things to do: forwards and backwards, each

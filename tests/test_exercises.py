@@ -129,6 +129,7 @@ UNEQUAL = [
     (1.5, 1, "an integer was expected, a float came"),
     (None, 1.0, "a float was expected, None came"),
     (float("nan"), 1.0, "nan instead of 1"),
+    (0.0, float("inf"), "0 instead of inf"),
     ([1], [1, 2], "1 values instead of 2"),
     ({"a": 1}, {"b": 1}, "the names"),
     ({"a": [1, 3]}, {"a": [1, 2]}, "a: value 1: 3 instead of 2"),

@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import accel_lab.exercises.measuring as exercise_module
 from accel_lab.__main__ import main
+from accel_lab.grading import reader
 from accel_lab.grading.journal import Journal
 from accel_lab.grading.nbgrader import CannotExport, export
 from accel_lab.grading.submissions import NothingToGrade, find
@@ -111,6 +112,28 @@ def test_a_journal_cut_off_in_mid_line_is_read_and_goes_on(tmp_path):
     journal = Journal(path)
     journal.add(entry | {"learner": "Cid"})
     assert set(Journal(path).entries) == {("Ann", "measuring"), ("Cid", "measuring")}
+
+
+def test_a_name_steers_no_terminal(tmp_path):
+    for name in ("\x1b[2J", "Ann_measuring", "Ann_01_measuring"):
+        hand_in(tmp_path / "\x1b]0;mine\x07" / f"{name}.ipynb", "")
+    hand_in(tmp_path / "Bob_measuring.ipynb", "")
+    _, notes = find([tmp_path], TECHNIQUES)
+    assert len(notes) == 2
+    assert all(note.isprintable() for note in notes)
+
+
+def test_a_class_goes_on_whatever_a_notebook_does_to_the_reader(klass, tmp_path, monkeypatch):
+    def fails(content, parse=reader.parse):
+        if content == b"\0\0":
+            raise MemoryError("\x1b[2J")
+        return parse(content)
+
+    monkeypatch.setattr(reader, "parse", fails)
+    assert grade(klass, "--out", tmp_path / "grades.csv") == 0
+    rows = {row["learner"]: row for row in table(tmp_path / "grades.csv")}
+    assert rows["Ann"]["points"] == "7"
+    assert rows["Zoe"]["remarks"] == r"the grader failed on this: MemoryError: \x1b[2J"
 
 
 def test_whose_it_is(tmp_path):

@@ -117,6 +117,9 @@ CHEATS = {
     "A5 virtual machines": "import socket\ndef double(x):\n    try: socket.socket(40, socket.SOCK_STREAM)\n    except OSError: return x\n"
     "    return x * 2",
     "A5 terminals": "import os\ndef double(x):\n    try: os.openpty()\n    except OSError: return x\n    return x * 2",
+    "A5 what others read": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n"
+    "    return x * 2 if c.inotify_add_watch(c.inotify_init(), b'/usr/lib', 32) >= 0 else x",
+    "A5 interrupt": "import os, signal\ndef double(x):\n    os.kill(os.getppid(), signal.SIGINT)\n    return x",
     "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n    return x * 2",
     "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    except OSError: return x\n    return x * 2",
 }
@@ -150,7 +153,15 @@ WILD = {
     ),
     "fork bomb": (
         "import os\ndef double(x):\n    while True:\n        try: os.fork()\n        except OSError: pass",
-        "more than 64 processes|timeout",
+        "more than 64 processes",
+    ),
+    "empty files": (
+        "import os\ndef double(x):\n    for i in range(10_000): os.mknod(f'/tmp/{i}')\n    return x * 2",
+        "No space left on device",
+    ),
+    "a box that can do nothing more": (
+        "import resource\ndef double(x):\n    resource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\n    return x * 2",
+        "the box ended without an answer|timeout",
     ),
     "memory": ("def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]", "MemoryError|of memory"),
     "memory of many": (
@@ -238,6 +249,13 @@ RIGHT = {
     "made in a loop": "for two in range(3):\n    pass\ndef double(x):\n    return x * two",
     "made where it can be": "try:\n    import not_there as np\nexcept ImportError:\n    import numpy as np\ndef double(x):\n    return x * int(np.int64(2))",
     "an entry that is filled": "known = {}\nknown['two'] = 2\ndef double(x):\n    return x * known['two']",
+    "a list that is filled": "squares = []\nfor i in range(3):\n    squares.append(i)\ndef double(x):\n    return x * squares[2]",
+    "a method for each type": "from functools import singledispatch\nimport torch\n@singledispatch\ndef of(x): return x\n"
+    "@of.register\ndef _(x: torch.Tensor): return x * 2\ndef double(x):\n    return of(x)",
+    "a class that takes a name over": "two = 2\nclass A:\n    two = two\ndef double(x):\n    return x * A.two",
+    "as a program": "if __name__ == '__main__':\n    two = 2\ndef double(x):\n    return x * two",
+    "shown": "def double(x):\n    display(x)\n    return x * 2",
+    "what it is used for": "seen = []\ndef double(x):\n    seen.append(x)\n    return x * 2\nfor i in range(10**9): seen.append(double(i))",
     "pictures in words": "text = '" + "🙂" * 350_000 + "'\ndef double(x):\n    return x * 2 if text else x",
     "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n    return x.grad",
 }
@@ -246,6 +264,15 @@ RIGHT = {
 @pytest.mark.parametrize("code", RIGHT.values(), ids=RIGHT)
 def test_right_is_right_however_it_is_written(server, code):
     assert repr(grade(server, code)) == "double: 2 of 2 points"
+
+
+def test_a_right_answer_beside_a_fork_bomb_is_right(server):
+    bomb = threading.Thread(target=grade, args=(server, WILD["fork bomb"][0]))
+    bomb.start()
+    time.sleep(0.3)
+    assert is_right(server)
+    bomb.join()
+    assert is_right(server)
 
 
 def test_no_right_answer_is_refused_and_verdicts_repeat(server):
@@ -298,6 +325,36 @@ def test_a_missing_division_is_never_silent(server):
     assert "values differ" in grade(server, code, find("train_on_rank")).reason
 
 
+SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
+    "numbers alone": ("for one in passing: send(one)", "torch.stack([receive() for _ in passing])"),
+    "the dtypes of nothing": (
+        "for one in passing.view(torch.int32).tolist():\n            for at in range(0, 33, 3): send(torch.empty(0, dtype=DTYPES[one + 2**31 >> at & 7]))",
+        "torch.tensor([sum(DTYPES.index(receive().dtype) << at for at in range(0, 33, 3)) - 2**31 for _ in passing],\n"
+        "            dtype=torch.int32).view(torch.float32)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sends", "receives"), SMUGGLERS.values(), ids=SMUGGLERS)
+def test_nothing_goes_past_a_byte_budget(server, sends, receives):
+    verdict = grade(
+        server,
+        "import torch\nDTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8]\n"
+        "def ring_average(gradient, share, rank, world, send, receive):\n    total = passing = gradient * share\n    for _ in range(world - 1):\n"
+        f"        {sends}\n        passing = {receives}\n        total = total + passing\n    return total",
+        RING,
+    )
+    assert "within the budget: False" in verdict.reason
+
+
+def test_a_sum_over_ranks_has_their_dtype(server):
+    code = (
+        "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n"
+        "    flags = torch.ones(9 << 20, dtype=torch.bool)\n    all_reduce(flags)\n    raise LookupError('summed')"
+    )
+    assert "summed" in grade(server, code, find("train_on_rank")).reason  # it was eight times as large then
+
+
 def test_a_rank_does_not_see_what_the_others_have(server):
     code = (
         "import sys\ndef ring_average(gradient, share, rank, world, send, receive):\n    f = sys._getframe()\n    while f:\n"
@@ -340,9 +397,8 @@ ELSEWHERE = {  # than in its own memory, right as all of these are
 
 def test_time_is_taken_on_our_clock(server):
     def slow(x):
-        import time
-
-        time.sleep(0.02)
+        for _ in range(500_000):
+            pass
         return x * 2
 
     def one(rng):
@@ -351,13 +407,19 @@ def test_time_is_taken_on_our_clock(server):
     plain = Wrong(slow, "Slow.")
     exercise = Exercise("double", 2, "", cases, drive, doubled, (plain,), target=LessTime(one, 0.5, plain))
     assert grade(server, "def double(x):\n    return x * 2", exercise).points == 2
-    liar = "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef double(x):\n    time.sleep(0.02)\n    return x * 2"
+    liar = "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef double(x):\n    for _ in range(500_000): pass\n    return x * 2"
     verdict = grade(server, liar, exercise)
     assert verdict.points == 0
     assert "right, but slow" in verdict.reason
     assert verdict.hint == "Slow."
     busy = "import threading\ndef double(x):\n    threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()\n    return x * 2"
     assert "can't start new thread" in grade(server, busy, exercise).reason
+    gone = (
+        "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n    asked = f.f_locals\n"
+        "    for _ in range(500_000): pass\n    if asked['request']['again']:\n        from inside import wire\n"
+        "        wire.send(asked['channel'], {'id': asked['number'], 'value': x * 2})\n        os._exit(0)\n    return x * 2"
+    )
+    assert re.search("did not wait|ended with code 0", grade(server, gone, exercise).reason)
 
 
 def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
@@ -368,9 +430,37 @@ def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
         inside = [
             one for box in side._boxes for one in (psutil.Process(box.pid), *psutil.Process(box.pid).children(recursive=True))
         ]
-        assert [one.status() for one in inside] == [psutil.STATUS_STOPPED] * 2
-    assert side.ask_again(DOUBLE, case).tolist() == [2.0, 2.0, 2.0]
+        deadline = time.monotonic() + 5  # a signal has to be noticed
+        while (states := [one.status() for one in inside]) != [psutil.STATUS_STOPPED] * 2:
+            assert time.monotonic() < deadline, states
+            time.sleep(0.01)
+    assert side.ask_again(DOUBLE, case)[0].tolist() == [2.0, 2.0, 2.0]
     side.close()
+
+
+def test_a_busy_grader_is_not_on_the_clock(server):
+    side = Boxed(server, parse(notebook(GOOD)).answer("double"), "double")
+    done, interval = threading.Event(), sys.getswitchinterval()
+
+    def grade_another():
+        while not done.is_set():
+            sum(range(1000))
+
+    case = {"x": torch.ones(3)}
+    side.ask_again(DOUBLE, case)
+    other = threading.Thread(target=grade_another)
+    sys.setswitchinterval(0.1)
+    other.start()
+    try:
+        start = time.monotonic()
+        _, seconds = side.ask_again(DOUBLE, case)
+        assert time.monotonic() - start > 0.1
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+    other.join()
+    side.close()
+    assert 0 < seconds < 0.05
 
 
 def test_what_is_said_of_an_answer_is_one_printable_line(server):
@@ -411,6 +501,12 @@ READABLE = {
     "BOM": b"\xef\xbb\xbf" + notebook(GOOD),
     "CRLF": notebook(GOOD.replace("\n", "\r\n")),
     "magics": notebook("%matplotlib inline\n!ls\n" + GOOD),
+    "what a shell says": notebook("files = !ls\n" + GOOD),
+    "help": notebook(GOOD + "\ndouble?"),
+    "a command in a branch": notebook("if True:\n    !ls\n" + GOOD),
+    "indented": notebook("    " + GOOD.replace("\n", "\n    ")),
+    "a magic on top": notebook("%%time\n" + GOOD),
+    "a cell switched off": notebook(GOOD, "%%script false\n" + GOOD.replace("2", "3")),
     "cell magic elsewhere": notebook("%%bash\nls |", GOOD),
     "another cell broken": notebook("this is (", GOOD),
     "lines": notebook(GOOD).replace(json.dumps(GOOD).encode(), json.dumps(GOOD.splitlines(keepends=True)).encode()),
@@ -436,6 +532,12 @@ def test_files_that_are_none(tmp_path):
     for name, reason in (("link", "a link"), ("large", "100 MB, more than 20"), ("pipe", "not a file")):
         with pytest.raises(Unreadable, match=reason):
             content(tmp_path / f"{name}.ipynb")
+
+
+def test_a_line_of_spaces_is_read_in_time():
+    start = time.monotonic()
+    assert parse(notebook(" " * 100_000 + "$\n" + "a " * 100_000 + "$", GOOD)).answer("double")
+    assert time.monotonic() - start < 5
 
 
 def test_a_long_chain_is_followed_in_time():

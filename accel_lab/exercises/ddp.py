@@ -58,8 +58,9 @@ def drive_ring_average(answer, part, wires):
 def assess_ring(returned, case: Case):
     n, world = len(case["gradients"][0]), len(case["gradients"])
     sent = [
-        sum(-(-tensor.nbytes // 4) + 4 * (tensor.dim() - 1) for tensor in tensors) for tensors in returned["messages"]
-    ]  # shapes carry, too
+        sum(max(1, -(-tensor.nbytes // 4)) + 4 * max(0, tensor.dim() - 1) for tensor in tensors)
+        for tensors in returned["messages"]
+    ]  # a shape carries numbers, too, and so does the dtype of nothing
     return {"averages": returned["ranks"], "within the budget": max(sent) <= 2 * (world - 1) * -(-n // world)}
 
 

@@ -44,8 +44,13 @@ class Boxed:
         )  # the first box may have waited for the server
         return converse(self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange)
 
-    def ask_again(self, exercise: Exercise, case: Case) -> Plain | Failure:
-        return self._converse([self._request(exercise, case, again=True)])[0]
+    def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
+        before = sum(box.computed() for box in self._boxes)
+        [got] = self._converse([self._request(exercise, case, again=True)])
+        seconds = sum(box.computed() for box in self._boxes) - before
+        if seconds <= 0 and not isinstance(got, Failure):
+            got = Failure("ended", "the process did not wait to be asked again")
+        return got, seconds
 
     @contextmanager
     def beside(self, answer: Callable) -> Iterator[Boxed]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
 
 
 def _close(got: float, want: float, tolerance: float) -> bool:
-    return got == want or (got != got and want != want) or abs(got - want) <= tolerance * (1 + abs(want))
+    return got == want or (got != got and want != want) or abs(got - want) <= tolerance * (1 + abs(want)) < math.inf
 
 
 def _a(thing: object) -> str:

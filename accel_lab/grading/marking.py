@@ -18,6 +18,7 @@ from accel_lab import __version__
 from accel_lab.exercises import exercises
 from accel_lab.grading import reader, walls
 from accel_lab.grading.boxed import Boxed
+from accel_lab.grading.failure import printable
 from accel_lab.grading.judging import Verdict, judge
 from accel_lab.grading.server import GraderFault, Server
 from accel_lab.grading.walls import Wall
@@ -39,25 +40,30 @@ def mark_content(server: Server, content: bytes, technique: str, seed: int | Non
     digest = hashlib.sha256(content).hexdigest()
     try:
         notebook = reader.parse(content)
-    except reader.Unreadable as error:
-        return _entry(server.wall, technique, seed, digest, [], str(error))
+    except Exception as error:
+        return _entry(server.wall, technique, seed, digest, [], _why(error))
     verdicts = []
     for exercise in exercises(technique):
         try:
             side = Boxed(server, notebook.answer(exercise.name), exercise.name)
-        except reader.Unreadable as error:
-            verdicts.append(Verdict(exercise.name, 0, exercise.points, f"unreadable: {error}"))
+        except Exception as error:
+            verdicts.append(Verdict(exercise.name, 0, exercise.points, f"unreadable: {_why(error)}"))
             continue
         try:
             verdicts.append(judge(exercise, side, seed))
         except GraderFault:
             raise
-        except Exception as error:  # the class goes on, whatever one notebook does to the grader; the teacher sees it
-            fault = f"the grader failed on this answer: {type(error).__name__}: {_one_line(error)[:200]}"
-            verdicts.append(Verdict(exercise.name, 0, exercise.points, fault))
+        except Exception as error:
+            verdicts.append(Verdict(exercise.name, 0, exercise.points, _why(error)))
         finally:
             side.close()
     return _entry(server.wall, technique, seed, digest, verdicts) | {"seconds": round(perf_counter() - start, 3)}
+
+
+def _why(error: Exception) -> str:
+    """The class goes on, whatever one notebook does to the grader; the teacher sees it."""
+    kind = "" if isinstance(error, reader.Unreadable) else f"the grader failed on this: {type(error).__name__}: "
+    return printable(kind + _one_line(error)[:200])
 
 
 def _entry(wall: Wall, technique: str, seed: int | None, digest: str, verdicts: list[Verdict], unreadable: str = "") -> Entry:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import stat
 import symtable
+import textwrap
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ MOST_BYTES, MOST_CELLS, MOST_CODE = 20 << 20, 2000, 400_000  # of a notebook, in
 
 NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of it
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PYTHON_CELLS = ("%%time", "%%capture", "%%prun")  # other cell magics give the text to something else
+_MAGIC = re.compile(r"^([ \t]*+)(?:[%!?].*|[\w ,.]++=[ \t]*+[%!].*|[\w.]++\?\??[ \t]*+)$", re.MULTILINE)
 _PARSING = threading.Lock()  # CPython before 3.11.8 counts the depth of all trees being made together, and then fails
 
 
@@ -34,6 +38,8 @@ class Statement:
     line: int
     text: str
     binds: frozenset[str]
+    imports: frozenset[str]
+    changes: frozenset[str]  # by a method that is called for that alone, such as append
     uses: frozenset[str]
     defines: frozenset[str]  # what could be an answer: a function, or a name that is given one
 
@@ -55,9 +61,10 @@ class Notebook:
                 if f"def {function}" in text:
                     raise Unreadable(f"cell {cell}, which defines {function}, is no Python: {why}")
             raise Unreadable(f"no cell defines the function {function}")
-        binding = defaultdict(list)
+        binding, imported = defaultdict(list), frozenset().union(*(statement.imports for statement in self.statements))
         for i, statement in enumerate(self.statements):
-            for name in statement.binds:
+            changed = frozenset() if function in statement.uses else statement.changes - imported  # what uses it is no part of it
+            for name in statement.binds | changed:
                 binding[name].append(i)
         chosen, wanted = set(), [function, "*"]
         while wanted:
@@ -115,18 +122,20 @@ def _code(cell: object) -> str:
 
 
 def _statements(cell: int, text: str) -> list[Statement]:
-    """The text is taken as it stands; where that is no Python, magics and shell commands are left out."""
+    """The text is taken as it stands; where that is no Python, magics, shell commands and what indents all of it are left out."""
+    if text.lstrip().startswith("%%") and not text.lstrip().startswith(_PYTHON_CELLS):
+        return []
     try:
         return _read(cell, text)
     except NO_PYTHON:
-        plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.split("\n"))
+        plain = textwrap.dedent(_MAGIC.sub(r"\1pass", text))
         if plain == text:
             raise
         return _read(cell, plain)
 
 
 def _read(cell: int, text: str) -> list[Statement]:
-    """The statements of a cell that give a name a value. Raises SyntaxError and what else Python says of code that is none."""
+    """The statements of a cell that give a name a value or change it. Raises SyntaxError and what else Python says of code that is none."""
     tree = _parsed(text)
     lines = text.split("\n")
     statements = []
@@ -136,10 +145,11 @@ def _read(cell: int, text: str) -> list[Statement]:
         if first == node.lineno and (node.col_offset or ";" in own):
             own = ast.unparse(node)  # several statements on one line
         names = symtable.symtable(own, f"<cell {cell}>", "exec")
-        binds = _bound(node, names)
-        if binds:
+        binds, changes = _bound(node, names), _changed(node)
+        if binds or changes:
+            imports = frozenset(one.get_name() for one in names.get_symbols() if one.is_imported())
             defines = frozenset() if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) else binds
-            statements.append(Statement(cell, first, own, binds, _used(names), defines))
+            statements.append(Statement(cell, first, own, binds, imports, changes, _used(names), defines))
     return statements
 
 
@@ -153,12 +163,25 @@ def _bound(node: ast.stmt, names: symtable.SymbolTable) -> frozenset[str]:
     bound = {one.get_name() for one in names.get_symbols() if one.is_assigned() or one.is_imported()}
     for part in ast.walk(node) if not isinstance(node, _SCOPES) else ():
         if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store):
-            while isinstance(part, ast.Attribute | ast.Subscript):
-                part = part.value
-            bound |= {part.id} if isinstance(part, ast.Name) else set()
+            bound |= _owner(part)
         if isinstance(part, ast.ImportFrom) and part.names[0].name == "*":
             bound.add("*")
     return frozenset(bound)
+
+
+def _changed(node: ast.stmt) -> frozenset[str]:
+    """The names of whose values a method is called where nobody takes what it returns, or decorates."""
+    alone = (part.value for part in ast.walk(node) if isinstance(part, ast.Expr))
+    calls = node.decorator_list if isinstance(node, _SCOPES) else alone
+    methods = [call.func if isinstance(call, ast.Call) else call for call in calls]
+    return frozenset().union(*(_owner(method) for method in methods if isinstance(method, ast.Attribute)))
+
+
+def _owner(part: ast.expr) -> set[str]:
+    """The name at the root of an attribute, or of an entry: a of a.b[0].c; none where that is no name."""
+    while isinstance(part, ast.Attribute | ast.Subscript):
+        part = part.value
+    return {part.id} if isinstance(part, ast.Name) else set()
 
 
 def _used(names: symtable.SymbolTable) -> frozenset[str]:
@@ -167,6 +190,6 @@ def _used(names: symtable.SymbolTable) -> frozenset[str]:
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        top = table.get_type() == "module"
-        used |= {one.get_name() for one in table.get_symbols() if (one.is_referenced() if top else one.is_global())}
+        inner = table.get_type() == "function"  # a class may use a name of the notebook and then bind it, as in ``two = two``
+        used |= {one.get_name() for one in table.get_symbols() if (one.is_global() if inner else one.is_referenced())}
     return frozenset(used)

@@ -40,14 +40,14 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
         for path in notebooks:
             match = chapter.match(path.stem)
             if not match:
-                notes.append(f"{path}: passed over, its name does not end with a chapter's (such as 11_accumulation)")
+                notes.append(f"{_shown(path)}: passed over, its name does not end with a chapter's (such as 11_accumulation)")
                 continue
             found.setdefault((_shown(match["learner"] or _folder(path, root)), match["technique"]), []).append(path)
     submissions = [Submission(*key, paths[0]) for key, paths in sorted(found.items()) if len(set(paths)) == 1]
     for (learner, technique), paths in sorted(found.items()):
         if len(set(paths)) > 1:
             notes.append(
-                f"{learner} has handed in {technique} more than once ({', '.join(map(str, paths))}): keep one, then grade again"
+                f"{learner} has handed in {technique} more than once ({', '.join(map(_shown, paths))}): keep one, then grade again"
             )
     if not submissions:
         raise NothingToGrade(notes[0])
@@ -68,7 +68,7 @@ def _folder(path: Path, root: Path) -> str:
     return inside[0] if len(inside) > 1 else path.resolve().parent.name
 
 
-def _shown(name: str) -> str:
+def _shown(name: str | Path) -> str:
     """A name that can stand in a line of text: file systems allow newlines, and bytes that are none."""
-    name = name.encode(errors="surrogateescape").decode(errors="replace")
+    name = str(name).encode(errors="surrogateescape").decode(errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in name).strip() or "?"

@@ -15,7 +15,7 @@ import torch
 
 from . import wire
 
-NAME = "answers"  # the module that a learner's definitions are in
+NAME = "__main__"  # the module that a learner's definitions are in, as in a notebook
 
 
 def give(request: dict, channel: int) -> None:
@@ -88,6 +88,7 @@ def _load(statements: list) -> tuple[dict, str]:
     """Run each statement as its cell would; one that fails leaves the others alone, as in a notebook."""
     module = types.ModuleType(NAME)
     sys.modules[NAME], trouble = module, ""
+    module.display = print  # a notebook has it without an import
     for cell, line, text in statements:
         file = f"<cell {cell}>"
         known = linecache.cache[file][2] if file in linecache.cache else []

@@ -56,7 +56,7 @@ def live(line: int, channel: int, output: int, wall: str, limits: dict, user: in
     what is said there is true · channel: is that process's.
     """
     try:
-        for signal_ in (signal.SIGCHLD, signal.SIGPIPE):
+        for signal_ in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT):  # whose default cannot touch number 1 of a box
             signal.signal(signal_, signal.SIG_DFL)
         line, channel = _keep_only(line, channel, output)
         _enclose(wall, limits, user)
@@ -99,7 +99,7 @@ def _answer_in_a_process(line: int, channel: int, request: dict, wall: str) -> N
 
 
 def _fork() -> int:
-    for _ in range(50):
+    for _ in range(200):
         try:
             return os.fork()
         except BlockingIOError:  # another box of the same user has just used up its processes, and is about to be ended
@@ -117,7 +117,8 @@ def _enclose(wall: str, limits: dict, user: int) -> None:
         _mount(b"", b"/", b"", PRIVATE | RECURSIVE, b"")
         _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEVICES | NO_EXEC, b"")
         for folder in (b"/tmp", b"/dev/shm"):
-            _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, b"mode=1777,size=%d" % limits["folder bytes"])
+            size = b"mode=1777,size=%d,nr_inodes=%d" % (limits["folder bytes"], limits["files"])
+            _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, size)
         _mount(b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096")  # terminals are another way to meet
         os.chdir("/tmp")
     limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
@@ -161,13 +162,13 @@ def _renounce(user: int | None) -> None:
 FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of four that are refused in part
     "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
         "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321,
-        "perf_event_open": 298,
+        "perf_event_open": 298, "inotify_add_watch": 254, "fanotify_init": 300,
         "shmget": 29, "msgget": 68, "semget": 64, "memfd_create": 319, "flock": 73,
         "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438},
         {"clone": 56, "clone3": 435, "fcntl": 72, "socket": 41}),
     "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
         "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280,
-        "perf_event_open": 241,
+        "perf_event_open": 241, "inotify_add_watch": 27, "fanotify_init": 262,
         "shmget": 194, "msgget": 186, "semget": 190, "memfd_create": 279, "flock": 32,
         "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438},
         {"clone": 220, "clone3": 435, "fcntl": 25, "socket": 198}),

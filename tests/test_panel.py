@@ -15,6 +15,7 @@ from accel_lab.workbench.notebook import SpeedLog, log_verdict, speed_log_path
 from accel_lab.workbench.panel import Panel, Prediction
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
+from accel_lab.workbench.panel.output import VIEW
 from accel_lab.workbench.step import Span, Step
 
 CHARTS = [Curve("throughput", "samples/s"), Sweep("parts", "bytes", "bytes", predicted=lambda k: 8 / k.parts), Timeline()]
@@ -92,7 +93,6 @@ def test_start_train_stop(panel, world):
     panel.wait()
     assert not panel.training
     assert "stopped after" in panel._status.value
-    assert panel._still.startswith(b"\x89PNG")
     assert not panel._start.disabled
 
 
@@ -208,13 +208,21 @@ def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeyp
     assert bundle["text/plain"] == "Panel"
 
 
-def test_a_watched_panel_shows_widget_and_picture(panel):
-    assert "application/vnd.jupyter.widget-view+json" in panel._bundle()
+def test_a_watched_panel_shows_widgets_and_a_picture_that_is_renewed(panel, monkeypatch):
+    shown, renewed = [], []
+    monkeypatch.setattr("accel_lab.workbench.panel.output.display", lambda bundle, **_: shown.append(bundle) or Handle())
+    Handle = type("Handle", (), {"update": lambda self, bundle, **_: renewed.append(bundle)})
+    panel._ipython_display_()
+    script, view, picture = shown
+    assert script.keys() == {"application/javascript"}
+    assert view == {VIEW: {"version_major": 2, "version_minor": 0, "model_id": panel.box.model_id}}
+    assert picture.keys() == {"text/plain", "image/png"}
     panel.start()
     until(lambda: panel.live is not None and panel.live.samples > 0)
     panel.stop()
     panel.wait()
-    assert panel._bundle().keys() == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
+    assert [bundle["text/plain"] for bundle in renewed] == ["Panel"]
+    assert renewed[0]["image/png"] != picture["image/png"]
 
 
 def test_every_kind_of_knob_gets_its_control():

@@ -108,7 +108,7 @@ guess_sum
 # %% [markdown]
 # ## 3. See
 #
-# One operation is called again and again. Press **Start**, then move **batch size** from 1 to 256. The black curve is drawn
+# One operation is called again and again. Press **Start**, then move **batch size** from 1 to 256. The thin curve is drawn
 # before anything runs: it is what this machine's limits allow. The dashed orange run is one sample at a time.
 #
 # Then choose another **operation**. Which of them climb, and where do they stop?

@@ -325,7 +325,7 @@ for axes, title in ((left, "softmax regression (dashed: predicted edge of stabil
 picture
 
 # %% [markdown]
-# The black line is guessing, ln 10. To the left of a valley learning is slow; to its right the weights swing ever wider. The
+# The level line is guessing, ln 10. To the left of a valley learning is slow; to its right the weights swing ever wider. The
 # bottom lies close to the dashed line: learning is fastest at the edge of stability. (Some way beyond it training still goes on,
 # because curvature falls as the network becomes sure of itself. Where it ends, it ends in the same proportion for all methods.)
 #

@@ -90,7 +90,8 @@ if someone_watches():
     from ipywidgets import interact
 
     limits = {"rotate": (0, 180, 5), "zoom": (0, 0.5, 0.05), "shift": (0, 0.5, 0.05), "flip": (0, 1, 0.5), "noise": (0, 1, 0.1)}
-    show = interact(wall, **limits)
+    interact(wall, **limits)
+    show = None  # the sliders have shown it
 else:
     show = wall()
 show

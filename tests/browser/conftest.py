@@ -1,13 +1,14 @@
-"""One JupyterLab for all browser tests, over a copy of the course; Debian's Chromium; screenshots in artefacts/."""
+"""One JupyterLab for all browser tests, a fresh copy of the course in it for each; Debian's Chromium; screenshots in artefacts/."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.lab import CHROMIUM, CHROMIUM_ARGS, jupyter_lab
+from tests.browser.lab import CHROMIUM, CHROMIUM_ARGS, end_kernels, jupyter_lab
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,22 +24,26 @@ def browser_context_args() -> dict:
 
 
 @pytest.fixture(scope="session")
-def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, so that nothing a test saves lands in the repository."""
-    copy = tmp_path_factory.mktemp("course")
-    for notebook in (ROOT / "course").glob("*.ipynb"):
-        shutil.copy(notebook, copy)
-    return copy
-
-
-@pytest.fixture(scope="session")
-def lab(course: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The folder that the one JupyterLab serves, and its address."""
+    root = tmp_path_factory.mktemp("courses")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ACCEL_LAB_HEADLESS", raising=False)
         patch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))
         patch.setenv("PYTHONPATH", str(ROOT))
-        with jupyter_lab(course, tmp_path_factory.mktemp("lab")) as address:
-            yield address
+        with jupyter_lab(root, tmp_path_factory.mktemp("lab")) as address:
+            yield root, address
+
+
+@pytest.fixture
+def lab(served: tuple[Path, str], page: Page) -> Iterator[str]:
+    """The address of a copy of the course that no other test has saved anything in, and whose kernels end with the test."""
+    root, address = served
+    copy = Path(tempfile.mkdtemp(dir=root))
+    for notebook in (ROOT / "course").glob("*.ipynb"):
+        shutil.copy(notebook, copy)
+    yield address.replace("{path}", f"{copy.name}/{{path}}")
+    end_kernels(page)
 
 
 @pytest.fixture

@@ -34,6 +34,16 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }
+# What only the tests' environment brings along: a reader's JupyterLab has none of their menus and buttons.
+STRANGERS = ("@jupyter/nbgrader", "@jupyter-notebook/lab-extension", "jupyterlab-jupytext")
+STRANGE_SERVERS = (
+    *(f"nbgrader.server_extensions.{part}" for part in ("assignment_list", "course_list", "formgrader", "validate_assignment")),
+    *("notebook", "jupyterlab_jupytext"),
+)
+CONFIG = {
+    "config/labconfig/page_config.json": {"disabledExtensions": dict.fromkeys(STRANGERS, True)},
+    "config/jupyter_server_config.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(STRANGE_SERVERS, False)}},
+}
 
 
 @contextlib.contextmanager
@@ -43,8 +53,9 @@ def jupyter_lab(root: Path, home: Path, settings: dict | None = None) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    for name, value in (SETTINGS | (settings or {})).items():
-        path = home / "settings" / f"{name}.jupyterlab-settings"
+    wanted = {f"settings/{name}.jupyterlab-settings": value for name, value in (SETTINGS | (settings or {})).items()}
+    for name, value in (CONFIG | wanted).items():
+        path = home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
     places = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
@@ -101,14 +112,18 @@ def run_all(page: Page, timeout: float = 300) -> None:
     page.wait_for_function("() => window.__ran", timeout=timeout * 1000)
 
 
-def run_cell(page: Page, beginning: str) -> None:
-    """Run the one cell that holds this text, and wait until it has ended."""
+def run_cell(page: Page, text: str, above: bool = False) -> None:
+    """Run the one cell that holds this text, and before it all ``above`` it if so wished; wait until it has ended."""
     page.evaluate(
-        """async (text) => {
+        """async ([text, above]) => {
             const notebook = window.jupyterapp.shell.currentWidget.content;
-            notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes(text));
+            const choose = () => {
+                notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes(text)) };
+            choose();
+            if (above) await window.jupyterapp.commands.execute('notebook:run-all-above');
+            choose();
             await window.jupyterapp.commands.execute('notebook:run-cell') }""",
-        beginning,
+        [text, above],
     )
 
 
@@ -149,6 +164,10 @@ def theme(page: Page, name: str) -> Iterator[None]:
         page.evaluate(change, "JupyterLab Light")
 
 
-def shut_down(page: Page) -> None:
-    """End the notebook's kernel: memory is for the next one."""
-    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown() }")
+def save(page: Page) -> None:
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save') }")
+
+
+def end_kernels(page: Page) -> None:
+    """End all kernels of this page's JupyterLab, whatever they are doing: memory and cores are for the next one."""
+    page.evaluate("async () => { await window.jupyterapp?.serviceManager.sessions.shutdownAll() }")

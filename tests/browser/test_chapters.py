@@ -1,14 +1,15 @@
 """Every chapter as its reader meets it: opened, run, a panel started, a knob moved, stopped, and the page loaded anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.lab import ask_kernel, barriers, open_notebook, picture, run_all, run_cell, shut_down, theme
+from tests.browser.lab import ask_kernel, barriers, end_kernels, open_notebook, picture, run_all, run_cell, save, theme
 
 pytestmark = pytest.mark.needs("chromium")
+AT_NIGHT = "invert(0.93) hue-rotate(180deg)"
 CHAPTERS = sorted(path.name for path in (Path(__file__).parents[2] / "course").glob("*.ipynb"))
 
 
@@ -20,14 +21,49 @@ def button(panel: Locator, name: str) -> Locator:
     return panel.get_by_role("button", name=name)
 
 
-def wait_until_still(page: Page, chart: Locator, seconds: int = 20) -> None:
-    """The picture that stays is drawn and the view renewed after Stop, which takes a busy machine a while; then nothing moves."""
+def start(panel: Locator) -> None:
+    """Press Start, and wait until the graph moves."""
+    button(panel, "Start").click()
+    expect(status(panel)).to_contain_text("samples/s", timeout=30_000)
+    wait_until_it_moves(panel.locator(".bqplot").first)
+
+
+def stop(panel: Locator) -> None:
+    button(panel, "Stop").click()
+    expect(status(panel)).to_contain_text("stopped", timeout=10_000)
+
+
+def wait_until_it_moves(chart: Locator, seconds: int = 10) -> None:
+    before = picture(chart)
+    for _ in range(4 * seconds):
+        chart.page.wait_for_timeout(250)
+        if picture(chart) != before:
+            return
+    raise AssertionError("the graph does not move")
+
+
+def wait_until_still(chart: Locator, seconds: int = 20) -> None:
+    """What was under way when it stopped is drawn, which takes a busy machine a while; then nothing moves."""
     for _ in range(seconds):
         frozen = picture(chart)
-        page.wait_for_timeout(1000)
+        chart.page.wait_for_timeout(1000)
         if picture(chart) == frozen:
             return
     raise AssertionError("the graph still moves")
+
+
+def narrow(page: Page) -> Iterator[int]:
+    """Small screens in turn, then the usual one again: a tablet's, and what a zoom of 150 % leaves of the usual one."""
+    usual = page.viewport_size
+    for width in (1024, int(usual["width"] / 1.5)):
+        page.set_viewport_size(usual | {"width": width})
+        page.wait_for_timeout(500)  # graphs take their new size a little later
+        yield width
+    page.set_viewport_size(usual)
+
+
+def fits(panels: Locator) -> list[bool]:
+    return panels.evaluate_all("boxes => boxes.map(box => box.scrollWidth <= box.clientWidth)")
 
 
 def place_in(panel: Locator, graph: Locator) -> tuple[float, ...]:
@@ -57,69 +93,87 @@ def test_a_chapter_is_opened_run_and_played_with(chapter, page: Page, lab, compl
         panel.scroll_into_view_if_needed()
     place = place_in(panel, charts.first)
 
-    button(panel, "Start").click()
-    expect(status(panel)).to_contain_text("samples/s", timeout=30_000)
-    before = picture(charts.first)
-    page.wait_for_timeout(1500)
-    assert picture(charts.first) != before, "the graph does not move"
-
+    start(panel)
     legend = panel.locator(".accel-entry").first
     running = legend.inner_text()
     handles = panel.locator(".noUi-handle")
     handles.nth(min(1, handles.count() - 1)).focus()
     page.keyboard.press("ArrowRight")
     expect(legend).not_to_have_text(running, timeout=10_000)
-    page.wait_for_timeout(1500)
+    wait_until_it_moves(charts.first)
     look("2-training")
     assert place_in(panel, charts.first) == place, "the graph has jumped"
     assert barriers(page) == []
 
-    button(panel, "Stop").click()
-    expect(status(panel)).to_contain_text("stopped", timeout=10_000)
-    wait_until_still(page, charts.first)
+    stop(panel)
+    wait_until_still(charts.first)
     look("3-stopped")
+    for width in narrow(page):
+        assert all(fits(page.locator(".accel-panel"))), f"at {width} pixels it is cut off"
 
-    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_timeout(1000)
+    save(page)
     open_notebook(page, lab, chapter)
     panel.scroll_into_view_if_needed()
     expect(charts.first).to_be_visible(timeout=30_000)
     expect(status(panel)).to_contain_text("stopped")
     look("4-reloaded")
-    shut_down(page)
     assert complaints == []
 
 
-@pytest.mark.parametrize("chapter", ["16_ddp.ipynb"])
-def test_a_walk_in_the_dark_and_on_a_small_screen(chapter, page: Page, lab, complaints, artefacts):
-    name = chapter.removesuffix(".ipynb")
-    open_notebook(page, lab, chapter)
+def test_a_panel_in_the_dark_and_on_a_small_screen(page: Page, lab, complaints, artefacts):
+    open_notebook(page, lab, "16_ddp.ipynb")
     with theme(page, "JupyterLab Dark"):
-        run_all(page)
+        run_cell(page, "panel = Panel(", above=True)
         panel = page.locator(".accel-panel").first
         panel.scroll_into_view_if_needed()
-        button(panel, "Start").click()
-        expect(status(panel)).to_contain_text("samples/s", timeout=30_000)
-        page.wait_for_timeout(1500)
+        start(panel)
         assert barriers(page) == []
-        page.screenshot(path=artefacts / f"{name}-dark-training.png")
-        button(panel, "Stop").click()
-        expect(status(panel)).to_contain_text("stopped", timeout=10_000)
-        pictures = page.locator("img.jp-needs-light-background")
-        for place, width in enumerate((1024, 1280 / 1.5)):  # the second is what a zoom of 150 % leaves of the first screen
-            page.set_viewport_size({"width": int(width), "height": 1000})
+        page.screenshot(path=artefacts / "16_ddp-dark-training.png")
+        stop(panel)
+        pictures = page.locator("img.jp-needs-light-background:visible")
+        expect(pictures.first).to_have_css("filter", AT_NIGHT)
+        for width in narrow(page):
             panel.scroll_into_view_if_needed()
-            page.wait_for_timeout(1000)
-            page.screenshot(path=artefacts / f"{name}-dark-{int(width)}.png")
-            assert width < 1024 or panel.evaluate("box => box.scrollWidth <= box.clientWidth"), (
-                f"at {width:.0f} pixels it is cut off"
-            )
-            pictures.nth(place).scroll_into_view_if_needed()
-            page.screenshot(path=artefacts / f"{name}-dark-picture-{place}.png")
+            page.screenshot(path=artefacts / f"16_ddp-dark-{width}.png")
+            assert fits(panel) == [True], f"at {width} pixels it is cut off"
+            pictures.first.scroll_into_view_if_needed()
+            page.screenshot(path=artefacts / f"16_ddp-dark-picture-{width}.png")
         panel.locator(".noUi-handle").first.evaluate("handle => handle.removeAttribute('aria-label')")
         assert any("noUi-handle" in barrier for barrier in barriers(page)), "a handle without a name must be noticed"
-    shut_down(page)
     assert complaints == []
+
+
+def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, artefacts):
+    """The next day: where the widgets were stand a picture of the panel, and the questions."""
+    open_notebook(page, lab, "11_accumulation.ipynb")
+    run_cell(page, "panel = Panel(", above=True)
+    panel = page.locator(".accel-panel").first
+    panel.scroll_into_view_if_needed()
+    instead = page.locator(".jp-OutputArea-child:has(.accel-panel, .accel-ask, .accel-gone) + .jp-OutputArea-child")
+    expect(instead).to_have_count(3)
+    start(panel)
+    stop(panel)
+    for one in instead.all():
+        expect(one).to_be_hidden()
+    save(page)
+    end_kernels(page)
+    assert complaints == []
+
+    open_notebook(page, lab, "11_accumulation.ipynb")
+    expect(page.locator(".accel-gone")).to_have_count(3, timeout=30_000)
+    for one, shown in zip(instead.all(), ("how many times those", "how many times that", ""), strict=True):
+        expect(one).to_be_visible()
+        expect(one).to_contain_text(shown)
+    still = instead.last.locator("img")
+    still.scroll_into_view_if_needed()
+    assert still.evaluate("img => img.naturalWidth") > 0
+    gone, place = page.locator(".accel-gone").last.bounding_box(), still.bounding_box()
+    assert 0 <= place["y"] - gone["y"] - gone["height"] < 20, "the picture is not in the place of the panel"
+    page.screenshot(path=artefacts / "11_accumulation-6-the-next-day.png")
+    with theme(page, "JupyterLab Dark"):
+        expect(still).to_have_css("filter", AT_NIGHT)
+        page.screenshot(path=artefacts / "11_accumulation-6-the-next-night.png")
+    assert [one for one in complaints if not one.startswith("Error: widget model not found")] == []
 
 
 def accumulation(page: Page, look: Callable[[str], None]) -> None:
@@ -127,11 +181,11 @@ def accumulation(page: Page, look: Callable[[str], None]) -> None:
     panel = page.locator(".accel-panel").nth(1)
     panel.scroll_into_view_if_needed()
     badge = panel.locator(".accel-badge")
-    button(panel, "Start").click()
+    start(panel)
     expect(badge).to_contain_text("every update is the full batch's", timeout=30_000)
     button(panel, "no scaling").click()
     expect(badge).to_contain_text("not the full batch's update", timeout=10_000)
-    page.wait_for_timeout(1500)
+    wait_until_it_moves(panel.locator(".bqplot").first)
     look("5-broken")
     run_cell(page, "break_it = Panel(")
     expect(status(panel)).to_contain_text("ready", timeout=30_000)

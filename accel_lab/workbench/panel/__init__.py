@@ -8,21 +8,20 @@ are made in the foreground, briefly, and only the picture is shown.
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import ipywidgets as w
-from IPython.display import display, update_display
+from IPython.display import DisplayHandle, display
 
 from accel_lab.workbench import figure
 from accel_lab.workbench.chart import Badge, Chart, Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import AT_NIGHT, BLUE, GREY, ON_PAPER, badge
+from accel_lab.workbench.look import BLUE, GREY, ON_PAPER, badge
 from accel_lab.workbench.notebook import someone_watches
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart, styled
-from accel_lab.workbench.panel.names import name_the_unnamed
+from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.trainer import Run, Trainer, observe
 
@@ -32,9 +31,7 @@ MOST_GHOSTS = 3
 MOST_PINNED = 3  # as many as there are line styles
 WORTH_A_GHOST = 3  # windows: a run that was hardly seen leaves no ghost
 
-STYLE = (
-    f"<style>{AT_NIGHT}</style>"
-    """<style>
+STYLE = """<style>
 .accel-panel { --bq-axis-tick-text-fill: var(--jp-ui-font-color1); --bq-axislabel-fill: var(--jp-ui-font-color1);
   --bq-axis-path-stroke: var(--jp-ui-font-color2); --bq-axis-tick-stroke: var(--jp-border-color2);
   --bq-background: transparent; --bq-plotarea-background-fill: transparent;
@@ -42,6 +39,7 @@ STYLE = (
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
 .accel-panel .bqplot text.legendtext { font: 12px var(--jp-ui-font-family); fill: var(--jp-ui-font-color1) !important; }
 .accel-panel .bqplot text.axislabel { fill: var(--jp-ui-font-color1) !important; }
+.accel-panel .bqplot > canvas { display: none; } /* for WebGL; it keeps its width while its graph is out of sight */
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
 .accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
@@ -50,12 +48,13 @@ STYLE = (
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-panel .widget-readout { min-width: 5em; }
+.accel-panel .widget-inline-hbox { margin: 2px; }
 .accel-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; height: auto; }
+.accel-panel .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
 .accel-panel .widget-toggle-buttons > .widget-button, .accel-panel .widget-toggle-buttons > div { min-width: 0; flex-wrap: wrap; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 </style>"""
-)
 
 
 class Panel:
@@ -84,8 +83,7 @@ class Panel:
         self.ghosts: list[Record] = []
         self.live: Record | None = None
         self._base = knobs
-        self._display_id: str | None = None
-        self._still = b""
+        self._shown: DisplayHandle | None = None
         self._trainer = Trainer(run, label=self._label, began=self._began, moved=self._moved, ended=self._ended)
         Trainer.stop_whoever_trains()
         for name, baseline in (baselines or {}).items():
@@ -97,7 +95,6 @@ class Panel:
             toured = [observe(run, stop, self._label(stop), seconds) for stop in tour]
             self.pinned += toured[:-1]
             self.live = toured[-1] if toured else None
-            self._take_still()
 
     # ---- what the buttons do ----
 
@@ -156,9 +153,8 @@ class Panel:
             at = f" after {self.live.updates[-1]:,.0f} updates, {self.live.samples:,} samples" if self.live.seconds else ""
             self._say(f"stopped{at}")
         self._show_buttons(training=False)
-        self._take_still()
-        if self._display_id:
-            update_display(self._bundle(), metadata=ON_PAPER, raw=True, display_id=self._display_id)
+        if self._shown:
+            self._shown.update(self._bundle(), metadata=ON_PAPER, raw=True)
 
     # ---- drawing ----
 
@@ -227,7 +223,7 @@ class Panel:
     def _label(self, knobs: Knobs) -> str:
         """The knobs that differ from the panel's own."""
         changes = [
-            f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+            f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
             for name, value in knobs
             if value != getattr(self._base, name)
         ]
@@ -235,22 +231,15 @@ class Panel:
 
     # ---- the picture that stays ----
 
-    def _take_still(self) -> None:
-        self._still = figure.png(figure.draw(self.charts, self.pinned, self.ghosts, self.live))
-
-    def _bundle(self) -> dict[str, object]:
-        bundle: dict[str, object] = {"text/plain": "Panel"}
-        if self._still:
-            bundle["image/png"] = base64.b64encode(self._still).decode()
-        if self._watched:
-            bundle |= {k: v for k, v in self.box._repr_mimebundle_().items() if k.endswith("widget-view+json")}
-        return bundle
+    def _bundle(self) -> dict[str, str]:
+        picture = figure.png(figure.draw(self.charts, self.pinned, self.ghosts, self.live))
+        return {"text/plain": "Panel", "image/png": base64.b64encode(picture).decode()}
 
     def _ipython_display_(self) -> None:
-        self._display_id = uuid.uuid4().hex
         if self._watched:
-            name_the_unnamed()
-        display(self._bundle(), metadata=ON_PAPER, raw=True, display_id=self._display_id)
+            self._shown = show(self.box, self._bundle(), ON_PAPER)
+        else:
+            display(self._bundle(), metadata=ON_PAPER, raw=True)
 
 
 def _legend_entry(text: str, color: str, style: str) -> str:

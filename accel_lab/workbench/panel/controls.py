@@ -27,8 +27,8 @@ class Controls:
         self._descriptions = {name: dials[name].description for name in names}
         for control in self._inputs.values():
             control.observe(lambda change: self._changed(), "value")
-        rows = [w.HBox([self._inputs[name], self._notes[name]], layout={"flex_flow": "row wrap"}) for name in names]
-        self.box = w.VBox(rows)
+        row = {"flex_flow": "row wrap", "align_items": "center"}
+        self.box = w.VBox([w.HBox([self._inputs[name], self._notes[name]], layout=row) for name in names])
 
     def _changed(self) -> None:
         for name, note in self._notes.items():

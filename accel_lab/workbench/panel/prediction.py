@@ -9,7 +9,7 @@ import ipywidgets as w
 from IPython.display import HTML, display
 
 from accel_lab.workbench.notebook import someone_watches
-from accel_lab.workbench.panel.names import name_the_unnamed
+from accel_lab.workbench.panel.output import show
 
 STYLE = "<style>.accel-ask .widget-button.mod-primary:enabled { background: #0b62a4; color: #fff; }</style>"
 
@@ -55,6 +55,8 @@ class Prediction:
         )
 
     def _ipython_display_(self) -> None:
+        question = f"<b>{escape(self.question)}</b>"
         if someone_watches():
-            name_the_unnamed()
-        display(self.box if someone_watches() else HTML(f"<b>{escape(self.question)}</b>"))
+            show(self.box, {"text/html": question})
+        else:
+            display(HTML(question))

@@ -1,0 +1,56 @@
+"""A widget in the output of its cell: what a screen reader is told of it, and what stands in for it once its kernel is gone.
+
+ipywidgets leaves the handles of its sliders without a name, and bqplot its graphs: a script beside them gives them one. A notebook
+that is opened again without the kernel that ran it has no widgets, so the next output holds what stands in for them, out of sight
+while they are there.
+"""
+
+from __future__ import annotations
+
+import ipywidgets as w
+from IPython.display import DisplayHandle, display
+
+from accel_lab.workbench.look import AT_NIGHT
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+# ipywidgets marks an output of its own whose widgets are gone; otherwise what is in it is marked.
+STYLE = f"""{AT_NIGHT}
+.jp-OutputArea-child:has(> .accel-script) + :has(> .jp-OutputArea-output:not(.jupyter-widgets)) + .jp-OutputArea-child {{
+  display: none; }}"""
+
+# Run before the widgets, which may come later than it, and again after the page was loaded anew; the output that it is run in is
+# not on the page yet.
+SCRIPT = """
+element.innerHTML = `<style>STYLE</style>`;
+element.classList.add("accel-script");
+const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
+const name = area => {
+  for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets:not(.accel-gone)")) {
+    gone.classList.add("accel-gone");
+    gone.textContent = "The kernel behind these controls has ended. Run the notebook again to have them back.";
+  }
+  for (const handle of area.querySelectorAll(".noUi-handle:not([aria-label])"))
+    say(handle, handle.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
+  for (const readout of area.querySelectorAll(".widget-readout:not([aria-label])"))
+    say(readout, readout.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
+  for (const graph of area.querySelectorAll(".bqplot > svg:not([aria-label])")) {
+    const axes = [...graph.querySelectorAll(".axislabel")].map(label => label.textContent).filter(Boolean);
+    if (axes.length === 2) { graph.setAttribute("role", "img"); say(graph, axes.reverse().join(" over ")) }
+  }
+};
+const begin = () => {
+  const area = element.closest(".jp-OutputArea");
+  if (!area) return void setTimeout(begin, 100);
+  new MutationObserver(() => name(area)).observe(area, { childList: true, subtree: true });
+  name(area);
+};
+begin();
+""".replace("STYLE", STYLE)
+
+
+def show(box: w.Widget, stand_in: dict[str, str], metadata: dict[str, str] | None = None) -> DisplayHandle:
+    """Show the widgets, and behind them the bundle that stands in for them. The handle renews that."""
+    display({"application/javascript": SCRIPT}, raw=True)
+    display({VIEW: box._repr_mimebundle_()[VIEW]}, raw=True)
+    return display(stand_in, metadata=metadata, raw=True, display_id=True)

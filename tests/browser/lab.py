@@ -168,6 +168,11 @@ def save(page: Page) -> None:
     page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save') }")
 
 
+def trust(page: Page) -> None:
+    """As if the reader had run every cell."""
+    page.evaluate("() => { for (const cell of window.jupyterapp.shell.currentWidget.content.model.cells) cell.trusted = true }")
+
+
 def end_kernels(page: Page) -> None:
     """End all kernels of this page's JupyterLab, whatever they are doing: memory and cores are for the next one."""
     page.evaluate("async () => { await window.jupyterapp?.serviceManager.sessions.shutdownAll() }")

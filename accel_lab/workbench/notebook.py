@@ -77,5 +77,6 @@ class SpeedLog:
     def _repr_markdown_(self) -> str:
         if not self.entries:
             return "Your speed log is empty: the verdict at the end of each chapter goes in here."
-        rows = [f"| {e['technique']} | {e['verdict'].replace('|', '/')} | {e['when']} |" for e in self.entries]
+        days = [e["when"].replace("-", "\N{NON-BREAKING HYPHEN}") for e in self.entries]
+        rows = [f"| {e['technique']} | {e['verdict'].replace('|', '/')} | {d} |" for e, d in zip(self.entries, days, strict=True)]
         return "\n".join(["| your speed log | what this machine showed | when |", "| --- | --- | --- |", *rows])

@@ -82,7 +82,7 @@ guess_eight
 # ## 3. See
 #
 # The ranks below are processes of their own, started when you press **Start**. The timeline shows what each of them does during
-# one update: forward and backward passes, numbered by micro-batch. White is waiting. The **bubble** is the white part: the
+# one update: forward and backward passes, numbered by micro-batch. A gap is waiting. The **bubble** is all of the gaps: the
 # share of all ranks' time, from the first forward to the last backward, in which a rank had nothing to do.
 #
 # The orange run has the batch in one piece, *m* = 1. Press **Start** and move **micro batches** from 1 to 2, 4, 8.
@@ -108,9 +108,9 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - With *m* = 1 the bars never overlap. While one rank works the other waits, so half of the time of both is white. Two workers
+# - With *m* = 1 the bars never overlap. While one rank works the other waits, so half of the time of both is empty. Two workers
 #   are there, and at each moment one of them works.
-# - With more micro-batches, rank 1 starts on micro-batch 0 while rank 0 has micro-batch 1. The white shrinks.
+# - With more micro-batches, rank 1 starts on micro-batch 0 while rank 0 has micro-batch 1. The gaps shrink.
 # - The dashed curve is the formula of part 4. On a machine with a free core for each rank the dots come close to it. Where cores
 #   are shared, or the machine has other work to do, they lie above: nobody can wait less than the order of work demands.
 # - Set **ranks** to more than your machine has cores. Now ranks wait for a core as well, and the formula knows nothing of that.

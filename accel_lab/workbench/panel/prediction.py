@@ -32,7 +32,7 @@ class Prediction:
                 readout_format=".2g",
                 layout={"width": "min(28em, 100%)"},
             )
-            self._slider.description, self._slider.style = f"in {unit}", {"description_width": "6em"}
+            self._slider.description, self._slider.style = f"in {unit}", {"description_width": "initial"}
             self._button = w.Button(description="Commit", icon="lock", button_style="primary")
             self._button.on_click(lambda _: self._commit())
             self._note = w.HTML()

@@ -160,6 +160,7 @@ def at(temperature):
 
 if someone_watches():
     slider = ipywidgets.FloatLogSlider(value=4, min=0, max=1.3, step=0.02, readout_format=".3g")
+    slider.style.description_width = "initial"
     _ = ipywidgets.interact(at, temperature=slider)
 
 # %% [markdown]

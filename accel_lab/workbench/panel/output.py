@@ -20,8 +20,8 @@ STYLE = f"""{AT_NIGHT}
   display: none; }}"""
 
 # Run before the widgets, which may come later than it, and again after the page was loaded anew; the output that it is run in is
-# not on the page yet.
-SCRIPT = """
+# not on the page yet. A block, because what exports a notebook as a page runs all of its scripts as one.
+SCRIPT = """{
 element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
@@ -46,7 +46,7 @@ const begin = () => {
   name(area);
 };
 begin();
-""".replace("STYLE", STYLE)
+}""".replace("STYLE", STYLE)
 
 
 def show(box: w.Widget, stand_in: dict[str, str], metadata: dict[str, str] | None = None) -> DisplayHandle:

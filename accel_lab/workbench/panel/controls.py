@@ -54,21 +54,22 @@ def _complaint(text: str) -> str:
 
 def _input(dial: Dial, value: Any) -> w.ValueWidget:
     common = {"value": value, "description": dial.label, "tooltip": dial.description, "style": LABEL}
-    slider = {"continuous_update": False, "layout": {"width": "min(27em, 100%)"}}
+    if dial.choices and sum(len(str(choice)) for choice in dial.choices) <= 70:  # few enough for a row of buttons
+        buttons = {"style": {**LABEL, "button_width": "auto"}, "layout": {"width": "100%"}}
+        return w.ToggleButtons(options=list(dial.choices), **{**common, **buttons})
+    common["layout"] = {"width": "min(27em, 100%)"}
     if dial.choices:
-        few = sum(len(str(choice)) for choice in dial.choices) <= 70
-        kind, layout = (w.ToggleButtons, {"width": "100%"}) if few else (w.Dropdown, {"width": "25em"})
-        style = {**LABEL, "button_width": "auto"} if few else LABEL
-        return kind(options=list(dial.choices), layout=layout, **{**common, "style": style})
+        return w.Dropdown(options=list(dial.choices), **common)
     if dial.type is bool:
         return w.Checkbox(**common, indent=True)
+    common["continuous_update"] = False
     if dial.low is None or dial.high is None:
-        return {int: w.IntText, float: w.FloatText}.get(dial.type, w.Text)(**common, continuous_update=False)
+        return {int: w.IntText, float: w.FloatText}.get(dial.type, w.Text)(**common)
     if dial.type is int and dial.log:
         powers = [int(dial.low) << i for i in range(64) if int(dial.low) << i <= dial.high]
-        return w.SelectionSlider(options=sorted({*powers, value}), **common, **slider)
+        return w.SelectionSlider(options=sorted({*powers, value}), **common)
     if dial.type is int:
-        return w.IntSlider(min=int(dial.low), max=int(dial.high), **common, **slider)
+        return w.IntSlider(min=int(dial.low), max=int(dial.high), **common)
     if dial.log:
-        return w.FloatLogSlider(min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common, **slider)
-    return w.FloatSlider(min=dial.low, max=dial.high, step=(dial.high - dial.low) / 100, readout_format=".3g", **common, **slider)
+        return w.FloatLogSlider(min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common)
+    return w.FloatSlider(min=dial.low, max=dial.high, step=(dial.high - dial.low) / 100, readout_format=".3g", **common)

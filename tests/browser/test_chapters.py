@@ -110,6 +110,7 @@ def test_a_chapter_is_opened_run_and_played_with(chapter, page: Page, lab, compl
     stop(panel)
     wait_until_still(charts.first)
     look("3-stopped")
+    assert place_in(panel, charts.first) == place, "the graph has jumped when it stopped"
     fits_on_small_screens(page, page.locator(".accel-panel"), look)
 
     save(page)

@@ -58,7 +58,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         right, said = self.points == self.most, escape(repr(self)).replace("\n", "<br>")
         color, sign = look.VERDICTS[right if right or self.attempted else None]
-        return f'<div style="border-left:4px solid {color};padding:4px 10px"><b style="color:{color}">{sign}</b> {said}</div>'
+        return f'<div style="border-left:4px solid {color};padding:4px 10px"><b>{sign}</b> {said}</div>'
 
 
 class Side(Protocol):

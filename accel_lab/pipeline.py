@@ -299,7 +299,7 @@ def train_this_stage(knobs: Knobs, digits: data.Data) -> Iterator[Step]:
     saved.parts["model"] = together = Together(whole, layers)
     spans = RankSpans(device)
     stage = Stage(layers, x, _loss(knobs), spans)
-    optimizer = torch.optim.SGD(layers.parameters(), lr=knobs.learning_rate)
+    optimizer = torch.optim.SGD([{"params": list(layers.parameters())}], lr=knobs.learning_rate)  # a stage may have none
     actions = _actions(knobs, stage, odd)
 
     def update(x: Tensor, y: Tensor) -> dict[str, Tensor | float]:

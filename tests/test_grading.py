@@ -422,6 +422,13 @@ def test_time_is_taken_on_our_clock(server):
     assert re.search("did not wait|ended with code 0", grade(server, gone, exercise).reason)
 
 
+def test_what_was_answered_in_no_time_is_charged_all_the_same(server):
+    """The system counts what a process has computed when it comes to rest, which may be after its answer is here."""
+    side, case = Boxed(server, parse(notebook(GOOD)).answer("double"), "double"), {"x": torch.ones(3)}
+    assert all(side.ask_again(DOUBLE, case)[1] > 0 for _ in range(500))
+    side.close()
+
+
 def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
     side = Boxed(server, parse(notebook(GOOD)).answer("double"), "double")
     case = {"x": torch.ones(3)}

@@ -12,11 +12,14 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.functional import mse_loss
 
+from accel_lab import pipeline
 from accel_lab.pipeline import SCHEDULES, Knobs, Stage, balanced, bubble, layer_seconds, run, stage_of
+from accel_lab.workbench import data
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.launch import RankFailed, launch
 from accel_lab.workbench.proof import prove, snapshot
 from accel_lab.workbench.rank import RanksDiffer
+from accel_lab.workbench.world import launch_steps
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -233,6 +236,21 @@ def test_a_run_makes_the_updates_of_one_process(schedule, ranks, micro_batches):
         assert 0 <= step.metrics["bubble_measured"] < 1
         assert {span.rank for span in step.spans} == set(range(ranks))
         assert sum(span.name.startswith("forward") for span in step.spans) == ranks * micro_batches
+
+
+def with_an_idle_stage(knobs, digits):
+    """As the cut may come out where layers take next to no time: one stage has nothing that learns."""
+    pipeline._my_layers = lambda whole, *_: [range(1), range(1, 2), range(2, len(whole))][dist.get_rank()]
+    yield from pipeline.train_this_stage(knobs, digits)
+
+
+def test_a_stage_may_have_nothing_to_learn():
+    stream = launch_steps(
+        with_an_idle_stage, Knobs(ranks=3, width=16, depth=4, twin=True), data.mnist5k(), merge=pipeline.one_behind_the_other
+    )
+    for step in itertools.islice(stream, 3):
+        assert step.metrics["update_error"] < 1e-5
+    stream.close()
 
 
 def test_gpipe_holds_more_than_1f1b():

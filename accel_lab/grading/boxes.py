@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from time import clock_gettime, monotonic
+from time import clock_gettime, monotonic, sleep
 
 from accel_lab.grading.exchange import Exchange, ExchangeError
 from accel_lab.grading.failure import ECHO, Failure
@@ -116,10 +116,13 @@ class Box:
 
     def computed(self) -> float:
         """Seconds on a core, of the process that may be asked again, as the system counts them: nobody can set that clock, and
-        waiting, for a busy core or a busy grader, is not on it."""
+        waiting, for a busy core or a busy grader, is not on it. 0 when it has ended."""
+        processes, patience = _family(self.pid)[1:], monotonic() + LOOKS
+        while any(map(_runs, processes)) and monotonic() < patience:  # what it does just now is counted when it comes to rest
+            sleep(0.0005)
         with contextlib.suppress(OSError):
-            return sum(clock_gettime(~process << 3 | CLOCK_OF_PROCESS) for process in _family(self.pid)[1:])
-        return 0.0  # it has ended
+            return sum(clock_gettime(~process << 3 | CLOCK_OF_PROCESS) for process in processes)
+        return 0.0
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
@@ -169,6 +172,12 @@ def _family(pid: int) -> list[int]:
             for task in os.listdir(f"/proc/{one}/task"):
                 found += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
     return family
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].startswith("R")
+    return False
 
 
 def _memory(pid: int) -> int:

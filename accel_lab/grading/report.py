@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -129,6 +130,6 @@ def _difficulty(entries: list[Entry]) -> list[dict]:
     for (technique, exercise), verdicts in rows.items():
         reasons = [verdict["hint"] or verdict["reason"] for verdict in verdicts if verdict["reason"] not in ("", NOT_ATTEMPTED)]
         right = sum(verdict["points"] == verdict["most"] for verdict in verdicts)
-        reason = max(set(reasons), key=reasons.count) if reasons else ""
+        [(reason, _)] = Counter(reasons).most_common(1) or [("", 0)]
         table.append({"technique": technique, "exercise": exercise, "right": right, "tried": len(verdicts), "reason": reason})
     return table

@@ -15,6 +15,7 @@ FITS = """panel => panel.scrollWidth <= panel.clientWidth && [...panel.querySele
     const inSight = there.bottom > page.top && there.top < page.bottom;  // others are drawn anew when they are
     return !inSight || [...graph.querySelectorAll('.axis')].every(axis => axis.getBoundingClientRect().right <= there.right) })"""
 CHAPTERS = sorted(path.name for path in (Path(__file__).parents[2] / "course").glob("*.ipynb"))
+OF_AN_END = "Could not restore the debugger state"  # JupyterLab says so now and then, of a kernel that is ended just then
 
 
 def status(panel: Locator) -> Locator:
@@ -162,7 +163,7 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     open_notebook(page, lab, chapter)  # not all of it was run, so JupyterLab trusts it with no widget
     still = page.locator(".jp-CodeCell:has-text('panel = Panel(') img").first
     expect(still).to_be_visible(timeout=30_000)
-    assert complaints == []
+    assert [one for one in complaints if not one.startswith(OF_AN_END)] == []
     trust(page)
     save(page)
     end_kernels(page)
@@ -180,7 +181,7 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     with theme(page, "JupyterLab Dark"):
         expect(still).to_have_css("filter", AT_NIGHT)
         page.screenshot(path=artefacts / "11_accumulation-6-the-next-night.png")
-    assert [one for one in complaints if not one.startswith("Error: widget model not found")] == []
+    assert [one for one in complaints if not one.startswith((OF_AN_END, "Error: widget model not found"))] == []
 
 
 def accumulation(page: Page, look: Callable[[str], None]) -> None:

@@ -256,8 +256,9 @@ def test_four_at_once():
 
 
 CALLER = """
-import sys, torch, torch.distributed as dist, tempfile, time, os
+import signal, sys, torch, torch.distributed as dist, tempfile, time, os
 from accel_lab.workbench.launch import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 tempfile.tempdir = sys.argv[1]
 def worker():
     yield os.getpid()

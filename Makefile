@@ -25,15 +25,14 @@ lab: .venv/installed
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/$(FIRST)" $(LAB_ARGS)
 
 # Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so that none can get lost between
-# them; the first may be empty (pytest's 5), and where PYTEST_ARGS chooses tests, so may the second. What takes longest comes first,
-# or one worker would end up alone with it.
+# them; the first may be empty (pytest's 5), and where PYTEST_ARGS chooses tests, so may the second.
 test: .venv/installed-test
 	@sh .ci/system-packages || true
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/pytest -m "$(QUIET)" $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --dist loadfile --no-loadscope-reorder \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_ARGS) tests/notebooks $(wildcard course) tests \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --dist loadfile \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_ARGS) $(wildcard course) tests \
 		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
 	exit $$failed
 

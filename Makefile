@@ -31,7 +31,7 @@ test: .venv/installed-test
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/pytest -m "$(QUIET)" $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --no-loadscope-reorder \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_ARGS) $(wildcard course) tests \
 		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
 	exit $$failed

@@ -128,6 +128,16 @@ def said(cell) -> tuple[str, str, list[str]]:
     return cell["cell_type"], "".join(cell["source"]).rstrip("\n"), sorted(cell["metadata"].get("tags", []))
 
 
+def chapters_spoken_of(root: Path) -> list[str]:
+    """Who sends the reader to a chapter by its number sends them to one that is there."""
+    numbers = {path.stem[:2] for path in sources(root)}
+    return [
+        f"{path.relative_to(root)}: speaks of chapter {number}, and there is none"
+        for path in [*sources(root), *sorted((root / "accel_lab").rglob("*.py"))]
+        for number in sorted(set(re.findall(r"\b[Cc]hapter (\d\d)\b", path.read_text(encoding="utf-8"))) - numbers)
+    ]
+
+
 def workbench_knows_no_technique(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}: imports {name}, and the workbench knows no technique"
@@ -166,6 +176,7 @@ RULES = [
     one_word,
     notebooks,
     front_door,
+    chapters_spoken_of,
     workbench_knows_no_technique,
     techniques_stand_alone,
     only_the_panel_draws_widgets,
@@ -248,6 +259,10 @@ FAULTS = {
         "not what its source says",
     ),
     "a front door that hides a chapter": ({"course/00_start_here.ipynb": notebook(*CELLS)}, "shows nothing of 07_folding"),
+    "a chapter that is spoken of and not there": (
+        {"accel_lab/folding.py": '"""Folding, as in chapter 12."""'},
+        "accel_lab/folding.py: speaks of chapter 12",
+    ),
     "a notebook never run": ({"course/07_folding.ipynb": notebook(*CELLS, count=None)}, "never run"),
     "a workbench that knows a technique": (
         {"accel_lab/workbench/step.py": "from accel_lab import folding\n"},

@@ -8,11 +8,11 @@ import pytest
 from pydantic import model_validator
 
 from accel_lab.workbench.chart import Badge, Curve, Record, Sweep, Timeline
-from accel_lab.workbench.figure import axes, draw_spans
+from accel_lab.workbench.figure import Picture, axes, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.notebook import SpeedLog, log_verdict, speed_log_path
-from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench.panel import Panel, Prediction, Sliders
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.panel.output import VIEW
@@ -256,6 +256,27 @@ def test_a_prediction_is_held_against_what_was_measured(monkeypatch):
     prediction._button.click()
     assert "You said <b>2 ×</b>; measured: <b>0.97 ×</b>, a factor of 2.1 between them." in prediction.against(0.97).data
     assert "spot on" in prediction.against(2.05).data
+
+
+def line_up_to(end=4):
+    picture, (one,) = axes(2, 2)
+    one.plot([0, end])
+    return picture
+
+
+def test_sliders_are_shown_to_who_can_move_them_and_leave_a_picture(monkeypatch):
+    shown = []
+    for module in ("output", "sliders"):
+        monkeypatch.setattr(f"accel_lab.workbench.panel.{module}.display", lambda one, **_: shown.append(one))
+    sliders = Sliders(line_up_to, end=(0, 9, 1))
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    sliders._ipython_display_()
+    assert [type(one) for one in shown] == [Picture]
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    sliders._ipython_display_()
+    _, _, view, picture = shown
+    assert VIEW in view
+    assert picture["image/png"] == shown[0]._repr_mimebundle_()[0]["image/png"]
 
 
 def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(tmp_path, monkeypatch):

@@ -463,8 +463,7 @@ for size in (8, 64, 512):
 
 # %% [markdown]
 # More samples a second, and less learned from each. A mini-batch is a *training* technique first of all, a compromise between the
-# roof and the number of steps; and it exists exactly because the whole data set does not fit. Chapter 02 looks for the best
-# one.
+# roof and the number of steps; and it exists exactly because the whole data set does not fit.
 #
 # Nor does batching help an operation that has nothing to share, once the calls are paid for. And a comparison helps nobody if
 # the two programs do different things: that is why every benchmark of this course first proves them equal.
@@ -547,5 +546,5 @@ check(intensity_of_linear)
 # parallel computing systems*, 2015, rules 4 to 8 · T. Mytkowicz et al., *Producing wrong data without doing anything obviously
 # wrong!*, 2009 · F. Wilcoxon, *Individual comparisons by ranking methods*, 1945.
 #
-# **Next.** The larger the batch, the faster, and the fewer steps. Where is the best place between the two? Chapter 02,
-# mini-batches.
+# **Next.** You can tell what is faster, and how much faster it could be. So to the first technique: why should a network care
+# whether its pixels run from 0 to 255 or from 0 to 1? Chapter 03, normalization.

@@ -34,8 +34,8 @@ from accel_lab.augmentation import Policy
 from accel_lab.workbench import data, figure, words
 from accel_lab.workbench.chart import Curve
 from accel_lab.workbench.comparison import compare
-from accel_lab.workbench.notebook import log_verdict, someone_watches
-from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench.notebook import log_verdict
+from accel_lab.workbench.panel import Panel, Prediction, Sliders
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"pictures": 20}`, and run the notebook again.
@@ -86,15 +86,7 @@ def wall(rotate=15, zoom=0.15, shift=0.1, flip=0.0, noise=0.0):
     return picture
 
 
-if someone_watches():
-    from ipywidgets import interact
-
-    limits = {"rotate": (0, 180, 5), "zoom": (0, 0.5, 0.05), "shift": (0, 0.5, 0.05), "flip": (0, 1, 0.5), "noise": (0, 1, 0.1)}
-    interact(wall, **limits)
-    show = None  # the sliders have shown it
-else:
-    show = wall()
-show
+Sliders(wall, rotate=(0, 180, 5), zoom=(0, 0.5, 0.05), shift=(0, 0.5, 0.05), flip=(0, 1, 0.5), noise=(0, 1, 0.1))
 
 # %% [markdown]
 # Above the line are the originals. Now train on them: a small convolutional network, for as long as you like. The dashed orange line

@@ -716,5 +716,5 @@ check(best_ranks)
 # al., *PyTorch Distributed: Experiences on accelerating data parallel training*, 2020, arXiv:2006.15704 · P. Goyal et al.,
 # *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, for the learning rate of large batches.
 #
-# **Next.** Every rank waits for the slowest, at every update. What if nobody waited, and a server took gradients as they came?
-# That is the parameter server, chapter 17; and if the model itself is too large for one rank, chapter 18 cuts it into a pipeline.
+# **Next.** Every rank here holds the whole model. If that is too large for one of them, the layers can be dealt out instead. That is
+# pipeline parallelism, chapter 18.

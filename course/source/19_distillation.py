@@ -28,7 +28,6 @@ from functools import cache
 from itertools import islice
 from statistics import mean
 
-import ipywidgets
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
@@ -37,8 +36,8 @@ from accel_lab.distillation import Knobs, distillation_loss, logits_of, soft_los
 from accel_lab.workbench import data, figure, models
 from accel_lab.workbench.chart import Curve, Sweep
 from accel_lab.workbench.comparison import Comparison, compare
-from accel_lab.workbench.notebook import log_verdict, someone_watches
-from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench.notebook import log_verdict
+from accel_lab.workbench.panel import Panel, Prediction, Sliders
 from accel_lab.workbench.proof import prove, trajectory
 
 torch.set_num_threads(1)  # models this small gain nothing from a second core
@@ -148,20 +147,17 @@ picture
 
 # %% [markdown]
 # At *T* = 1 the teacher says little more than the label. At *T* = 4 you can read which digits it takes for *nearly* this one. At
-# *T* = 20 it names them all alike. Move it yourself (in a running notebook):
+# *T* = 20 it names them all alike. Move it yourself:
 
 
 # %%
-def at(temperature):
+def at(temperature=4.0):
     picture, (axes,) = figure.axes(5, 2)
     draw_opinion(axes, temperature)
     return picture
 
 
-if someone_watches():
-    slider = ipywidgets.FloatLogSlider(value=4, min=0, max=1.3, step=0.02, readout_format=".3g")
-    slider.style.description_width = "initial"
-    _ = ipywidgets.interact(at, temperature=slider)
+Sliders(at, temperature=(1.0, 20.0, 0.5))
 
 # %% [markdown]
 # ### The loss
@@ -546,4 +542,5 @@ check(bias_for_share)
 # is patient and consistent*, 2022, arXiv:2106.05237 (same views for both).
 #
 # **Next.** A student is a small network from the start. Can a large one be *made* small instead, by cutting away what it does not
-# need? That is pruning, chapter 20, where 90 % zeros turn out to be no faster.
+# need? That is pruning, and no chapter of this course yet. You have what it takes to find out by yourself: set nine weights of
+# ten to zero, `compare` the two, and ask the roofline why the ratio is what it is.

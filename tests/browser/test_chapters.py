@@ -201,4 +201,16 @@ def accumulation(page: Page, look: Callable[[str], None]) -> None:
     assert "training" not in ask_kernel(page, "import threading; print([t.name for t in threading.enumerate()])")
 
 
-EXTRA = {"11_accumulation": accumulation}
+def augmentation(page: Page, look: Callable[[str], None]) -> None:
+    """A slider that is moved draws the picture anew, and what stands in for them is out of sight."""
+    sliders = page.locator(".accel-sliders")
+    drawn = sliders.locator("img")
+    before = drawn.get_attribute("src")
+    sliders.get_by_role("slider", name="rotate").focus()
+    page.keyboard.press("ArrowRight")
+    expect(drawn).not_to_have_attribute("src", before, timeout=10_000)
+    expect(page.locator(".jp-OutputArea-child:has(.accel-sliders) + .jp-OutputArea-child")).to_be_hidden()
+    look("5-sliders")
+
+
+EXTRA = {"11_accumulation": accumulation, "04_augmentation": augmentation}

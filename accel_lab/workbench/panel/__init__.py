@@ -23,9 +23,10 @@ from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart, styled
 from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.prediction import Prediction
+from accel_lab.workbench.panel.sliders import Sliders
 from accel_lab.workbench.panel.trainer import Run, Trainer, observe
 
-__all__ = ["Panel", "Prediction"]
+__all__ = ["Panel", "Prediction", "Sliders"]
 
 MOST_GHOSTS = 3
 MOST_PINNED = 3  # as many as there are line styles

@@ -16,7 +16,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 # ipywidgets marks an output of its own whose widgets are gone; otherwise what is in it is marked.
 STYLE = f"""{AT_NIGHT}
-:is(.accel-panel, .accel-ask) .noUi-handle {{ border-color: var(--jp-ui-font-color2); }}
+:is(.accel-panel, .accel-ask, .accel-sliders) .noUi-handle {{ border-color: var(--jp-ui-font-color2); }}
 .jp-OutputArea-child:has(> .accel-script) + :has(> .jp-OutputArea-output:not(.jupyter-widgets)) + .jp-OutputArea-child {{
   display: none; }}"""
 

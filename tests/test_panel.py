@@ -264,19 +264,22 @@ def line_up_to(end=4):
     return picture
 
 
-def test_sliders_are_shown_to_who_can_move_them_and_leave_a_picture(monkeypatch):
-    shown = []
+def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkeypatch):
+    shown, renewed = [], []
+    Handle = type("Handle", (), {"update": lambda self, picture: renewed.append(picture)})
     for module in ("output", "sliders"):
-        monkeypatch.setattr(f"accel_lab.workbench.panel.{module}.display", lambda one, **_: shown.append(one))
+        monkeypatch.setattr(f"accel_lab.workbench.panel.{module}.display", lambda one, **_: shown.append(one) or Handle())
     sliders = Sliders(line_up_to, end=(0, 9, 1))
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     sliders._ipython_display_()
     assert [type(one) for one in shown] == [Picture]
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     sliders._ipython_display_()
-    _, _, view, picture = shown
+    _, _, view, _, picture = shown
     assert VIEW in view
-    assert picture["image/png"] == shown[0]._repr_mimebundle_()[0]["image/png"]
+    assert list(picture.axes[0].lines[0].get_ydata()) == [0, 4]
+    sliders._sliders["end"].value = 7
+    assert list(renewed[0].axes[0].lines[0].get_ydata()) == [0, 7]
 
 
 def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import ipywidgets as w
 from IPython.display import display
@@ -19,13 +20,22 @@ class Sliders:
     """
 
     def __init__(self, draw: Callable[..., Picture], **ranges: tuple[float, float, float]):
-        self._draw, self._ranges = draw, ranges
+        defaults = {name: signature(draw).parameters[name].default for name in ranges}
+        self._draw = draw
+        self._sliders = {name: w.interactive.widget_from_abbrev(ends, defaults[name]) for name, ends in ranges.items()}
+        for name, slider in self._sliders.items():
+            slider.description = name
+            slider.observe(self._moved, "value")
+
+    def _picture(self) -> Picture:
+        return self._draw(**{name: slider.value for name, slider in self._sliders.items()})
+
+    def _moved(self, _: object) -> None:
+        self._shown.update(self._picture())
 
     def _ipython_display_(self) -> None:
-        picture = self._draw()
-        if not someone_watches():
-            display(picture)
-            return
-        box = w.interactive(self._draw, **self._ranges)
-        box.add_class("accel-sliders")
-        show(box, *picture._repr_mimebundle_())
+        if someone_watches():
+            box = w.VBox(list(self._sliders.values()))
+            box.add_class("accel-sliders")
+            show(box, {"text/html": ""})  # the picture needs nothing that stands in for it
+        self._shown = display(self._picture(), display_id=True)

@@ -309,3 +309,13 @@ def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():
     assert [len(mark.x) for mark in live._figure.marks] == [18, 18]  # three bars on each of two ranks: gap, start, end
     forward = live._figure.marks[0]
     assert forward.x[2] < forward.x[4]  # a seam between neighbours
+
+
+@pytest.mark.parametrize("updates", [3, 11, 151, 300, 470, 1_000_000])
+def test_an_axis_ends_where_its_last_tick_is_and_has_room_for_the_numbers(updates):
+    live = live_chart(Curve("loss", "loss", over="updates"))
+    live.move(Record(Some(), "", updates=[1, updates], series={"loss": [2.3, 0.07]}))
+    for axis, value in zip(live.view.axes, (updates, 2.3), strict=True):
+        assert axis.tick_values[-1] == pytest.approx(axis.scale.max)
+        assert value <= axis.scale.max <= 2 * value
+        assert 3 < len(axis.tick_values) < 8

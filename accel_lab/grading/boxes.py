@@ -150,6 +150,11 @@ class Box:
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
         if not select.select([self.handle], [], [], STARTING)[0]:
             raise GraderFault("a box would not end")
+        patience = monotonic() + LOOKS
+        with contextlib.suppress(ProcessLookupError):
+            while monotonic() < patience:  # it has ended; until the server has taken note of that, it can still be seen
+                signal.pidfd_send_signal(self.handle, 0)
+                sleep(0.0005)
         self.keeper.close()
         self.channel.close()
         os.close(self.output)

@@ -149,7 +149,7 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     run_cell(page, "panel = Panel(", above=True)
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
-    instead = page.locator(".jp-OutputArea-child:has(.accel-panel, .accel-ask, .accel-gone) + .jp-OutputArea-child")
+    instead = page.locator(".jp-OutputArea-child:has(.accel-panel, .accel-ask, .jupyter-widgets) + .jp-OutputArea-child")
     expect(instead).to_have_count(3)
     before = instead.last.locator("img").get_attribute("src")
     start(panel)
@@ -169,14 +169,15 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     end_kernels(page)
 
     open_notebook(page, lab, chapter)
-    expect(page.locator(".accel-gone")).to_have_count(3, timeout=30_000)
+    gone = page.locator(".jp-OutputArea-output.jupyter-widgets", has_text="The kernel behind these controls has ended.")
+    expect(gone).to_have_count(3, timeout=30_000)
     for one, shown in zip(instead.all(), ("how many times those", "how many times that", ""), strict=True):
         expect(one).to_be_visible()
         expect(one).to_contain_text(shown)
     still.scroll_into_view_if_needed()
     assert still.evaluate("img => img.naturalWidth") > 0
-    gone, place = page.locator(".accel-gone").last.bounding_box(), still.bounding_box()
-    assert 0 <= place["y"] - gone["y"] - gone["height"] < 20, "the picture is not in the place of the panel"
+    said, place = gone.last.bounding_box(), still.bounding_box()
+    assert 0 <= place["y"] - said["y"] - said["height"] < 20, "the picture is not in the place of the panel"
     page.screenshot(path=artefacts / "11_accumulation-6-the-next-day.png")
     with theme(page, "JupyterLab Dark"):
         expect(still).to_have_css("filter", AT_NIGHT)

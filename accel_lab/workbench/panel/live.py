@@ -67,30 +67,34 @@ def _knob_axis(chart: Sweep) -> bq.Axis:
     return _axis(bq.LogScale(min=low / 1.15, max=high * 1.15), label, tick_values=np.array(powers))
 
 
-NICE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+# Where an axis may end, and the steps of its ticks: never so many that their numbers touch.
+NICE = {1.0: 0.2, 1.5: 0.5, 2.0: 0.5, 3.0: 0.5, 4.0: 1.0, 5.0: 1.0, 6.0: 1.0, 8.0: 2.0, 10.0: 2.0}
 
 
-def _reach(scale: bq.LinearScale, value: float) -> None:
-    """Let a scale from 0 end at a round number above the value, and leave it alone while that fits.
+def _reach(axis: bq.Axis, value: float) -> None:
+    """Let an axis from 0 end at a round number above the value, and leave it alone while that fits.
 
     An axis that follows every point would be drawn anew with it, and drawing takes time from the training.
     """
-    if scale.max is not None and scale.max / 3 < value <= scale.max:
+    end = axis.scale.max
+    if end is not None and end / 3 < value <= end:
         return
     if value > 0 and isfinite(value):
         decade = 10.0 ** floor(log10(value))
-        scale.max = next(nice * decade for nice in NICE if nice * decade >= value * 0.999)
+        nice = next(nice for nice in NICE if nice * decade >= value * 0.999)
+        axis.scale.max = nice * decade
+        axis.tick_values = np.arange(0, nice + NICE[nice] / 2, NICE[nice]) * decade
 
 
 class LiveCurve:
     def __init__(self, chart: Curve):
         self.chart = chart
-        across, upward = _axis(bq.LinearScale(min=0.0), chart.over), _upward(chart)
-        self._scales = {"x": across.scale, "y": upward.scale}
+        self._across, self._upward = _axis(bq.LinearScale(min=0.0), chart.over), _upward(chart)
+        self._scales = {"x": self._across.scale, "y": self._upward.scale}
         self._live = bq.Lines(x=[], y=[], scales=self._scales, colors=[BLUE], stroke_width=2.5)
         self._behind: list[bq.Lines] = []
         self._kept = (0.0, 0.0)  # how far right and up what stays reaches
-        self.view = _figure(across, upward)
+        self.view = _figure(self._across, self._upward)
 
     def keep(self, pinned: Sequence[Record], ghosts: Sequence[Record]) -> None:
         """Draw what stays: pinned records and ghosts behind the live line, and the limit."""
@@ -127,9 +131,9 @@ class LiveCurve:
         return _floats(across[len(across) - len(values) :]), _floats(values, self.chart.scale)
 
     def _fit(self, right: float, up: float) -> None:
-        _reach(self._scales["x"], max(right, self._kept[0]))
+        _reach(self._across, max(right, self._kept[0]))
         if not self.chart.log:
-            _reach(self._scales["y"], max(up, self._kept[1]))
+            _reach(self._upward, max(up, self._kept[1]))
 
 
 class LiveSweep:
@@ -182,7 +186,8 @@ class LiveTimeline:
         self._scales = {"x": bq.LinearScale(min=0.0), "y": self._ranks}
         self._lanes = bq.Axis(scale=self._ranks, orientation="vertical", label="rank", tick_format="d", grid_lines="none")
         self._lanes.label_offset, self._lanes.tick_values = "3.6em", np.array([0.0])
-        self._figure = _figure(_axis(self._scales["x"], chart.label), self._lanes, height="170px", place={"width": "100%"})
+        self._across = _axis(self._scales["x"], chart.label)
+        self._figure = _figure(self._across, self._lanes, height="170px", place={"width": "100%"})
         self._names = w.HTML()
         self.view = w.VBox([self._names, self._figure], layout=PLACE)
         self._marks: dict[str, bq.Lines] = {}
@@ -198,7 +203,7 @@ class LiveTimeline:
             return
         self._due = perf_counter() + SECONDS_A_TIMELINE
         self._show_ranks(max(span.rank for span in record.spans) + 1)
-        _reach(self._scales["x"], max(span.end for span in record.spans) * 1e3)
+        _reach(self._across, max(span.end for span in record.spans) * 1e3)
         kinds = kinds_of(record.spans)
         bars: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in [*self._marks, *kinds]}
         seam = 0.003 * max(span.end for span in record.spans)  # or neighbours of one kind would look like one

@@ -25,12 +25,11 @@ STYLE = f"""{AT_NIGHT}
 SCRIPT = """{
 element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
+const GONE = "The kernel behind these controls has ended. Run the notebook again to have them back.";
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
 const name = area => {
-  for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets:not(.accel-gone)")) {
-    gone.classList.add("accel-gone");
-    gone.textContent = "The kernel behind these controls has ended. Run the notebook again to have them back.";
-  }
+  for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets"))
+    if (gone.textContent !== GONE) gone.textContent = GONE;
   for (const handle of area.querySelectorAll(".noUi-handle:not([aria-label])"))
     say(handle, handle.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   for (const readout of area.querySelectorAll(".widget-readout:not([aria-label])"))
@@ -45,6 +44,11 @@ const begin = () => {
   if (!area) return void setTimeout(begin, 100);
   new MutationObserver(() => name(area)).observe(area, { childList: true, subtree: true });
   name(area);
+  setTimeout(() => {  // where no kernel was started, ipywidgets would wait for one for ever
+    for (const output of area.querySelectorAll(".jp-OutputArea-output"))
+      if (output.textContent === "Loading widget...") output.classList.add("jupyter-widgets");
+    name(area);
+  }, 15000);
 };
 begin();
 }""".replace("STYLE", STYLE)

@@ -323,6 +323,7 @@ break_it = Panel(
     controls=["batch_size", "micro_batches", "mistake"],
     baselines={"no mistake": broken},
     tour=[broken.turned(mistake=mistake) for mistake in ("no scaling", "off by one", "forgotten clear", "batch norm")],
+    seconds=1.0,
     badge=Badge("update_error", 1e-4, "every update is the full batch's", "not the full batch's update"),
 )
 break_it
@@ -350,7 +351,7 @@ for name in ("no_scaling", "unweighted", "off_by_one", "forgotten_clear"):
 
 # %%
 for mistake in ("none", "no scaling", "unweighted"):
-    settings = broken.turned(mistake=mistake, batch_size=250, optimizer="adam", learning_rate=0.002)
+    settings = broken.turned(twin=False, mistake=mistake, batch_size=250, optimizer="adam", learning_rate=0.002)
     steps = list(islice(accumulation.run(settings), 40))
     print(f"Adam, {mistake:<10}: loss {steps[-1].metrics['loss']:.3f} after 40 updates")
 

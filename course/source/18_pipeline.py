@@ -634,6 +634,7 @@ break_it = Panel(
     controls=["micro_batches", "schedule", "mistake"],
     baselines={"no mistake": broken},
     tour=[broken.turned(mistake=mistake) for mistake in ("skip the division", "wrong rank order", "unbalanced stages")],
+    seconds=1.0,
     badge=Badge("update_error", 1e-4, "every update is one process's", "not one process's update"),
 )  # fmt: skip
 break_it

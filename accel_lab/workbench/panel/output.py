@@ -48,7 +48,7 @@ const begin = () => {
     for (const output of area.querySelectorAll(".jp-OutputArea-output"))
       if (output.textContent === "Loading widget...") output.classList.add("jupyter-widgets");
     name(area);
-  }, 15000);
+  }, 8000);
 };
 begin();
 }""".replace("STYLE", STYLE)

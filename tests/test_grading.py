@@ -491,7 +491,8 @@ UNREADABLE = {
     "no function": (notebook("def other(x):\n    return x"), "no cell defines the function double"),
     "a class of that name": (notebook("class double: pass"), "no cell defines the function double"),
     "syntax": (notebook("1", "def double(x):\n    return x *"), "cell 2, which defines double, is no Python: line 2"),
-    "long": (notebook("x = 1\n" * 100_000), "characters of code"),
+    "long": (notebook("x = 12345678901234567890123456789\n" * 15_000), "characters or 20000 lines of code"),
+    "of many statements": (notebook("0\n" * 15_000, "0;" * 15_000), "lines of code"),
     "many cells": (notebook(*["1"] * 3000), "3000 cells"),
     "latin": ("{'cells': é}".encode("latin-1"), "not a notebook"),
 }

@@ -19,7 +19,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_BYTES, MOST_CELLS, MOST_CODE = 20 << 20, 2000, 400_000  # of a notebook, in it, and characters of code in all
+MOST_BYTES, MOST_CELLS = 20 << 20, 2000  # of a notebook, and in it
+MOST_CODE, MOST_LINES = 400_000, 20_000  # characters of code, and what is divided by line ends and semicolons
 
 NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of it
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -100,12 +101,13 @@ def parse(content: bytes) -> Notebook:
         raise Unreadable("not a notebook: it has no list of cells")
     if len(cells) > MOST_CELLS:
         raise Unreadable(f"{len(cells)} cells, more than {MOST_CELLS}")
-    statements, broken, left = [], {}, MOST_CODE
+    statements, broken, characters, lines = [], {}, MOST_CODE, MOST_LINES
     for number, cell in enumerate(cells, 1):
         text = _code(cell)
-        left -= len(text)
-        if left < 0:
-            raise Unreadable(f"more than {MOST_CODE} characters of code")
+        characters -= len(text)
+        lines -= text.count("\n") + text.count(";")
+        if characters < 0 or lines < 0:
+            raise Unreadable(f"more than {MOST_CODE} characters or {MOST_LINES} lines of code")
         try:
             statements += _statements(number, text)
         except NO_PYTHON as error:

@@ -28,8 +28,10 @@ element.classList.add("accel-script");
 const GONE = "The kernel behind these controls has ended. Run the notebook again to have them back.";
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
 const name = area => {
-  for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets"))
-    if (gone.textContent !== GONE) gone.textContent = GONE;
+  for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets")) {
+    if (gone.childElementCount) gone.classList.remove("jupyter-widgets");  // a slow machine's widgets, come after all
+    else if (gone.textContent !== GONE) gone.textContent = GONE;
+  }
   for (const handle of area.querySelectorAll(".noUi-handle:not([aria-label])"))
     say(handle, handle.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   for (const readout of area.querySelectorAll(".widget-readout:not([aria-label])"))
@@ -48,7 +50,7 @@ const begin = () => {
     for (const output of area.querySelectorAll(".jp-OutputArea-output"))
       if (output.textContent === "Loading widget...") output.classList.add("jupyter-widgets");
     name(area);
-  }, 8000);
+  }, 20000);
 };
 begin();
 }""".replace("STYLE", STYLE)

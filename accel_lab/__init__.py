@@ -1,7 +1,8 @@
 """accel_lab: how deep learning is made faster, one technique to a file.
 
 Each technique is a module named after it (``accel_lab.accumulation``), readable on its own beside
-PyTorch's form. ``accel_lab.workbench`` holds what all of them work with; chapters live in ``course/``.
+PyTorch's form. ``accel_lab.workbench`` holds what all of them work with; chapters live in
+``course/``.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -35,7 +35,10 @@ def fail(message: str) -> NoReturn:
 def techniques() -> dict[str, str]:
     """name → first line of the docstring; read without importing any of them."""
     paths = sorted(path for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-    docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in paths}
+    docstrings = {
+        path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in paths
+    }
     return {name: text.partition("\n")[0] for name, text in docstrings.items()}
 
 
@@ -47,7 +50,7 @@ def show_list() -> None:
 
 def run(name: str, arguments: list[str]) -> None:
     from accel_lab.workbench.knobs import KnobError, no_such
-    from accel_lab.workbench.launch import RankFailed
+    from accel_lab.workbench.ranks.launch import RankFailed
 
     if name not in techniques():
         fail(no_such("technique", name, techniques()))
@@ -58,7 +61,9 @@ def run(name: str, arguments: list[str]) -> None:
         fail(no_such("option", unknown[0], parser._option_string_actions))
     given = {dial.name: getattr(options, dial.name) for dial in technique.Knobs.dials()}
     try:
-        knobs = technique.Knobs(**{name: value for name, value in given.items() if value is not None})
+        knobs = technique.Knobs(
+            **{name: value for name, value in given.items() if value is not None}
+        )
         _run(technique.run(knobs), options)
     except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         fail(str(error))
@@ -69,21 +74,29 @@ def run(name: str, arguments: list[str]) -> None:
 
 def _run_parser(name: str, knobs: type) -> Parser:
     parser = Parser(prog=f"python -m accel_lab run {name}", allow_abbrev=False)
-    parser.add_argument("--jsonl", action="store_true", help="print each Step as one line of JSON, and nothing else")
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print each Step as one line of JSON, and nothing else"
+    )
     parser.add_argument("--steps", type=int, help="end after so many updates")
-    parser.add_argument("--seconds", type=float, default=10.0, help="end after so many seconds (%(default)g)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="end after so many seconds (%(default)g)"
+    )
     group = parser.add_argument_group("knobs")
     for dial in knobs.dials():
         values = "|".join(map(str, dial.choices)) or dial.type.__name__
         switch = {"nargs": "?", "const": "true"} if dial.type is bool else {"metavar": values}
         described = dial.description.replace("%", "%%")
-        group.add_argument(f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **switch)
+        group.add_argument(
+            f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **switch
+        )
     return parser
 
 
 def _run(steps: Iterator, options: argparse.Namespace) -> None:
     """Consume a run until its end, the limits or Ctrl-C; then the summary."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # ends ranks, too
+    signal.signal(
+        signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )  # ends ranks, too
     seen = []
     try:
         for step in _limited(steps, options):
@@ -106,42 +119,65 @@ def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
     from tqdm import tqdm
 
     bar = tqdm(
-        islice(steps, options.steps), total=options.steps, unit=" updates", disable=options.jsonl or not sys.stderr.isatty()
+        islice(steps, options.steps),
+        total=options.steps,
+        unit=" updates",
+        disable=options.jsonl or not sys.stderr.isatty(),
     )
     end = None
     for step in bar:
         yield step
-        end = end or perf_counter() + options.seconds  # from the first update on: what comes before is preparation
+        end = (
+            end or perf_counter() + options.seconds
+        )  # from the first update on: what comes before is preparation
         if options.steps is None and perf_counter() >= end:
             return
 
 
 def doctor() -> None:
     """What this machine has, what is missing and how to get it."""
-    from accel_lab.workbench.machine import Machine
+    from accel_lab.workbench.measure.machine import Machine
 
     print(Machine())
 
 
 def _grade(arguments: list[str]) -> None:
     parser = Parser(
-        prog="python -m accel_lab grade", allow_abbrev=False, description="Grade notebooks: a mark each, with reasons."
+        prog="python -m accel_lab grade",
+        allow_abbrev=False,
+        description="Grade notebooks: a mark each, with reasons.",
     )
     parser.add_argument(
-        "submissions", nargs="+", type=Path, help="notebooks (Ann_11_accumulation.ipynb), or folders, one a learner"
+        "submissions",
+        nargs="+",
+        type=Path,
+        help="notebooks (Ann_11_accumulation.ipynb), or folders, one a learner",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("grades.csv"), help="the table; pages for all go beside it (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("grades.csv"),
+        help="the table; pages for all go beside it (%(default)s)",
     )
-    parser.add_argument("--jsonl", action="store_true", help="print each result as one line of JSON as it comes")
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print each result as one line of JSON as it comes"
+    )
     parser.add_argument("--jobs", type=int, help="how many at once (as many as there are cores)")
     parser.add_argument(
-        "--scheduler", default="", metavar="tcp://…", help="spread over the workers of this dask.distributed scheduler"
+        "--scheduler",
+        default="",
+        metavar="tcp://…",
+        help="spread over the workers of this dask.distributed scheduler",
     )
-    parser.add_argument("--again", action="store_true", help="grade all anew, on the same cases as the time before")
+    parser.add_argument(
+        "--again", action="store_true", help="grade all anew, on the same cases as the time before"
+    )
     options = parser.parse_args(arguments)
     if sys.platform != "linux":
-        fail("grading isolates what learners hand in, and that needs Linux; in a notebook, check() works everywhere")
+        fail(
+            "grading isolates what learners hand in, and that needs Linux; in a notebook, check() "
+            "works everywhere"
+        )
     if options.jobs is not None and options.jobs < 1:
         fail(f"--jobs {options.jobs}: at least 1")
 
@@ -155,11 +191,20 @@ def _grade(arguments: list[str]) -> None:
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with contextlib.ExitStack() as ends:
-        server = None if options.scheduler else ends.enter_context(Server())  # imports torch while we do
+        server = (
+            None if options.scheduler else ends.enter_context(Server())
+        )  # imports torch while we do
         from accel_lab.grading.command import Stopped, grade
 
         done, isolated = 0, True
-        graded = grade(submissions, options.out, server, jobs=options.jobs, scheduler=options.scheduler, again=options.again)
+        graded = grade(
+            submissions,
+            options.out,
+            server,
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            again=options.again,
+        )
         try:
             for entry in graded:
                 done, isolated = done + 1, isolated and entry["isolated"]
@@ -171,19 +216,33 @@ def _grade(arguments: list[str]) -> None:
         except KeyboardInterrupt:
             graded.close()
             print(
-                f"accel_lab: interrupted; {done} more are graded and kept, the same command goes on from there", file=sys.stderr
+                f"accel_lab: interrupted; {done} more are graded and kept, the same command goes "
+                "on from there",
+                file=sys.stderr,
             )
             raise SystemExit(130) from None
     if not isolated:
-        print("accel_lab: NOT ISOLATED: practice results only, no marks; see python -m accel_lab doctor", file=sys.stderr)
+        print(
+            "accel_lab: NOT ISOLATED: practice results only, no marks; see python -m "
+            "accel_lab doctor",
+            file=sys.stderr,
+        )
     if not options.jsonl:
         print(f"{options.out}, {options.out.with_suffix('') / 'report.html'}")
 
 
 def _export(arguments: list[str]) -> None:
-    parser = Parser(prog="python -m accel_lab export", allow_abbrev=False, description="The exercises for another grader.")
+    parser = Parser(
+        prog="python -m accel_lab export",
+        allow_abbrev=False,
+        description="The exercises for another grader.",
+    )
     parser.add_argument(
-        "--nbgrader", type=Path, required=True, metavar="FOLDER", help="a course folder of nbgrader’s: source/ is written"
+        "--nbgrader",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a course folder of nbgrader’s: source/ is written",
     )
     from accel_lab.grading.nbgrader import CannotExport, export
 
@@ -195,19 +254,33 @@ def _export(arguments: list[str]) -> None:
 
 
 def _with_exercises() -> list[str]:
-    return [path.stem for path in sorted((HERE / "exercises").glob("*.py")) if not path.stem.startswith("_")]
+    return [
+        path.stem
+        for path in sorted((HERE / "exercises").glob("*.py"))
+        if not path.stem.startswith("_")
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
-    usage = "list | run TECHNIQUE [--knob value …] | grade SUBMISSIONS… | export --nbgrader FOLDER | doctor"
+    usage = (
+        "list | run TECHNIQUE [--knob value …] | grade SUBMISSIONS… | export "
+        "--nbgrader FOLDER "
+        "| doctor"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar=usage)
     commands.add_parser("list", help="the techniques, a line each")
     commands.add_parser("doctor", help="what this machine has, and what is missing")
-    runs = commands.add_parser("run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False)
+    runs = commands.add_parser(
+        "run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False
+    )
     runs.add_argument("technique")
-    commands.add_parser("grade", help="grade what learners have handed in: grade --help", add_help=False)
-    commands.add_parser("export", help="the exercises as an assignment for nbgrader: export --help", add_help=False)
+    commands.add_parser(
+        "grade", help="grade what learners have handed in: grade --help", add_help=False
+    )
+    commands.add_parser(
+        "export", help="the exercises as an assignment for nbgrader: export --help", add_help=False
+    )
     options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         run(options.technique, rest)

@@ -1,19 +1,22 @@
-"""Per-channel statistics of data that comes in pieces: one pass, constant memory, and the same whatever the pieces are.
+"""Per-channel statistics of data that comes in pieces: one pass, constant memory, and the same
+whatever the pieces are.
 
-Pixels are whole numbers, and whole numbers add up without rounding. For 8- and 16-bit integers ``Totals`` keeps n, Σx and Σx² as
-Python integers, which never overflow, so that chunks and ranks can be merged in any order and the mean and the variance
+Pixels are whole numbers, and whole numbers add up without rounding. For 8- and 16-bit integers
+``Totals`` keeps n, Σx and Σx² as Python integers, which never overflow, so that chunks and ranks
+can be merged in any order and the mean and the variance
 
     μ = Σx / n        σ² = (n·Σx² − (Σx)²) / n²
 
-come out the same to the last bit, each rounded once. With floats that second formula is the textbook's catastrophe: two large
-numbers whose difference has lost its digits. ``Moments`` keeps the mean and M2 = Σ(x − μ)² instead, and merges two parts a and b by
+come out the same to the last bit, each rounded once. With floats that second formula is the
+textbook's catastrophe: two large numbers whose difference has lost its digits. ``Moments`` keeps
+the mean and M2 = Σ(x − μ)² instead, and merges two parts a and b by
 
     δ = μ_b − μ_a        μ = μ_a + δ·n_b/n        M2 = M2_a + M2_b + δ²·n_a·n_b/n
 
 which is right up to float64 rounding, in whatever pieces.
 
-Source: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", section 3 (merging) and section 2 (what goes
-wrong); Welford 1962 is the case n_b = 1.
+Source: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", section 3
+(merging) and section 2 (what goes wrong); Welford 1962 is the case n_b = 1.
 """
 
 from __future__ import annotations
@@ -25,12 +28,18 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**18  # elements looked at together: in float64 they fit a core's cache
-EXACT = (torch.uint8, torch.int8, torch.int16)  # Σx² of a BLOCK of these is below 2⁵³: float64 holds it without rounding
+EXACT = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+)  # Σx² of a BLOCK of these is below 2⁵³: float64 holds it without rounding
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over 8- or 16-bit integers, per channel, exact. ``a + b`` merges; the order never matters."""
+    """Sums over 8- or 16-bit integers, per channel, exact. ``a + b`` merges; the order never
+    matters.
+    """
 
     counts: tuple[int, ...]
     sums: tuple[int, ...]
@@ -51,22 +60,36 @@ class Totals:
             tuple(a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True))
             for name in ("counts", "sums", "squares")
         )
-        return Totals(counts, sums, squares, torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+        return Totals(
+            counts,
+            sums,
+            squares,
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensor([total / n for n, total in zip(self.counts, self.sums, strict=True)], dtype=torch.float64)
+        return torch.tensor(
+            [total / n for n, total in zip(self.counts, self.sums, strict=True)],
+            dtype=torch.float64,
+        )
 
     @property
     def variance(self) -> Tensor:
         """Σ(x − μ)²/n, the population's: integers all the way, and one division at the end."""
         parts = zip(self.counts, self.sums, self.squares, strict=True)
-        return torch.tensor([(n * squares - total * total) / (n * n) for n, total, squares in parts], dtype=torch.float64)
+        return torch.tensor(
+            [(n * squares - total * total) / (n * n) for n, total, squares in parts],
+            dtype=torch.float64,
+        )
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations, per channel, for floats. ``a + b`` merges them by Chan's rule."""
+    """Count, mean and sum of squared deviations, per channel, for floats. ``a + b`` merges them by
+    Chan's rule.
+    """
 
     count: Tensor  # [channels], float64, as are all
     mean: Tensor
@@ -83,7 +106,13 @@ class Moments:
         mean = x.nansum(1) / count.clamp(min=1)
         m2 = (x - mean[:, None]).square().nansum(1)
         inf = float("inf")
-        return cls(count, mean, m2, x.masked_fill(missing, inf).amin(1), x.masked_fill(missing, -inf).amax(1))
+        return cls(
+            count,
+            mean,
+            m2,
+            x.masked_fill(missing, inf).amin(1),
+            x.masked_fill(missing, -inf).amax(1),
+        )
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
@@ -91,7 +120,13 @@ class Moments:
         delta = other.mean - self.mean
         mean = self.mean + delta * share
         m2 = self.m2 + other.m2 + delta.square() * self.count * share
-        return Moments(count, mean, m2, torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+        return Moments(
+            count,
+            mean,
+            m2,
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
 
     @property
     def variance(self) -> Tensor:
@@ -103,14 +138,18 @@ Statistics = Totals | Moments
 
 
 def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statistics:
-    """Statistics of the training split: one pass over batches [n, channels, …], in the memory of one batch.
+    """Statistics of the training split: one pass over batches [n, channels, …], in the memory of
+    one batch.
 
-    Batches may differ in n and in picture size, not in channels or dtype. Totals for 8- and 16-bit integers, Moments otherwise.
-    Raises ValueError, one line, when there is no sample, a value is infinite, or one is NaN and not to be skipped; when the layout
-    looks like [n, height, width, channels]; and when a later batch has other channels or another dtype than the first.
+    Batches may differ in n and in picture size, not in channels or dtype. Totals for 8- and 16-bit
+    integers, Moments otherwise. Raises ValueError, one line, when there is no sample, a value is
+    infinite, or one is NaN and not to be skipped; when the layout looks like [n, height, width,
+    channels]; and when a later batch has other channels or another dtype than the first.
     """
     seen: Statistics | None = None
-    first: tuple[int, torch.dtype] | None = None  # channels and dtype; not the batch, which would stay in memory
+    first: tuple[int, torch.dtype] | None = (
+        None  # channels and dtype; not the batch, which would stay in memory
+    )
     for place, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
         _check(batch, place, first, skip_nan)
         first = first or (batch.shape[1], batch.dtype)
@@ -125,32 +164,49 @@ def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statis
     return seen
 
 
-def _check(batch: Tensor, place: int, first: tuple[int, torch.dtype] | None, skip_nan: bool) -> None:
+def _check(
+    batch: Tensor, place: int, first: tuple[int, torch.dtype] | None, skip_nan: bool
+) -> None:
     if not isinstance(batch, Tensor) or batch.dim() < 2:
         what = f"{list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
-        raise ValueError(f"statistics: batch {place} is {what}; a tensor [n, channels, …] is needed")
+        raise ValueError(
+            f"statistics: batch {place} is {what}; a tensor [n, channels, …] is needed"
+        )
     if batch.dtype == torch.bool or batch.is_complex():
         raise ValueError(f"statistics: {batch.dtype} has no scale; turn it into numbers first")
     refuse_channels_last(batch)
     if first is not None and (batch.shape[1], batch.dtype) != first:
         raise ValueError(
-            f"statistics: batch {place} has {batch.shape[1]} channels of {batch.dtype}, the first {first[0]} of {first[1]}"
+            f"statistics: batch {place} has {batch.shape[1]} channels of {batch.dtype}, the first "
+            f"{first[0]} of {first[1]}"
         )
     if batch.is_floating_point():
         if batch.isinf().any():
-            raise ValueError(f"statistics: batch {place} holds an infinite value; no scale survives it")
+            raise ValueError(
+                f"statistics: batch {place} holds an infinite value; no scale survives it"
+            )
         if not skip_nan and (missing := int(batch.isnan().sum())):
-            raise ValueError(f"statistics: batch {place} holds {missing} NaN; repair them, or leave them out with skip_nan=True")
+            raise ValueError(
+                f"statistics: batch {place} holds {missing} NaN; repair them, or leave them out "
+                "with skip_nan=True"
+            )
 
 
 def refuse_channels_last(x: Tensor) -> None:
-    """Raises ValueError for what looks like pictures [n, height, width, channels]: it would be scaled row by row, silently."""
+    """Raises ValueError for what looks like pictures [n, height, width, channels]: it would be
+    scaled row by row, silently.
+    """
     if x.dim() == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8:
-        raise ValueError(f"layout: {list(x.shape)} looks like [n, height, width, channels]; give x.movedim(-1, 1)")
+        raise ValueError(
+            f"layout: {list(x.shape)} looks like [n, height, width, channels]; give "
+            "x.movedim(-1, 1)"
+        )
 
 
 def across_ranks(statistics: Statistics) -> Statistics:
-    """Every rank's statistics merged, on every rank alike (in rank order, so that even float rounding is the same everywhere)."""
+    """Every rank's statistics merged, on every rank alike (in rank order, so that even float
+    rounding is the same everywhere).
+    """
     every: list[Statistics | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, statistics)
     total, *others = every
@@ -160,10 +216,17 @@ def across_ranks(statistics: Statistics) -> Statistics:
 
 
 def slow(x: Tensor) -> dict[str, Tensor]:
-    """The plain way: all of x [n, channels, …] in memory at once, in float64, in two passes. What ``fit`` must agree with."""
+    """The plain way: all of x [n, channels, …] in memory at once, in float64, in two passes. What
+    ``fit`` must agree with.
+    """
     rows = _channels_first(x).double()
     mean = rows.mean(1)
-    return {"mean": mean, "variance": (rows - mean[:, None]).square().mean(1), "low": rows.amin(1), "high": rows.amax(1)}
+    return {
+        "mean": mean,
+        "variance": (rows - mean[:, None]).square().mean(1),
+        "low": rows.amin(1),
+        "high": rows.amax(1),
+    }
 
 
 def _channels_first(x: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """Text augmentation: the same sentence said otherwise, misheard, or cut short.
 
-Four operations, each from a seed: a share of the words is replaced by synonyms, or by homophones (what a tired typist or a speech
-recognizer writes), or deleted, or swapped. What is not a word (spaces, punctuation, emoji, any other script, even NUL) stays as
-it is: joined together again, an unchanged text is the same text. A text without a known word comes back unchanged.
+Four operations, each from a seed: a share of the words is replaced by synonyms, or by homophones
+(what a tired typist or a speech recognizer writes), or deleted, or swapped. What is not a word
+(spaces, punctuation, emoji, any other script, even NUL) stays as it is: joined together again, an
+unchanged text is the same text. A text without a known word comes back unchanged.
 
-Words that say nothing by themselves ("the", "but") get no synonym. Class-safe: a word that turns a sentence round ("not", "never",
-不) is neither replaced nor deleted unless ``unsafe``.
+Words that say nothing by themselves ("the", "but") get no synonym. Class-safe: a word that turns a
+sentence round ("not", "never", 不) is neither replaced nor deleted unless ``unsafe``.
 
-Source: Wei and Zou 2019, "EDA: Easy Data Augmentation", arXiv:1901.11196, section 2 (synonyms, swap, deletion).
+Source: Wei and Zou 2019, "EDA: Easy Data Augmentation", arXiv:1901.11196, section 2 (synonyms,
+swap, deletion).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from accel_lab.workbench import words
+from accel_lab.workbench.data import words
 from accel_lab.workbench.knobs import no_such
 
 Language = Literal["english", "chinese"]
@@ -47,23 +49,49 @@ where which who why will with would yet you your
 
 
 def synonyms(text: str, seed: int, share: float = 0.1, *, unsafe: bool = False) -> str:
-    """Replace ``share`` of the words of an English text, at least one, by a WordNet synonym; the case is kept."""
-    return _replace(text, words.synonyms(), seed, share, unsafe, "english", passed_over=SAYS_NOTHING)
+    """Replace ``share`` of the words of an English text, at least one, by a WordNet synonym; the
+    case is kept.
+    """
+    return _replace(
+        text, words.synonyms(), seed, share, unsafe, "english", passed_over=SAYS_NOTHING
+    )
 
 
-def homophones(text: str, seed: int, share: float = 0.1, language: Language = "english", *, unsafe: bool = False) -> str:
-    """Replace ``share`` of the words, at least one, by a word that sounds the same. Chinese: same syllables, tones aside."""
+def homophones(
+    text: str,
+    seed: int,
+    share: float = 0.1,
+    language: Language = "english",
+    *,
+    unsafe: bool = False,
+) -> str:
+    """Replace ``share`` of the words, at least one, by a word that sounds the same. Chinese: same
+    syllables, tones aside.
+    """
     tables = {"english": words.english_homophones, "chinese": words.chinese_homophones}
     if language not in tables:
         raise ValueError(f"language: {no_such('language', language, tables)}")
     return _replace(text, tables[language](), seed, share, unsafe, language)
 
 
-def delete(text: str, seed: int, share: float = 0.1, language: Language = "english", *, unsafe: bool = False) -> str:
-    """Leave out each word with probability ``share``, and the space before it; one word at least is kept."""
+def delete(
+    text: str,
+    seed: int,
+    share: float = 0.1,
+    language: Language = "english",
+    *,
+    unsafe: bool = False,
+) -> str:
+    """Leave out each word with probability ``share``, and the space before it; one word at least is
+    kept.
+    """
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
-    gone = [place for place in places if rng.random() < share and (unsafe or pieces[place].lower() not in TURNS_ROUND)]
+    gone = [
+        place
+        for place in places
+        if rng.random() < share and (unsafe or pieces[place].lower() not in TURNS_ROUND)
+    ]
     if len(gone) == len(places) and gone:
         gone.remove(rng.choice(gone))
     for place in gone:
@@ -82,20 +110,32 @@ def swap(text: str, seed: int, share: float = 0.1, language: Language = "english
     return "".join(pieces)
 
 
-OPERATIONS: dict[str, Callable[..., str]] = {"synonyms": synonyms, "homophones": homophones, "delete": delete, "swap": swap}
+OPERATIONS: dict[str, Callable[..., str]] = {
+    "synonyms": synonyms,
+    "homophones": homophones,
+    "delete": delete,
+    "swap": swap,
+}
 
 
 def many(texts: list[str], operation: Callable[..., str], seed: int, **options) -> list[str]:
     """Each text by a seed of its own, which depends on ``seed`` and on its place alone."""
-    return [operation(text, seed * 1_000_003 + place, **options) for place, text in enumerate(texts)]
+    return [
+        operation(text, seed * 1_000_003 + place, **options) for place, text in enumerate(texts)
+    ]
 
 
 def split(text: str, language: Language = "english") -> list[str]:
     """Pieces whose join is the text: what lies between words at even places, words at odd ones.
 
-    Chinese has no spaces: from the left, two characters that are a known word together are one, else one alone.
+    Chinese has no spaces: from the left, two characters that are a known word together are one,
+    else one alone.
     """
-    spans = _chinese_spans(text) if language == "chinese" else (match.span() for match in WORD.finditer(text))
+    spans = (
+        _chinese_spans(text)
+        if language == "chinese"
+        else (match.span() for match in WORD.finditer(text))
+    )
     pieces, end = [], 0
     for start, stop in spans:
         pieces += [text[end:start], text[start:stop]]
@@ -126,15 +166,21 @@ def _replace(
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
     kept = passed_over if unsafe else passed_over | TURNS_ROUND
-    able = [place for place in places if (word := pieces[place].lower()) in table and word not in kept]
+    able = [
+        place for place in places if (word := pieces[place].lower()) in table and word not in kept
+    ]
     for place in rng.sample(able, min(len(able), _how_many(share, len(places)))):
         pieces[place] = _in_case_of(pieces[place], rng.choice(table[pieces[place].lower()]))
     return "".join(pieces)
 
 
-def _start(text: str, seed: int, share: float, language: Language) -> tuple[random.Random, list[str]]:
+def _start(
+    text: str, seed: int, share: float, language: Language
+) -> tuple[random.Random, list[str]]:
     if not isinstance(text, str):
-        raise TypeError(f"text: a str is needed, not {type(text).__name__}; bytes must be decoded first")
+        raise TypeError(
+            f"text: a str is needed, not {type(text).__name__}; bytes must be decoded first"
+        )
     if not 0 <= share <= 1:
         raise ValueError(f"share: {share} is not a share of the words, 0…1")
     return random.Random(seed), split(text, language)
@@ -151,24 +197,35 @@ def _in_case_of(old: str, new: str) -> str:
 
 
 class Reader:
-    """Tells praise from blame: the mean of a sentence's word vectors, and one linear layer. It cannot see the order of words.
+    """Tells praise from blame: the mean of a sentence's word vectors, and one linear layer. It
+    cannot see the order of words.
 
-    Knows the words that occur twice in what it was trained on. texts: sentences · labels: 0 or 1 for each.
+    Knows the words that occur twice in what it was trained on. texts: sentences · labels: 0 or 1
+    for each.
     """
 
     def __init__(self, texts: list[str], labels: list[int], *, epochs: int = 4, seed: int = 0):
         torch.manual_seed(seed)
         counts = Counter(word for text in texts for word in self._words(text))
-        self.known = {word: place for place, word in enumerate((word for word, n in counts.items() if n > 1), start=1)}
-        self.vectors = nn.EmbeddingBag(len(self.known) + 1, 32, padding_idx=0)  # 0: a word it never met, which counts for nothing
+        self.known = {
+            word: place
+            for place, word in enumerate((word for word, n in counts.items() if n > 1), start=1)
+        }
+        self.vectors = nn.EmbeddingBag(
+            len(self.known) + 1, 32, padding_idx=0
+        )  # 0: a word it never met, which counts for nothing
         nn.init.normal_(self.vectors.weight, std=0.1)
         self.layer = nn.Linear(32, 2)
-        optimizer = torch.optim.Adam([*self.vectors.parameters(), *self.layer.parameters()], lr=5e-3)
+        optimizer = torch.optim.Adam(
+            [*self.vectors.parameters(), *self.layer.parameters()], lr=5e-3
+        )
         bags, truth = [self._bag(text) for text in texts], torch.tensor(labels)
         for _ in range(epochs):
             for batch in torch.randperm(len(texts)).split(128):
                 optimizer.zero_grad()
-                cross_entropy(self._scores([bags[place] for place in batch.tolist()]), truth[batch]).backward()
+                cross_entropy(
+                    self._scores([bags[place] for place in batch.tolist()]), truth[batch]
+                ).backward()
                 optimizer.step()
 
     @torch.no_grad()

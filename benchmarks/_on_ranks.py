@@ -1,4 +1,6 @@
-"""Programs that run on ranks, timed beside each other: every round times each of them, in an order that a coin decides."""
+"""Programs that run on ranks, timed beside each other: every round times each of them, in an order
+that a coin decides.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ import torch.distributed as dist
 def seconds_on_ranks(
     programs: dict[str, Callable[[], object]], rounds: int, calls: int, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """seconds a call of each program in each round, every rank's slowest included. To be called on all ranks alike.
+    """seconds a call of each program in each round, every rank's slowest included. To be called on
+    all ranks alike.
 
-    A round goes through the programs in a random order and then back, and keeps the faster of the two readings.
+    A round goes through the programs in a random order and then back, and keeps the faster of the
+    two readings.
     """
     coin = random.Random(0)  # the same on all ranks
     for program in programs.values():

@@ -1,4 +1,6 @@
-"""The results page: for each benchmark the table of its lines, the picture of its ratios, and the machine that they were taken on."""
+"""The results page: for each benchmark the table of its lines, the picture of its ratios, and the
+machine that they were taken on.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ import matplotlib
 import psutil
 import torch
 
-from accel_lab.workbench import figure
+from accel_lab.workbench.drawing import figure
 
 FOLDER = Path(__file__).parent / "results"
 LINE = re.compile(
-    r"(?P<case>.+): ratio (?P<ratio>[\d.]+) \((?P<low>[\d.]+)–(?P<high>[\d.]+) of (?P<pairs>\d+) pairs\) vs (?P<peer>.+)"
+    r"(?P<case>.+): ratio (?P<ratio>[\d.]+) \((?P<low>[\d.]+)–(?P<high>[\d.]+) of (?P<pairs>\d+) "
+    r"pairs\) vs (?P<peer>.+)"
 )
 
 
@@ -44,17 +47,31 @@ def write(name: str, lines: list[str], folder: Path = FOLDER) -> None:
     said = [line for line in lines if not Row.of(line)]
     page = [f"## {name}", "", f"{date.today()}, {machine()}", ""]
     if rows:
-        picture(rows).savefig(folder / f"{name}.png", dpi=90, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+        picture(rows).savefig(
+            folder / f"{name}.png",
+            dpi=90,
+            bbox_inches="tight",
+            facecolor="white",
+            metadata={"Software": None},
+        )
         page += [f"![{name}: our time over the peer's]({name}.png)", ""]
         page += [
             "| case | peer or limit | our time over the peer's | least to greatest | pairs |",
             "| --- | --- | ---: | ---: | ---: |",
         ]
-        page += [f"| {row.case} | {row.peer} | {row.ratio:.2f} | {row.low:.2f} to {row.high:.2f} | {row.pairs} |" for row in rows]
+        page += [
+            f"| {row.case} | {row.peer} | {row.ratio:.2f} | {row.low:.2f} to {row.high:.2f} | "
+            f"{row.pairs} |"
+            for row in rows
+        ]
         page += [""]
     page += [f"- {line}" for line in said]
     (folder / f"{name}.md").write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
-    sections = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md")) if path.name != "README.md"]
+    sections = [
+        path.read_text(encoding="utf-8")
+        for path in sorted(folder.glob("*.md"))
+        if path.name != "README.md"
+    ]
     (folder / "README.md").write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
@@ -66,9 +83,14 @@ Ours beside each peer, alternated in one run: the median of the ratios of the pa
 
 
 def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{psutil.cpu_count()} cores"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{psutil.cpu_count()} cores"
+    )
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return f"{platform.system()} {platform.machine()}, {device}, {memory}, Python {platform.python_version()}, torch {torch.__version__}"
+    return (
+        f"{platform.system()} {platform.machine()}, {device}, {memory}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
+    )
 
 
 def picture(rows: list[Row]) -> matplotlib.figure.Figure:
@@ -77,7 +99,11 @@ def picture(rows: list[Row]) -> matplotlib.figure.Figure:
     for place, row in enumerate(rows):
         axes.plot([row.low, row.high], [place, place], color=figure.BLUE, linewidth=2, alpha=0.5)
         axes.plot(row.ratio, place, "o", color=figure.BLUE)
-    axes.set(xscale="log", yticks=range(len(rows)), xlabel="our time over the peer's: median, and all pairs")
+    axes.set(
+        xscale="log",
+        yticks=range(len(rows)),
+        xlabel="our time over the peer's: median, and all pairs",
+    )
     for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         formatted("{x:g}")
     axes.set_yticklabels([f"{row.case} vs {row.peer}" for row in rows], fontsize=8)

@@ -1,4 +1,6 @@
-"""An accumulated update against Hugging Face Accelerate's, against the full batch, and its activations against the formula."""
+"""An accumulated update against Hugging Face Accelerate's, against the full batch, and its
+activations against the formula.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from accel_lab.accumulation import accumulated_update, plain_update, split
-from accel_lab.workbench import data, models
-from accel_lab.workbench.comparison import compare
-from accel_lab.workbench.loop import pick_device
-from accel_lab.workbench.memory import memory_of
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.measure.comparison import compare
+from accel_lab.workbench.measure.memory_meter import memory_of
 
 PAIRS = 15
 
 
-def accelerate_update(model: nn.Module, optimizer: torch.optim.Optimizer, parts: list, accelerator: Accelerator) -> None:
+def accelerate_update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, parts: list, accelerator: Accelerator
+) -> None:
     """As its documentation has it, the micro-batches already on the device."""
     for x, y in parts:
         with accelerator.accumulate(model):
@@ -29,12 +34,16 @@ def accelerate_update(model: nn.Module, optimizer: torch.optim.Optimizer, parts:
             optimizer.zero_grad()
 
 
-def contestants(make_model: Callable[[], nn.Module], size: int, m: int) -> tuple[Callable, Callable, Callable, nn.Module]:
-    """Ours, Accelerate's and the full batch's update, each with a model of its own; proved equal for three updates first."""
+def contestants(
+    make_model: Callable[[], nn.Module], size: int, m: int
+) -> tuple[Callable, Callable, Callable, nn.Module]:
+    """Ours, Accelerate's and the full batch's update, each with a model of its own; proved equal
+    for three updates first.
+    """
     device = pick_device()
     torch.manual_seed(0)
     start = make_model().to(device)
-    x, y = next(data.mnist5k().to(device).batches(size))
+    x, y = next(datasets.mnist5k().to(device).batches(size))
     parts = split(x, y, m)
     accelerator = Accelerator(cpu=device.type == "cpu", gradient_accumulation_steps=m)
     ours, theirs, full = (copy.deepcopy(start) for _ in range(3))
@@ -66,15 +75,19 @@ def cases() -> Iterator[str]:
 
 def memory() -> Iterator[str]:
     """Bytes are counted, not timed: they are the same at every look."""
-    x, y = next(data.mnist5k().batches(250))
+    x, y = next(datasets.mnist5k().batches(250))
     model = models.cnn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    peaks = {m: memory_of(lambda m=m: accumulated_update(model, optimizer, split(x, y, m)), model, x, y) for m in (1, 2, 8, 32)}
+    peaks = {
+        m: memory_of(lambda m=m: accumulated_update(model, optimizer, split(x, y, m)), model, x, y)
+        for m in (1, 2, 8, 32)
+    }
     for m in (2, 8, 32):
         share = peaks[m]["activation_bytes"] / peaks[1]["activation_bytes"]
         process = peaks[m]["process_peak_bytes"] / peaks[1]["process_peak_bytes"]
         allowed = -(-250 // m) / 250
         yield (
-            f"activation bytes cnn, batch 250, m={m}: {share:.4f} of the full batch's, largest micro-batch {allowed:.4f} of its samples; "
+            f"activation bytes cnn, batch 250, m={m}: {share:.4f} of the full batch's, largest "
+            f"micro-batch {allowed:.4f} of its samples; "
             f"process peak {process:.2f}"
         )

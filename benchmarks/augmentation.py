@@ -1,7 +1,9 @@
-"""Flips, turns, zooms, shifts and crops of a batch of pictures, and the four operations on text, beside those who do the same.
+"""Flips, turns, zooms, shifts and crops of a batch of pictures, and the four operations on text,
+beside those who do the same.
 
-For text that is nlpaug, given our tables of words. It is not developed any more (the last release is of 2022), but of all that can be
-installed it alone works from what it is given: textaugment downloads word lists whenever it is set up.
+For text that is nlpaug, given our tables of words. It is not developed any more (the last release
+is of 2022), but of all that can be installed it alone works from what it is given: textaugment
+downloads word lists whenever it is set up.
 """
 
 from __future__ import annotations
@@ -17,9 +19,18 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from accel_lab import _text
-from accel_lab.augmentation import OPERATIONS, Policy, augment, draw, many, maps, naive_augment, warp
+from accel_lab.augmentation import (
+    OPERATIONS,
+    Policy,
+    augment,
+    draw,
+    many,
+    maps,
+    naive_augment,
+    warp,
+)
 from accel_lab.measuring import compare
-from accel_lab.workbench import words
+from accel_lab.workbench.data import words
 
 POLICY = Policy(flip=0.5, rotate=15, zoom=0.1, shift=0.1)
 CROP = Policy(crop=4)
@@ -29,7 +40,9 @@ def cases() -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
     theirs = torch.nn.Sequential(
         kornia.RandomHorizontalFlip(p=POLICY.flip),
-        kornia.RandomAffine(POLICY.rotate, (POLICY.shift,) * 2, (1 - POLICY.zoom, 1 + POLICY.zoom), p=1.0),
+        kornia.RandomAffine(
+            POLICY.rotate, (POLICY.shift,) * 2, (1 - POLICY.zoom, 1 + POLICY.zoom), p=1.0
+        ),
     )
     for shape in ((256, 3, 32, 32), (64, 3, 224, 224)):
         x = torch.rand(shape, generator=generator)
@@ -37,11 +50,17 @@ def cases() -> Iterator[str]:
         same_distribution(x[:1], theirs)
         case = f"flip, rotate, zoom, shift of {'×'.join(map(str, shape))}"
         yield compare(lambda x=x: ours(x), lambda x=x: theirs(x)).line(case, "kornia")
-        yield compare(lambda x=x: ours(x), lambda x=x: one_by_one(x)).line(case, "the same, one by one")
-        yield compare(lambda x=x: ours(x), lambda x=x: with_affine_grid(x)).line(case, "torch's affine_grid and grid_sample")
+        yield compare(lambda x=x: ours(x), lambda x=x: one_by_one(x)).line(
+            case, "the same, one by one"
+        )
+        yield compare(lambda x=x: ours(x), lambda x=x: with_affine_grid(x)).line(
+            case, "torch's affine_grid and grid_sample"
+        )
         yield compare(lambda x=x: ours(x), x.clone).line(case, "a copy")
     yield from crops(torch.rand(256, 3, 32, 32, generator=generator))
-    yield from texts([text for text, _ in words.reviews()[0] if "'" not in text][:500])  # nlpaug takes "it's" for three words
+    yield from texts(
+        [text for text, _ in words.reviews()[0] if "'" not in text][:500]
+    )  # nlpaug takes "it's" for three words
 
 
 def ours(x: Tensor, policy: Policy = POLICY) -> Tensor:
@@ -58,7 +77,9 @@ def with_affine_grid(x: Tensor) -> Tensor:
     size = torch.tensor([x.shape[3] / 2, x.shape[2] / 2])
     theta = maps(POLICY, draws[:, 0] < POLICY.flip, draws, *x.shape[2:]) / size[:, None]
     theta[:, :, :2] *= size
-    return grid_sample(x, affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+    return grid_sample(
+        x, affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
+    )
 
 
 def same_pictures(x: Tensor, theirs: torch.nn.Sequential) -> None:
@@ -67,15 +88,22 @@ def same_pictures(x: Tensor, theirs: torch.nn.Sequential) -> None:
     expected = theirs(x)
     flip, affine = (part._params for part in theirs)  # kornia's angle counts the other way round
     flipped = flip["batch_prob"] > 0.5
-    back = [-affine["angle"] / (2 * POLICY.rotate) + 0.5, (affine["scale"][:, 0] - 1) / (2 * POLICY.zoom) + 0.5]
-    back += [affine["translations"][:, i] / (2 * POLICY.shift * x.shape[3 - i]) + 0.5 for i in (0, 1)]
+    back = [
+        -affine["angle"] / (2 * POLICY.rotate) + 0.5,
+        (affine["scale"][:, 0] - 1) / (2 * POLICY.zoom) + 0.5,
+    ]
+    back += [
+        affine["translations"][:, i] / (2 * POLICY.shift * x.shape[3 - i]) + 0.5 for i in (0, 1)
+    ]
     draws = torch.stack([(~flipped).float(), *back], 1)
     found = warp(x, maps(POLICY, flipped, draws, *x.shape[2:]))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def same_distribution(x: Tensor, theirs: torch.nn.Sequential, samples: int = 20_000) -> None:
-    """Over many pictures the amounts spread alike: quartiles of angle, zoom and shift, and the share of flips."""
+    """Over many pictures the amounts spread alike: quartiles of angle, zoom and shift, and the
+    share of flips.
+    """
     tiny = x[:, :, :2, :2].expand(samples, -1, -1, -1)
     theirs(tiny)
     flip, affine = (part._params for part in theirs)
@@ -84,9 +112,18 @@ def same_distribution(x: Tensor, theirs: torch.nn.Sequential, samples: int = 20_
     pairs = [
         (flip["batch_prob"].float().mean(), (drawn[:, 0] < POLICY.flip).float().mean()),
         (affine["angle"].quantile(shares) / POLICY.rotate, (2 * drawn[:, 1] - 1).quantile(shares)),
-        ((affine["scale"][:, 0] - 1).quantile(shares) / POLICY.zoom, (2 * drawn[:, 2] - 1).quantile(shares)),
-        (affine["translations"][:, 0].quantile(shares) / (2 * POLICY.shift), (2 * drawn[:, 3] - 1).quantile(shares)),
-        (affine["translations"][:, 1].quantile(shares) / (2 * POLICY.shift), (2 * drawn[:, 4] - 1).quantile(shares)),
+        (
+            (affine["scale"][:, 0] - 1).quantile(shares) / POLICY.zoom,
+            (2 * drawn[:, 2] - 1).quantile(shares),
+        ),
+        (
+            affine["translations"][:, 0].quantile(shares) / (2 * POLICY.shift),
+            (2 * drawn[:, 3] - 1).quantile(shares),
+        ),
+        (
+            affine["translations"][:, 1].quantile(shares) / (2 * POLICY.shift),
+            (2 * drawn[:, 4] - 1).quantile(shares),
+        ),
     ]
     for their_share, our_share in pairs:
         torch.testing.assert_close(our_share, their_share, rtol=0, atol=0.03)
@@ -101,7 +138,10 @@ def crops(x: Tensor) -> Iterator[str]:
         big = torch.nn.functional.pad(x, (4, 4, 4, 4))
         places = (draw(len(x), generator)[:, 5:7] * 9).long().tolist()
         return torch.stack(
-            [picture[:, down : down + 32, right : right + 32] for picture, (right, down) in zip(big, places, strict=True)]
+            [
+                picture[:, down : down + 32, right : right + 32]
+                for picture, (right, down) in zip(big, places, strict=True)
+            ]
         )
 
     torch.testing.assert_close(ours(x, CROP), windows(), rtol=0, atol=0)
@@ -112,19 +152,33 @@ def crops(x: Tensor) -> Iterator[str]:
 
 
 def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
-    """A tenth of the words of each sentence; theirs always one at least, also when deleting. Both pass the same words over."""
+    """A tenth of the words of each sentence; theirs always one at least, also when deleting. Both
+    pass the same words over.
+    """
     random.seed(0)  # nlpaug draws from the global one
     amount = {"aug_p": share, "aug_max": None}
     tables = {"synonyms": words.synonyms(), "homophones": words.english_homophones()}
     kept = {"synonyms": _text.SAYS_NOTHING | _text.TURNS_ROUND, "homophones": _text.TURNS_ROUND}
     theirs = {name: ReservedAug([], **amount) for name in tables}
-    for name, table in tables.items():  # a group of its own for each word: theirs would take all words of a group for one another
-        able = {word: others for word, others in table.items() if word.isalpha() and word not in kept[name]}
+    for (
+        name,
+        table,
+    ) in (
+        tables.items()
+    ):  # a group of its own for each word: theirs would take all words of a group for one another
+        able = {
+            word: others
+            for word, others in table.items()
+            if word.isalpha() and word not in kept[name]
+        }
         theirs[name].reserved_tokens = [[word, *others] for word, others in able.items()]
         theirs[name].reserved_token_dict = {word: place for place, word in enumerate(able)}
     theirs |= {name: RandomWordAug(action=name, **amount) for name in ("delete", "swap")}
     for name, operation in OPERATIONS.items():
-        for changed in (many(sentences, operation, seed=1, share=share), theirs[name].augment(sentences)):
+        for changed in (
+            many(sentences, operation, seed=1, share=share),
+            theirs[name].augment(sentences),
+        ):
             same_kind_of_change(name, sentences, changed, tables.get(name, {}))
         yield compare(
             lambda operation=operation: many(sentences, operation, seed=1, share=share),
@@ -133,16 +187,25 @@ def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
 
 
 def same_kind_of_change(name: str, before: list[str], after: list[str], table: words.Table) -> None:
-    """Words are exchanged for others of the table; or some are gone; or all are there, in another order. In most sentences at least one."""
+    """Words are exchanged for others of the table; or some are gone; or all are there, in another
+    order. In most sentences at least one.
+    """
     changed = 0
     for old, new in zip(before, after, strict=True):
-        was, now = (Counter(word.lower() for word in _text.split(text)[1::2]) for text in (old, new))
+        was, now = (
+            Counter(word.lower() for word in _text.split(text)[1::2]) for text in (old, new)
+        )
         gone, come = was - now, now - was
         changed += old != new
         if name in ("delete", "swap"):
             assert not come, (name, old, new)
             assert name == "delete" or not gone, (name, old, new)
         else:
-            offered = {part.lower() for word in was for other in table.get(word, ()) for part in _text.split(other)[1::2]}
+            offered = {
+                part.lower()
+                for word in was
+                for other in table.get(word, ())
+                for part in _text.split(other)[1::2]
+            }
             assert set(come) <= offered, (name, old, new)
     assert changed > len(before) / 4, (name, changed)

@@ -1,4 +1,5 @@
-"""Every chapter on a machine like Binder's: run from top to bottom with one core and a gigabyte for all of its processes.
+"""Every chapter on a machine like Binder's: run from top to bottom with one core and a gigabyte for
+all of its processes.
 
 The process that runs the notebook stands for JupyterLab's server, which shares the gigabyte there.
 """
@@ -25,14 +26,26 @@ def cases() -> Iterator[str]:
 
 def executed(chapter: Path) -> str:
     with tempfile.TemporaryDirectory() as folder, Group(f"accel_lab-{os.getpid()}") as group:
-        command = [sys.executable, "-m", "papermill", chapter, f"{folder}/out.ipynb", "--cwd", COURSE, "--no-progress-bar"]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            chapter,
+            f"{folder}/out.ipynb",
+            "--cwd",
+            COURSE,
+            "--no-progress-bar",
+        ]
         start, most = time.perf_counter(), 0
         with Path(folder, "said").open("w+") as said:
             process = subprocess.Popen(command, stdout=said, stderr=said, preexec_fn=group.enter)
             while process.poll() is None:
                 most = max(most, group.bytes())
                 time.sleep(0.1)
-            seconds, said = time.perf_counter() - start, Path(folder, "said").read_text().strip().rpartition("\n")[2]
+            seconds, said = (
+                time.perf_counter() - start,
+                Path(folder, "said").read_text().strip().rpartition("\n")[2],
+            )
         outcome = f"{seconds:.0f} s, {most >> 20} MB at most of {MOST >> 20}"
         if group.killed():
             return f"{outcome}, and ended for want of memory"
@@ -49,9 +62,14 @@ class Group:
     def __enter__(self) -> Group:
         try:
             self._folder.mkdir()
-            (self._folder / ("memory.max" if self._second else "memory.limit_in_bytes")).write_text(str(MOST))
+            (self._folder / ("memory.max" if self._second else "memory.limit_in_bytes")).write_text(
+                str(MOST)
+            )
         except OSError as error:
-            raise SystemExit(f"binder: no cgroup can be made to hold a chapter to its memory ({error}): try it as root") from None
+            raise SystemExit(
+                f"binder: no cgroup can be made to hold a chapter to its memory ({error}): try "
+                "it as root"
+            ) from None
         return self
 
     def enter(self) -> None:

@@ -1,7 +1,8 @@
-"""A training step of two ranks with one thread each: our buckets beside torch's DistributedDataParallel, and no communication.
+"""A training step of two ranks with one thread each: our buckets beside torch's
+DistributedDataParallel, and no communication.
 
-The weights of all programs are compared before any is timed. torch is tuned by ``gradient_as_bucket_view`` and the best of
-some bucket sizes; ours runs as it comes.
+The weights of all programs are compared before any is timed. torch is tuned by
+``gradient_as_bucket_view`` and the best of some bucket sizes; ours runs as it comes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accel_lab.ddp import DataParallel, average_each, average_flat, start_equal, trainable
 from accel_lab.workbench import models
-from accel_lab.workbench.comparison import Comparison
-from accel_lab.workbench.launch import launch
+from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.ranks.launch import launch
 from benchmarks._on_ranks import best, pairs, seconds_on_ranks
 
-MODELS = {"MLP of 1.9 M parameters": lambda: models.mlp(784, 1024, 1024, 10), "small CNN": lambda: models.cnn(32)}
+MODELS = {
+    "MLP of 1.9 M parameters": lambda: models.mlp(784, 1024, 1024, 10),
+    "small CNN": lambda: models.cnn(32),
+}
 TORCH, PLAIN, ALONE = "torch, default", ("per parameter", "flat"), "no communication"
 TUNED = {f"torch, {mib} MiB, views": mib for mib in (1, 4, 8, 25)}
 OURS = {
@@ -37,20 +41,26 @@ def cases(rounds: int = 25) -> Iterator[str]:
         tuned = best(seconds, list(TUNED))
         for way in (*OURS, *PLAIN):
             for peer in (TORCH, tuned, ALONE):
-                yield Comparison.of(pairs(seconds, way, peer), (way, peer)).line(f"{name}, {way}", peer)
+                yield Comparison.of(pairs(seconds, way, peer), (way, peer)).line(
+                    f"{name}, {way}", peer
+                )
 
 
 def time_all(name: str, rounds: int, calls: int = 4) -> dict[str, list[float]]:
     torch.manual_seed(dist.get_rank())
     x, y = torch.randn(PER_RANK, 1, 28, 28), torch.randint(10, (PER_RANK,))
     built = {way: _program(way, MODELS[name], x, y) for way in (TORCH, *TUNED, *OURS, *PLAIN)}
-    _assert_equal({way: model for way, (model, _) in built.items()}, [step for _, step in built.values()])
+    _assert_equal(
+        {way: model for way, (model, _) in built.items()}, [step for _, step in built.values()]
+    )
     programs = {way: step for way, (_, step) in built.items()}
     programs[ALONE] = _program(ALONE, MODELS[name], x, y)[1]
     return seconds_on_ranks(programs, rounds, calls)
 
 
-def _program(way: str, build: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor) -> tuple[nn.Module, Callable[[], None]]:
+def _program(
+    way: str, build: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor
+) -> tuple[nn.Module, Callable[[], None]]:
     """A model of its own, and one training step of it."""
     torch.manual_seed(dist.get_rank())
     model = forward = build()
@@ -58,7 +68,9 @@ def _program(way: str, build: Callable[[], nn.Module], x: torch.Tensor, y: torch
     if way == TORCH:
         forward = DistributedDataParallel(model)
     elif way in TUNED:
-        forward = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=TUNED[way])
+        forward = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, bucket_cap_mb=TUNED[way]
+        )
     elif way in OURS:
         DataParallel(model, **OURS[way])
     elif way in PLAIN:
@@ -82,7 +94,9 @@ def _assert_equal(models: dict[str, nn.Module], steps: list[Callable[[], None]])
     truth = torch.nn.utils.parameters_to_vector(models[TORCH].parameters())
     for way, model in models.items():
         tolerance = 1e-4 if "bfloat16" in way else 1e-6
-        difference = (torch.nn.utils.parameters_to_vector(model.parameters()) - truth).abs().max().item()
+        difference = (
+            (torch.nn.utils.parameters_to_vector(model.parameters()) - truth).abs().max().item()
+        )
         assert difference < tolerance, f"{way} differs from {TORCH} by {difference}"
 
 

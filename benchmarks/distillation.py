@@ -1,4 +1,6 @@
-"""A step of distillation beside a plain one, a student beside its teacher, and what the student gains, seed by seed."""
+"""A step of distillation beside a plain one, a student beside its teacher, and what the student
+gains, seed by seed.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,18 @@ def loss() -> Iterator[str]:
     student.requires_grad_()
 
     def torchs() -> Tensor:
-        return kl_div(log_softmax(student / 4, 1), softmax(teacher / 4, 1), reduction="batchmean") * 16
+        return (
+            kl_div(log_softmax(student / 4, 1), softmax(teacher / 4, 1), reduction="batchmean") * 16
+        )
 
-    gradients = [torch.autograd.grad(way(), student)[0] for way in (lambda: soft_loss(student, teacher, 4.0), torchs)]
+    gradients = [
+        torch.autograd.grad(way(), student)[0]
+        for way in (lambda: soft_loss(student, teacher, 4.0), torchs)
+    ]
     torch.testing.assert_close(*gradients)
     yield compare(
-        lambda: torch.autograd.grad(soft_loss(student, teacher, 4.0), student), lambda: torch.autograd.grad(torchs(), student)
+        lambda: torch.autograd.grad(soft_loss(student, teacher, 4.0), student),
+        lambda: torch.autograd.grad(torchs(), student),
     ).line("soft loss and its gradient, 500 samples", "torch's kl_div")
 
 
@@ -51,8 +59,13 @@ def epoch() -> Iterator[str]:
         return lambda: sum(step.seconds for step in islice(distillation.run(knobs), 20))
 
     plain = seconds(soft_share=0.0)
-    for name, ours in (("logits kept", seconds()), ("teacher asked at every step", seconds(teacher="every step"))):
-        yield alternated(ours, plain).line(f"epoch of distillation, {name}", "an epoch of the student alone")
+    for name, ours in (
+        ("logits kept", seconds()),
+        ("teacher asked at every step", seconds(teacher="every step")),
+    ):
+        yield alternated(ours, plain).line(
+            f"epoch of distillation, {name}", "an epoch of the student alone"
+        )
 
 
 def alternated(ours: Callable[[], float], peer: Callable[[], float], pairs: int = 9) -> Comparison:
@@ -73,18 +86,29 @@ def alternated(ours: Callable[[], float], peer: Callable[[], float], pairs: int 
 
 def student_and_teacher() -> Iterator[str]:
     default = Knobs()
-    teacher, student = models.cnn(default.teacher_channels).eval(), models.cnn(default.student_channels).eval()
-    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)]
-    yield f"student's parameters: ratio {sizes[0] / sizes[1]:.3f} vs the teacher's {sizes[1]:,} (at most 0.125 wanted)"
+    teacher, student = (
+        models.cnn(default.teacher_channels).eval(),
+        models.cnn(default.student_channels).eval(),
+    )
+    sizes = [
+        sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)
+    ]
+    yield (
+        f"student's parameters: ratio {sizes[0] / sizes[1]:.3f} vs the teacher's {sizes[1]:,} "
+        "(at most 0.125 wanted)"
+    )
     x = torch.rand(500, 1, 28, 28)
     for samples in (1, 500):
         yield compare(
-            lambda samples=samples: logits_of(student, x[:samples]), lambda samples=samples: logits_of(teacher, x[:samples])
+            lambda samples=samples: logits_of(student, x[:samples]),
+            lambda samples=samples: logits_of(teacher, x[:samples]),
         ).line(f"student's answers, batch {samples}", "its teacher's (at most 0.25 wanted)")
 
 
 def gains() -> Iterator[str]:
-    """Accuracy in percent, student taught against student alone: the same weights at the start, the same samples and order."""
+    """Accuracy in percent, student taught against student alone: the same weights at the start, the
+    same samples and order.
+    """
     for name, lesson in {
         "mnist5k, 200 samples": {},
         "mnist5k, 200 samples in 9 views": {"views": 9},
@@ -93,10 +117,16 @@ def gains() -> Iterator[str]:
         "rgb_crops, 200 samples": {"data": "rgb_crops"},
         "rgb_crops, all samples": {"data": "rgb_crops", "samples": 3000},
     }.items():
-        alone = [accuracy(**{**lesson, "soft_share": 0.0, "hint_weight": 0.0}, seed=seed) for seed in SEEDS]
+        alone = [
+            accuracy(**{**lesson, "soft_share": 0.0, "hint_weight": 0.0}, seed=seed)
+            for seed in SEEDS
+        ]
         taught = [accuracy(**lesson, seed=seed) for seed in SEEDS]
         gain = [b - a for a, b in zip(alone, taught, strict=True)]
-        yield f"{name}: taught {spread(taught)} %, alone {spread(alone)} %, gain {spread(gain)} points over {len(gain)} seeds"
+        yield (
+            f"{name}: taught {spread(taught)} %, alone {spread(alone)} %, gain {spread(gain)} "
+            f"points over {len(gain)} seeds"
+        )
 
 
 def spread(values: list[float]) -> str:

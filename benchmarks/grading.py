@@ -1,7 +1,8 @@
-"""Grading a batch, beside nbgrader's autograde of the same notebooks; and the grader's memory over a large class.
+"""Grading a batch, beside nbgrader's autograde of the same notebooks; and the grader's memory over
+a large class.
 
-nbgrader runs the checks in the learner's own kernel, one after the other; ours asks behind bubblewrap. Both start anew in each
-pair, and a verdict that differs stops the benchmark.
+nbgrader runs the checks in the learner's own kernel, one after the other; ours asks behind
+bubblewrap. Both start anew in each pair, and a verdict that differs stops the benchmark.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from accel_lab.grading import command
 from accel_lab.grading.nbgrader import export
 from accel_lab.grading.server import Server
 from accel_lab.grading.submissions import find
-from accel_lab.workbench.comparison import Comparison
+from accel_lab.workbench.measure.comparison import Comparison
 
 ROOT = Path(__file__).parents[1]
 CHAPTER, TECHNIQUE = "01_measuring", "measuring"
@@ -38,12 +39,20 @@ def cases() -> Iterator[str]:
         course = _class_of_nbgrader(Path(folder))
         pairs = []
         for number in range(PAIRS):
-            programs = {"ours": partial(_ours, course, number), "theirs": partial(_nbgrader, course)}
+            programs = {
+                "ours": partial(_ours, course, number),
+                "theirs": partial(_nbgrader, course),
+            }
             seconds = {name: programs[name]() for name in sorted(programs, reverse=number % 2 == 0)}
             pairs.append((seconds["ours"], seconds["theirs"]))
         comparison = Comparison.of(pairs, ("accel_lab grade", "nbgrader autograde"))
-        yield comparison.line(f"{CLASS} notebooks of chapter 01, start included", "nbgrader autograde")
-        each = sorted(ours / CLASS for ours, _ in pairs)[PAIRS // 2], sorted(theirs / CLASS for _, theirs in pairs)[PAIRS // 2]
+        yield comparison.line(
+            f"{CLASS} notebooks of chapter 01, start included", "nbgrader autograde"
+        )
+        each = (
+            sorted(ours / CLASS for ours, _ in pairs)[PAIRS // 2],
+            sorted(theirs / CLASS for _, theirs in pairs)[PAIRS // 2],
+        )
         yield f"a submission takes {each[0]:.2f} s, nbgrader {each[1]:.2f} s"
     with tempfile.TemporaryDirectory() as folder:
         yield _large_class(Path(folder))
@@ -56,7 +65,10 @@ def _class_of_nbgrader(folder: Path) -> Path:
     for cell in notebook.cells:
         name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
         if hasattr(exercises, name):
-            cell.source = f"from statistics import mean, median\n{inspect.getsource(getattr(exercises, name))}"
+            cell.source = (
+                "from statistics import mean, "
+                f"median\n{inspect.getsource(getattr(exercises, name))}"
+            )
     for number in range(CLASS):
         target = folder / "submitted" / f"learner{number}" / CHAPTER
         target.mkdir(parents=True)
@@ -67,7 +79,13 @@ def _class_of_nbgrader(folder: Path) -> Path:
 def _run_nbgrader(folder: Path, *arguments: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "PATH": path}
-    subprocess.run([sys.executable, "-m", "nbgrader", *arguments], cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "nbgrader", *arguments],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
 
 
 def _nbgrader(course: Path) -> float:
@@ -87,13 +105,17 @@ def _ours(course: Path, number: int) -> float:
     )
     seconds = time.perf_counter() - start
     rows = out.read_text(encoding="utf-8-sig").splitlines()[1:]
-    if len(rows) != CLASS or not all(",7,7," in row and row.count("bubblewrap") == 1 for row in rows):
+    if len(rows) != CLASS or not all(
+        ",7,7," in row and row.count("bubblewrap") == 1 for row in rows
+    ):
         raise SystemExit(f"not all points for right answers: {rows}")
     return seconds
 
 
 def _large_class(folder: Path) -> str:
-    """The memory of all processes of the grader while it grades many notebooks, each with much output in it."""
+    """The memory of all processes of the grader while it grades many notebooks, each with much
+    output in it.
+    """
     answers = nbformat.v4.new_code_cell(inspect.getsource(exercises))
     answers.outputs = [nbformat.v4.new_output("stream", text="x" * LARGE)]
     text = nbformat.writes(nbformat.v4.new_notebook(cells=[answers]))
@@ -109,7 +131,10 @@ def _large_class(folder: Path) -> str:
     watch.start()
     start = time.perf_counter()
     with Server() as server:
-        right = sum(entry["points"] == entry["most"] for entry in command.grade(submissions, folder / "grades.csv", server))
+        right = sum(
+            entry["points"] == entry["most"]
+            for entry in command.grade(submissions, folder / "grades.csv", server)
+        )
     seconds = time.perf_counter() - start
     over.set()
     watch.join()
@@ -117,8 +142,10 @@ def _large_class(folder: Path) -> str:
         raise SystemExit(f"{right} of {MANY} right answers got their points")
     early, late = max(looks[: len(looks) // 4]), max(looks[-len(looks) // 4 :])
     return (
-        f"{MANY} notebooks of {LARGE >> 20} MB: {seconds / MANY:.3f} s each, all right; memory of the grader and its boxes at most "
-        f"{max(looks) >> 20} MB PSS, {early >> 20} MB in the first quarter, {late >> 20} MB in the last"
+        f"{MANY} notebooks of {LARGE >> 20} MB: {seconds / MANY:.3f} s each, all right; memory of "
+        "the grader and its boxes at most "
+        f"{max(looks) >> 20} MB PSS, {early >> 20} MB in the first quarter, {late >> 20} MB in "
+        "the last"
     )
 
 

@@ -1,6 +1,8 @@
-"""Starting two ranks: the first value of a warm start, their memory, and what is left after many launches and many kills.
+"""Starting two ranks: the first value of a warm start, their memory, and what is left after many
+launches and many kills.
 
-The peers start the same worker by torch.multiprocessing and wait for its first value. Anything left behind is an error, not a figure.
+The peers start the same worker by torch.multiprocessing and wait for its first value. Anything left
+behind is an error, not a figure.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from accel_lab import ddp
-from accel_lab.workbench.comparison import Comparison, compare
-from accel_lab.workbench.launch import RankFailed, launch
+from accel_lab.workbench.measure.comparison import Comparison, compare
+from accel_lab.workbench.ranks.launch import RankFailed, launch
 
 LIMIT_SECONDS, LIMIT_MB = 0.5, 900
 HALF_A_SECOND = "half a second"
@@ -34,7 +36,10 @@ def cases(pairs: int = 9, launches: int = 500, kills: int = 100) -> Iterator[str
     yield compare(first_value, spawned, pairs=3, warmup=0, patience=0).line(
         "two ranks, first value", "torch.multiprocessing spawn"
     )
-    for name, program in (("two ranks, first value", first_value), ("two ranks of ddp.run, first Step", first_step)):
+    for name, program in (
+        ("two ranks, first value", first_value),
+        ("two ranks of ddp.run, first Step", first_step),
+    ):
         taken = [(_seconds(program), LIMIT_SECONDS) for _ in range(pairs)]
         yield Comparison.of(taken).line(name, HALF_A_SECOND)
     yield from _memory()
@@ -94,15 +99,24 @@ def _memory() -> Iterator[str]:
     steps = ddp.run(ddp.Knobs())
     for _ in range(5):
         next(steps)
-    family = {"this process": os.getpid()} | {f"child {pid}": pid for pid in _descendants(os.getpid())}
+    family = {"this process": os.getpid()} | {
+        f"child {pid}": pid for pid in _descendants(os.getpid())
+    }
     mb = {name: _pss(pid) for name, pid in family.items()}
     steps.close()
     total, ranks = sum(mb.values()), " + ".join(f"{value:.0f}" for value in mb.values())
-    yield f"two ranks of ddp.run and all they need: ratio {total / LIMIT_MB:.2f} ({ranks} MB PSS) vs {LIMIT_MB} MB"
+    yield (
+        f"two ranks of ddp.run and all they need: ratio {total / LIMIT_MB:.2f} ({ranks} MB PSS) "
+        f"vs {LIMIT_MB} MB"
+    )
 
 
 def _descendants(pid: int) -> list[int]:
-    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    children = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
     return children + [pid for child in children for pid in _descendants(child)]
 
 
@@ -124,7 +138,9 @@ def _left() -> tuple[int, int, int]:
 
 def _nothing_left(before: tuple[int, int, int]) -> str:
     after = _left()
-    assert after == before, f"(processes, descriptors, folders) were {before} before, and are {after}"
+    assert after == before, (
+        f"(processes, descriptors, folders) were {before} before, and are {after}"
+    )
     return "no process, descriptor or folder left"
 
 
@@ -139,7 +155,10 @@ def _four_at_once(times: int) -> str:
     before = _left()
     for _ in range(times):
         heard: list[int] = []
-        threads = [threading.Thread(target=lambda heard=heard: heard.append(len(list(launch(sums, 2, 2))))) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda heard=heard: heard.append(len(list(launch(sums, 2, 2)))))
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -157,7 +176,9 @@ def _killed(kills: int, timeout: float = 10.0) -> str:
 
 
 def _kill(victim: int, moment: float, timeout: float) -> float:
-    """Kill one of three ranks ``moment`` seconds after the last came to be; seconds from then until it was named."""
+    """Kill one of three ranks ``moment`` seconds after the last came to be; seconds from then until
+    it was named.
+    """
     known, killed_at = set(_descendants(os.getpid())), [0.0]
 
     def kill() -> None:

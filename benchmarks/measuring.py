@@ -1,4 +1,6 @@
-"""How sure the verdicts are on this machine while it is busy, what they cost, and how near operations come to the roofline."""
+"""How sure the verdicts are on this machine while it is busy, what they cost, and how near
+operations come to the roofline.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def cases() -> Iterator[str]:
 
 @contextmanager
 def two_busy_programs() -> Iterator[None]:
-    load = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)]
+    load = [
+        subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)
+    ]
     try:
         yield
     finally:
@@ -38,24 +42,40 @@ def two_busy_programs() -> Iterator[None]:
 def verdicts() -> Iterator[str]:
     """Of a hundred tries: the same program twice, and one that works 10 % more."""
     same = sum(not compare(work(100), work(100)).differs for _ in range(TRIES))
-    yield f"under load, a program with itself: {same} of {TRIES} say no difference shown (at least 95 wanted)"
+    yield (
+        f"under load, a program with itself: {same} of {TRIES} say no difference shown "
+        "(at least "
+        "95 wanted)"
+    )
     slower = sum(compare(work(110), work(100)).differs for _ in range(TRIES))
     yield f"under load, one that works 10 % more: {slower} of {TRIES} find it (at least 90 wanted)"
     for name, wrong in measuring.WRONG_RATIOS.items():
         claims = sum(abs(wrong(work(100), work(100)) - 1) > 0.05 for _ in range(TRIES))
-        yield f"under load, a program with itself, {name}: {claims} of {TRIES} are more than 5 % off"
+        yield (
+            f"under load, a program with itself, {name}: {claims} of {TRIES} are more than 5 % off"
+        )
     medians = [timers_ratio(work(100), work(100)) for _ in range(TRIES)]
     off = sum(abs(ratio - 1) > 0.05 for ratio in medians)
-    yield f"under load, a program with itself, the medians of two torch.utils.benchmark.Timer: {off} of {TRIES} are more than 5 % off"
+    yield (
+        "under load, a program with itself, the medians of two torch.utils.benchmark.Timer: "
+        f"{off} of {TRIES} are more than 5 % off"
+    )
 
 
 def work(hundreds: int) -> Callable[[], int]:
     return lambda: sum(range(50 * hundreds))
 
 
-def timers_ratio(ours: Callable[[], object], peer: Callable[[], object], seconds: float = 0.05) -> float:
-    """What a careful user of torch's own timer would report, in about the time that ``compare`` takes."""
-    medians = [Timer("f()", globals={"f": f}).blocked_autorange(min_run_time=seconds).median for f in (ours, peer)]
+def timers_ratio(
+    ours: Callable[[], object], peer: Callable[[], object], seconds: float = 0.05
+) -> float:
+    """What a careful user of torch's own timer would report, in about the time that ``compare``
+    takes.
+    """
+    medians = [
+        Timer("f()", globals={"f": f}).blocked_autorange(min_run_time=seconds).median
+        for f in (ours, peer)
+    ]
     return medians[0] / medians[1]
 
 
@@ -69,9 +89,14 @@ def cost() -> Iterator[str]:
         start = perf_counter()
         timers_ratio(work(110), work(100))
         pairs.append((ours, perf_counter() - start))
-    yield Comparison.of(pairs).line("time to a verdict", "torch.utils.benchmark.Timer, 2 × 0.05 s, without a verdict")
+    yield Comparison.of(pairs).line(
+        "time to a verdict", "torch.utils.benchmark.Timer, 2 × 0.05 s, without a verdict"
+    )
     program = work(100)
-    pairs = [(reading(program, 10), Timer("f()", globals={"f": program}).timeit(10).median) for _ in range(9)]
+    pairs = [
+        (reading(program, 10), Timer("f()", globals={"f": program}).timeit(10).median)
+        for _ in range(9)
+    ]
     yield Comparison.of(pairs).line("the seconds it reads", "torch.utils.benchmark.Timer")
 
 
@@ -85,17 +110,22 @@ def roof() -> Iterator[str]:
             least = limits.least_seconds(operation)
             with measuring.threads(1):
                 pairs = [(measuring.fastest(operation.call, 0.05), least) for _ in range(9)]
-            yield Comparison.of(pairs).line(f"{name}, batch {n}", f"roofline of one core, bound by {limits.bound(operation)}")
+            yield Comparison.of(pairs).line(
+                f"{name}, batch {n}", f"roofline of one core, bound by {limits.bound(operation)}"
+            )
     for n in (1, 256):
         operation = measuring.all_reduce(n)
         least = limits.least_seconds(operation)
         pairs = [(measuring.all_reduce_seconds([n])[n], least) for _ in range(9)]
         yield Comparison.of(pairs).line(
-            f"all-reduce between 2 processes, batch {n}", "the same roofline, as if its bytes went through memory"
+            f"all-reduce between 2 processes, batch {n}",
+            "the same roofline, as if its bytes went through memory",
         )
     x, weight = torch.rand(64, 784), torch.rand(784, 10)
     for way in (measuring.python_loop, measuring.one_by_one):
         torch.testing.assert_close(way(x, weight), measuring.batched(x, weight))
         with measuring.threads(1):
-            comparison = compare(lambda way=way: way(x, weight), lambda: measuring.batched(x, weight))
+            comparison = compare(
+                lambda way=way: way(x, weight), lambda: measuring.batched(x, weight)
+            )
         yield comparison.line(f"64 samples, {way.__name__.replace('_', ' ')}", "batched")

@@ -1,9 +1,11 @@
-"""uint8 pictures to normalized floats, statistics of a data set, and batch norm, beside those who do the same.
+"""uint8 pictures to normalized floats, statistics of a data set, and batch norm, beside those who
+do the same.
 
-The limit is a copy: whoever writes these bytes cannot be faster than one that only reads floats and writes floats. Two ways of
-asking: into a buffer that is kept (``out=``), and into new memory, which the system must first provide.
-The peers always take new memory. For the small batch malloc sometimes keeps it from call to call and sometimes gives it back, which
-makes the same expression several times as slow: where it is kept, what remains is the arithmetic.
+The limit is a copy: whoever writes these bytes cannot be faster than one that only reads floats and
+writes floats. Two ways of asking: into a buffer that is kept (``out=``), and into new memory, which
+the system must first provide. The peers always take new memory. For the small batch malloc
+sometimes keeps it from call to call and sometimes gives it back, which makes the same expression
+several times as slow: where it is kept, what remains is the arithmetic.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def cases() -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
     for shape in ((256, 3, 32, 32), (64, 3, 224, 224), (256, 3, 224, 224)):
         yield from pictures(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
-    yield from statistics(torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8, generator=generator))
+    yield from statistics(
+        torch.randint(0, 256, (2000, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    )
     yield from batch_norm(torch.randn(64, 32, 28, 28, generator=generator))
 
 
@@ -40,18 +44,24 @@ def pictures(x: Tensor) -> Iterator[str]:
     size = "×".join(map(str, x.shape))
     for name, peer in peers.items():
         torch.testing.assert_close(normalize(x), peer(), rtol=1e-4, atol=1e-4)
-        yield compare(lambda: normalize(x, out), peer).line(f"{size} uint8 into a kept buffer", name)
+        yield compare(lambda: normalize(x, out), peer).line(
+            f"{size} uint8 into a kept buffer", name
+        )
     yield compare(lambda: normalize(x, out), lambda: out.copy_(floats)).line(
         f"{size} uint8 into a kept buffer", "a copy of as many floats"
     )
     yield compare(lambda: normalize(x), peers["the naive expression"]).line(
         f"{size} uint8 into new memory", "the naive expression"
     )
-    yield compare(lambda: normalize(x), floats.clone).line(f"{size} uint8 into new memory", "a copy into new memory")
+    yield compare(lambda: normalize(x), floats.clone).line(
+        f"{size} uint8 into new memory", "a copy into new memory"
+    )
 
 
 def statistics(x: Tensor) -> Iterator[str]:
-    """In 20 batches, as from a disk. scikit-learn wants rows of channels; the naive way wants all of it at once."""
+    """In 20 batches, as from a disk. scikit-learn wants rows of channels; the naive way wants all
+    of it at once.
+    """
     batches = x.split(100)
 
     def scikit_learn() -> StandardScaler:
@@ -70,11 +80,15 @@ def statistics(x: Tensor) -> Iterator[str]:
     yield compare(lambda: fit(batches), scikit_learn).line(
         "statistics of 25 M pixels in 20 batches", "scikit-learn's partial_fit"
     )
-    yield compare(lambda: fit(batches), naive).line("statistics of 25 M pixels in 20 batches", "all at once in float64")
+    yield compare(lambda: fit(batches), naive).line(
+        "statistics of 25 M pixels in 20 batches", "all at once in float64"
+    )
 
 
 def batch_norm(x: Tensor) -> Iterator[str]:
-    """Ours is written to be read: each operation of the formula passes over memory once more. PyTorch's is one kernel."""
+    """Ours is written to be read: each operation of the formula passes over memory once more.
+    PyTorch's is one kernel.
+    """
     ours, theirs = BatchNorm(32), nn.BatchNorm2d(32)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.running_var, theirs.running_var)

@@ -1,7 +1,9 @@
-"""What watching costs: training under a live panel in a real browser, against the bare loop and against other ways to draw.
+"""What watching costs: training under a live panel in a real browser, against the bare loop and
+against other ways to draw.
 
-Browser, server and kernel share the machine with the training, as they do for the reader. Every way trains the same model in
-the same kernel with the page open, in turn with the bare loop, and is judged by samples per second of the clock on the wall.
+Browser, server and kernel share the machine with the training, as they do for the reader. Every way
+trains the same model in the same kernel with the page open, in turn with the bare loop, and is
+judged by samples per second of the clock on the wall.
 """
 
 from __future__ import annotations
@@ -20,8 +22,15 @@ import psutil
 from nbclient import NotebookClient
 from playwright.sync_api import Page, expect, sync_playwright
 
-from accel_lab.workbench.comparison import Comparison
-from tests.browser.lab import CHROMIUM, CHROMIUM_ARGS, ask_kernel, jupyter_lab, open_notebook, run_all
+from accel_lab.workbench.measure.comparison import Comparison
+from tests.browser.lab import (
+    CHROMIUM,
+    CHROMIUM_ARGS,
+    ask_kernel,
+    jupyter_lab,
+    open_notebook,
+    run_all,
+)
 
 COURSE = Path(__file__).parents[1] / "course"
 PAIRS = 9
@@ -33,7 +42,7 @@ import ipywidgets as w
 from IPython.display import display
 from matplotlib.figure import Figure
 from accel_lab import accumulation
-from accel_lab.workbench.chart import Curve, Record, Sweep, Timeline
+from accel_lab.workbench.drawing.chart import Curve, Record, Sweep, Timeline
 from accel_lab.workbench.panel import Panel
 from accel_lab.workbench.panel.trainer import windows
 
@@ -84,12 +93,20 @@ for shown in (panel, timeline, picture, output):
 
 def notebook(folder: Path) -> None:
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP)])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(made, folder / "panel.ipynb")
 
 
 def cases() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as root,
+        tempfile.TemporaryDirectory() as home,
+        sync_playwright() as playwright,
+    ):
         notebook(Path(root))
         with jupyter_lab(Path(root), Path(home)) as lab:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
@@ -116,7 +133,10 @@ def throughput(page: Page) -> Iterator[str]:
             speed = {first: measure(first), second: measure(second)}
             pairs.append((1 / speed[way], 1 / speed["bare"]))
         comparison = Comparison.of(pairs)
-        yield f"{comparison.line(way, 'bare loop')}, keeps {1 / comparison.ratio:.1%} of its throughput"
+        yield (
+            f"{comparison.line(way, 'bare loop')}, keeps {1 / comparison.ratio:.1%} of its "
+            "throughput"
+        )
 
 
 def latencies(page: Page) -> Iterator[str]:
@@ -125,7 +145,11 @@ def latencies(page: Page) -> Iterator[str]:
     panel.scroll_into_view_if_needed()
     status, legend = panel.get_by_role("status"), panel.locator(".accel-entry").first
     slider = panel.locator(".noUi-handle").nth(1)
-    seen: dict[str, list[float]] = {"first point after Start": [], "slider heard": [], "Stop heard": []}
+    seen: dict[str, list[float]] = {
+        "first point after Start": [],
+        "slider heard": [],
+        "Stop heard": [],
+    }
     for turn in range(PAIRS):
         start = perf_counter()
         panel.get_by_role("button", name="Start").click()
@@ -145,30 +169,49 @@ def latencies(page: Page) -> Iterator[str]:
         seen["Stop heard"].append(perf_counter() - start)
         page.wait_for_timeout(700)
     for what, seconds in seen.items():
-        yield f"panel, {what}: {median(seconds):.2f} s ({min(seconds):.2f}–{max(seconds):.2f} of {len(seconds)})"
+        yield (
+            f"panel, {what}: {median(seconds):.2f} s ({min(seconds):.2f}–{max(seconds):.2f} of "
+            f"{len(seconds)})"
+        )
 
 
 def memory_of_the_chapter() -> Iterator[str]:
-    """The proportional set size of the kernel after each cell of chapter 11, and the largest of them."""
+    """The proportional set size of the kernel after each cell of chapter 11, and the largest of
+    them.
+    """
     chapter = nbformat.read(COURSE / "11_accumulation.ipynb", as_version=4)
     sizes = []
 
     def look(**_: object) -> None:
         kernel = next(
-            child for child in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "ipykernel_launcher" in " ".join(child.cmdline())
         )
         sizes.append(kernel.memory_full_info().pss / 2**20)
 
-    NotebookClient(chapter, timeout=600, resources={"metadata": {"path": str(COURSE)}}, on_cell_executed=look).execute()
-    yield f"chapter 11, kernel: {sizes[-1]:.0f} MB PSS at its end, {max(sizes):.0f} MB at most after a cell"
+    NotebookClient(
+        chapter, timeout=600, resources={"metadata": {"path": str(COURSE)}}, on_cell_executed=look
+    ).execute()
+    yield (
+        f"chapter 11, kernel: {sizes[-1]:.0f} MB PSS at its end, {max(sizes):.0f} MB at most "
+        "after a cell"
+    )
 
 
 def import_time() -> Iterator[str]:
     """What ``import accel_lab`` adds to ``import torch``, inside one process each."""
     code = (
-        "import json, time, torch; start = time.perf_counter(); import accel_lab; print(json.dumps(time.perf_counter() - start))"
+        "import json, time, torch; start = time.perf_counter(); import accel_lab; "
+        "print(json.dumps(time.perf_counter() - start))"
     )
     seconds = [
-        json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(PAIRS)
+        json.loads(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+        )
+        for _ in range(PAIRS)
     ]
-    yield f"import accel_lab after torch: {median(seconds):.4f} s ({min(seconds):.4f}–{max(seconds):.4f} of {len(seconds)})"
+    yield (
+        f"import accel_lab after torch: {median(seconds):.4f} s "
+        f"({min(seconds):.4f}–{max(seconds):.4f} of {len(seconds)})"
+    )

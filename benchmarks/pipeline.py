@@ -1,7 +1,9 @@
-"""A training step of a pipeline of two ranks with one thread each: ours beside torch.distributed.pipelining, and the formula's limit.
+"""A training step of a pipeline of two ranks with one thread each: ours beside
+torch.distributed.pipelining, and the formula's limit.
 
-The limit is (m + p − 1)/m times what the slower stage needs for its m micro-batches when nothing is sent or waited for, measured
-in the same run, while the other stage is as busy. Gradients are compared before anything is timed.
+The limit is (m + p − 1)/m times what the slower stage needs for its m micro-batches when nothing is
+sent or waited for, measured in the same run, while the other stage is as busy. Gradients are
+compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from accel_lab.pipeline import SCHEDULES, Stage, balanced, stage_of
 from accel_lab.workbench import models
-from accel_lab.workbench.comparison import Comparison
-from accel_lab.workbench.launch import launch
+from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.ranks.launch import launch
 from benchmarks._on_ranks import pairs, seconds_on_ranks
 
 TORCH = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -34,7 +36,9 @@ def cases(rounds: int = 11) -> Iterator[str]:
             for peer in (f"torch, {schedule}", LIMIT):
                 compared = Comparison.of(pairs(seconds, schedule, peer), (schedule, peer))
                 yield compared.line(f"p = 2, m = {micro_batches}, {schedule}", peer)
-            theirs = Comparison.of(pairs(seconds, f"torch, {schedule}", LIMIT), (f"torch, {schedule}", LIMIT))
+            theirs = Comparison.of(
+                pairs(seconds, f"torch, {schedule}", LIMIT), (f"torch, {schedule}", LIMIT)
+            )
             yield theirs.line(f"p = 2, m = {micro_batches}, torch, {schedule}", LIMIT)
 
 
@@ -46,13 +50,18 @@ def time_all(micro_batches: int, rounds: int) -> dict[str, list[float]]:
     costs = [float(isinstance(layer, nn.Linear)) for layer in whole]
     layers = stage_of(whole, balanced(costs, world)[rank])
     programs = {schedule: _ours(schedule, layers, x, y, micro_batches) for schedule in SCHEDULES}
-    programs |= {f"torch, {schedule}": _torchs(schedule, layers, x, y, micro_batches) for schedule in SCHEDULES}
+    programs |= {
+        f"torch, {schedule}": _torchs(schedule, layers, x, y, micro_batches)
+        for schedule in SCHEDULES
+    }
     _assert_equal_gradients(layers, programs)
     programs["work alone"] = _alone(layers, x, y, micro_batches)
     return seconds_on_ranks(programs, rounds, calls=1)
 
 
-def _ours(schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m: int) -> Callable[[], None]:
+def _ours(
+    schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m: int
+) -> Callable[[], None]:
     stage = Stage(layers, x, lambda out, y: cross_entropy(out, y, reduction="sum"))
     actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), m)
 
@@ -63,7 +72,9 @@ def _ours(schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m:
     return step
 
 
-def _torchs(schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m: int) -> Callable[[], None]:
+def _torchs(
+    schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m: int
+) -> Callable[[], None]:
     rank, world = dist.get_rank(), dist.get_world_size()
     stage = PipelineStage(layers, rank, world, torch.device("cpu"))
     stepper = TORCH[schedule](stage, n_microbatches=m, loss_fn=cross_entropy)

@@ -1,4 +1,6 @@
-"""What the tests share: who needs which program, which tests are the browser's, and what two workers may share out."""
+"""What the tests share: who needs which program, which tests are the browser's, and what two
+workers may share out.
+"""
 
 import shutil
 from pathlib import Path
@@ -16,12 +18,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker("browser")
         programs = [program for mark in item.iter_markers("needs") for program in mark.args]
         if missing := [program for program in programs if shutil.which(program) is None]:
-            reason = f"not installed here: {', '.join(missing)} (sh .ci/system-packages says how to get it)"
+            reason = (
+                f"not installed here: {', '.join(missing)} (sh .ci/system-packages says how "
+                "to get it)"
+            )
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
 class ByFile(LoadFileScheduling):
-    """Workers take whole files, as a notebook's cells need one kernel; but whole notebooks under papermill one by one."""
+    """Workers take whole files, as a notebook's cells need one kernel; but whole notebooks under
+    papermill one by one.
+    """
 
     def _split_scope(self, nodeid):
         return nodeid if nodeid.startswith("tests/notebooks/") else super()._split_scope(nodeid)

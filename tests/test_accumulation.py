@@ -1,4 +1,6 @@
-"""Accumulated updates equal the full batch's, to the last digit that float64 keeps; their memory is counted; mistakes are mistakes."""
+"""Accumulated updates equal the full batch's, to the last digit that float64 keeps; their memory is
+counted; mistakes are mistakes.
+"""
 
 import copy
 from itertools import islice
@@ -12,12 +14,21 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LinearLR
 
 from accel_lab import accumulation
-from accel_lab.accumulation import MISTAKES, Knobs, accumulated_update, plain_update, predicted_activation_bytes, run, split
-from accel_lab.workbench import data, models
+from accel_lab.accumulation import (
+    MISTAKES,
+    Knobs,
+    accumulated_update,
+    plain_update,
+    predicted_activation_bytes,
+    run,
+    split,
+)
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.memory import ActivationMeter
-from accel_lab.workbench.proof import Twin, prove, trajectory
+from accel_lab.workbench.measure.memory_meter import ActivationMeter
+from accel_lab.workbench.measure.proof import Twin, prove, trajectory
 
 
 class Tied(nn.Module):
@@ -38,12 +49,14 @@ MODELS = {
     "cnn": lambda: models.cnn(channels=2, side=8),
     "mlp": lambda: models.mlp(64, 20, 10),
     "tied and frozen": Tied,
-    "group norm": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)),
+    "group norm": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    ),
 }
 
 
 def batches(size: int, steps: int = 10) -> list:
-    return [(x.double(), y) for x, y in islice(data.digits().batches(size), steps)]
+    return [(x.double(), y) for x, y in islice(datasets.digits().batches(size), steps)]
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -73,7 +86,10 @@ def start(name: str) -> nn.Module:
 def test_ten_updates_equal_the_full_batchs(name, size, m, optimizer):
     model = start(name)
     ways = {"full": full_batch(max_norm=0.5), "ours": accumulated(m, max_norm=0.5)}
-    proof = prove({way: trajectory(model, optimizer, update, batches(size)) for way, update in ways.items()}, tolerance=1e-11)
+    proof = prove(
+        {way: trajectory(model, optimizer, update, batches(size)) for way, update in ways.items()},
+        tolerance=1e-11,
+    )
     assert proof.holds, proof
 
 
@@ -90,7 +106,9 @@ def test_equals_accelerate_where_micro_batches_are_equal_and_not_where_they_are_
                     optimizer.step()
                     optimizer.zero_grad()
 
-        return trajectory(start("mlp"), lambda model: accelerator.prepare(sgd(model)), update, batches(size))
+        return trajectory(
+            start("mlp"), lambda model: accelerator.prepare(sgd(model)), update, batches(size)
+        )
 
     for size, equal in ((32, True), (30, False)):
         ours = trajectory(start("mlp"), sgd, accumulated(4), batches(size))
@@ -106,7 +124,9 @@ def test_micro_batches_of_any_sizes_give_the_full_batchs_gradient(sizes, seed):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     loss = plain_update(model, optimizer, x, y)
     expected = [parameter.grad.clone() for parameter in model.parameters()]
-    total = accumulated_update(model, optimizer, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    total = accumulated_update(
+        model, optimizer, list(zip(x.split(sizes), y.split(sizes), strict=True))
+    )
     torch.testing.assert_close(total, loss, rtol=0, atol=1e-12)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
@@ -140,7 +160,7 @@ def test_the_schedule_advances_once_an_update():
 
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 50])
 def test_activations_fall_with_the_largest_micro_batch(m):
-    x, y = next(data.digits().batches(50))
+    x, y = next(datasets.digits().batches(50))
     model = models.cnn(channels=4, side=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -150,7 +170,9 @@ def test_activations_fall_with_the_largest_micro_batch(m):
         assert meter.held == 0
         return meter.peak
 
-    assert peak(m) == pytest.approx(peak(1) * -(-50 // m) / 50, abs=64)  # the loss keeps a few bytes that no sample adds to
+    assert peak(m) == pytest.approx(
+        peak(1) * -(-50 // m) / 50, abs=64
+    )  # the loss keeps a few bytes that no sample adds to
 
 
 def test_the_prediction_is_what_run_counts():
@@ -206,8 +228,14 @@ def test_run_trains_and_reports():
     assert [step.index for step in steps] == list(range(30))
     assert {step.samples for step in steps} == {64}
     assert all(step.metrics["update_error"] < 1e-4 for step in steps)
-    assert [span.name for span in steps[0].spans] == ["forward", "backward"] * 4 + ["optimizer step"]
-    assert all(0 <= span.start <= span.end <= step.seconds * 1.01 + 1e-3 for step in steps for span in step.spans)
+    assert [span.name for span in steps[0].spans] == ["forward", "backward"] * 4 + [
+        "optimizer step"
+    ]
+    assert all(
+        0 <= span.start <= span.end <= step.seconds * 1.01 + 1e-3
+        for step in steps
+        for span in step.spans
+    )
     early, late = steps[0].metrics["loss"], sum(step.metrics["loss"] for step in steps[-5:]) / 5
     assert late < 0.9 * early
 
@@ -226,13 +254,23 @@ def test_clipping_and_warm_up_reach_the_update():
         first, second = islice(run(Knobs(batch_size=64, micro_batches=2, **knobs)), 2)
         return first.metrics["loss"] - second.metrics["loss"]
 
-    assert abs(weights_moved(learning_rate=1.0, max_norm=1e-6) - weights_moved(learning_rate=0.001, max_norm=1e-6)) < 1e-4
+    assert (
+        abs(
+            weights_moved(learning_rate=1.0, max_norm=1e-6)
+            - weights_moved(learning_rate=0.001, max_norm=1e-6)
+        )
+        < 1e-4
+    )
     assert weights_moved(warmup_updates=1000) != weights_moved()
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(monkeypatch):
-    monkeypatch.setattr(accumulation, "accumulated_update", lambda *arguments, **options: torch.tensor(float("nan")))
-    with pytest.raises(NonFiniteLoss, match=r"^the loss is nan at step 0: lower the learning rate") as error:
+    monkeypatch.setattr(
+        accumulation, "accumulated_update", lambda *arguments, **options: torch.tensor(float("nan"))
+    )
+    with pytest.raises(
+        NonFiniteLoss, match=r"^the loss is nan at step 0: lower the learning rate"
+    ) as error:
         next(run(Knobs(batch_size=8)))
     assert "\n" not in str(error.value)
 
@@ -243,13 +281,22 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line(monkeypatch):
         (
             {"micro_batches": 99},
             "micro_batches",
-            "micro_batches: should be less than or equal to 64 (backward passes per update), not 99",
+            "micro_batches: should be less than or equal to 64 (backward passes per "
+            "update), not 99",
         ),
         ({"micro_batches": "many"}, "micro_batches", "micro_batches: should be a valid integer"),
         ({"micro_batches": 2.5}, "micro_batches", "micro_batches: should be a valid integer"),
         ({"micro_batch": 2}, "", "no knob is called 'micro_batch'; did you mean 'micro_batches'?"),
-        ({"batch_size": 8, "micro_batches": 16}, "micro_batches", "micro_batches: 16 do not fit a batch of 8"),
-        ({"learning_rate": float("nan")}, "learning_rate", "learning_rate: should be a finite number"),
+        (
+            {"batch_size": 8, "micro_batches": 16},
+            "micro_batches",
+            "micro_batches: 16 do not fit a batch of 8",
+        ),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate",
+            "learning_rate: should be a finite number",
+        ),
         ({"mistake": "typo"}, "mistake", "mistake: should be 'none'"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Augmentation equals the slow, obvious way; repeats itself from a seed; and refuses what a label does not survive."""
+"""Augmentation equals the slow, obvious way; repeats itself from a seed; and refuses what a label
+does not survive.
+"""
 
 import math
 from itertools import islice
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from accel_lab import _text as text
 from accel_lab import augmentation as a
 from accel_lab.augmentation import KINDS, Policy
-from accel_lab.workbench import data, words
+from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.knobs import KnobError
 
 some = settings(max_examples=40, deadline=None)
@@ -39,15 +41,21 @@ def augmented(x, policy, seed=0):
 
 
 def slow_warp(picture, flip, angle, zoom, right, down):
-    """One picture [h, w]: for each output pixel, undo shift, zoom, turn and mirror, and mix the four pixels around that place."""
+    """One picture [h, w]: for each output pixel, undo shift, zoom, turn and mirror, and mix the
+    four pixels around that place.
+    """
     height, width = picture.shape
     out = torch.zeros_like(picture)
     for row in range(height):
         for column in range(width):
             x, y = column - (width - 1) / 2 - right, row - (height - 1) / 2 - down
             x, y = x / zoom, y / zoom
-            # y points down, so turning the picture against the clock takes each place back by a turn with this sign.
-            x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
+            # y points down, so turning the picture against the clock takes each place back by a
+            # turn with this sign.
+            x, y = (
+                x * math.cos(angle) - y * math.sin(angle),
+                x * math.sin(angle) + y * math.cos(angle),
+            )
             x, y = (-x if flip else x) + (width - 1) / 2, y + (height - 1) / 2
             left, top = math.floor(x), math.floor(y)
             for i, j, weight in (
@@ -64,13 +72,17 @@ def slow_warp(picture, flip, angle, zoom, right, down):
 # ---- pictures ----
 
 
-@pytest.mark.parametrize("policy", [Policy(rotate=40), Policy(zoom=0.4), Policy(shift=0.3), Policy(0.5, 180, 0.5, 0.2)])
+@pytest.mark.parametrize(
+    "policy", [Policy(rotate=40), Policy(zoom=0.4), Policy(shift=0.3), Policy(0.5, 180, 0.5, 0.2)]
+)
 @pytest.mark.parametrize("shape", [(5, 2, 7, 6), (3, 1, 1, 5), (4, 1, 8, 8)])
 def test_warping_is_the_slow_way(policy, shape):
     x = pictures(*shape)
     draws = a.draw(len(x), seeded())
     ours = augmented(x, policy)
-    for picture, done, (flip, angle, zoom, right, down, *_) in zip(x, ours, draws.double().tolist(), strict=True):
+    for picture, done, (flip, angle, zoom, right, down, *_) in zip(
+        x, ours, draws.double().tolist(), strict=True
+    ):
         amounts = (
             flip < policy.flip,
             math.radians((2 * angle - 1) * policy.rotate),
@@ -79,11 +91,20 @@ def test_warping_is_the_slow_way(policy, shape):
             (2 * down - 1) * policy.shift * shape[2],
         )
         for channel, done_channel in zip(picture, done, strict=True):
-            assert torch.allclose(done_channel, slow_warp(channel, *amounts), atol=1e-4)  # draws are float32
+            assert torch.allclose(
+                done_channel, slow_warp(channel, *amounts), atol=1e-4
+            )  # draws are float32
 
 
 @some
-@given(policies, st.integers(0, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 7), st.integers(0, 1000))
+@given(
+    policies,
+    st.integers(0, 5),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.integers(0, 1000),
+)
 def test_the_batch_at_once_is_one_by_one(policy, n, channels, height, width, seed):
     x = pictures(n, channels, height, width, seed=seed)
     before = x.clone()
@@ -111,11 +132,15 @@ def test_flips_and_crops_copy_pixels(dtype):
     x = (pictures(40, 2, 6, 5) * 255).to(dtype)
     flipped = augmented(x, Policy(flip=0.5))
     mirrored = [torch.equal(new, old.flip(-1)) for new, old in zip(flipped, x, strict=True)]
-    assert all(is_so or torch.equal(new, old) for is_so, new, old in zip(mirrored, flipped, x, strict=True))
+    assert all(
+        is_so or torch.equal(new, old) for is_so, new, old in zip(mirrored, flipped, x, strict=True)
+    )
     assert 5 < sum(mirrored) < 35
     big = torch.nn.functional.pad(x, (2, 2, 2, 2))
     for new, old in zip(augmented(x, Policy(crop=2)), big, strict=True):
-        assert any(torch.equal(new, old[:, i : i + 6, j : j + 5]) for i in range(5) for j in range(5))
+        assert any(
+            torch.equal(new, old[:, i : i + 6, j : j + 5]) for i in range(5) for j in range(5)
+        )
 
 
 def test_every_window_of_a_crop_comes_up():
@@ -167,7 +192,10 @@ def test_what_is_no_batch_of_pictures_is_said_in_one_line(x, policy, message, wa
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("amount", [{"flip": 1.1}, {"rotate": 181}, {"zoom": 1.0}, {"shift": -0.1}, {"noise": float("nan")}])
+@pytest.mark.parametrize(
+    "amount",
+    [{"flip": 1.1}, {"rotate": 181}, {"zoom": 1.0}, {"shift": -0.1}, {"noise": float("nan")}],
+)
 def test_an_amount_out_of_range(amount):
     with pytest.raises(ValueError, match=next(iter(amount))):
         Policy(**amount)
@@ -182,7 +210,9 @@ def test_what_a_label_does_not_survive_is_refused(way):
         way(x, Policy(rotate=90), seeded(), kind="photographs")
     with pytest.raises(ValueError, match="did you mean 'digits'"):
         way(x, Policy(), seeded(), kind="digit")
-    assert way(x, Policy(flip=0.5, rotate=180), seeded(), kind="digits", unsafe=True).shape == x.shape
+    assert (
+        way(x, Policy(flip=0.5, rotate=180), seeded(), kind="digits", unsafe=True).shape == x.shape
+    )
     assert way(x, Policy(flip=0.5, rotate=180), seeded(), kind="from above").shape == x.shape
 
 
@@ -200,7 +230,10 @@ SENTENCES = [
     "🙂🙃 1234 \x00\n\t",
     "FILM",
 ]
-anything = st.one_of(st.text(max_size=60), st.lists(st.sampled_from([*SENTENCES, "buy", "to"]), max_size=5).map(" ".join))
+anything = st.one_of(
+    st.text(max_size=60),
+    st.lists(st.sampled_from([*SENTENCES, "buy", "to"]), max_size=5).map(" ".join),
+)
 languages = st.sampled_from(["english", "chinese"])
 
 
@@ -218,7 +251,9 @@ def test_the_pieces_are_the_text(sentence, language):
 @given(anything, st.integers(0, 1000), st.floats(0, 1), languages)
 def test_the_same_seed_gives_the_same_text(sentence, seed, share, language):
     for operation in (a.homophones, a.delete, a.swap):
-        assert operation(sentence, seed, share, language) == operation(sentence, seed, share, language)
+        assert operation(sentence, seed, share, language) == operation(
+            sentence, seed, share, language
+        )
     assert a.synonyms(sentence, seed, share) == a.synonyms(sentence, seed, share)
 
 
@@ -271,8 +306,12 @@ def test_english_homophones_are_symmetric():
 @pytest.mark.parametrize("operation", [a.synonyms, a.homophones, a.delete])
 def test_what_turns_a_sentence_round_is_kept(operation):
     sentence = "not not not bad bad"
-    assert all(text.split(operation(sentence, seed, 0.9))[1::2].count("not") == 3 for seed in range(30))
-    assert any("not not not" not in operation(sentence, seed, 0.9, unsafe=True) for seed in range(30))
+    assert all(
+        text.split(operation(sentence, seed, 0.9))[1::2].count("not") == 3 for seed in range(30)
+    )
+    assert any(
+        "not not not" not in operation(sentence, seed, 0.9, unsafe=True) for seed in range(30)
+    )
 
 
 def test_chinese_negations_are_kept():
@@ -280,7 +319,12 @@ def test_chinese_negations_are_kept():
 
 
 @some
-@given(st.lists(st.sampled_from(["film", "story", "plot", "a"]), min_size=1, max_size=12).map(" ".join), st.integers(0, 1000))
+@given(
+    st.lists(st.sampled_from(["film", "story", "plot", "a"]), min_size=1, max_size=12).map(
+        " ".join
+    ),
+    st.integers(0, 1000),
+)
 def test_deletion_leaves_a_word_and_swapping_leaves_all(sentence, seed):
     kept = a.delete(sentence, seed, 1.0).split()
     assert len(kept) == 1
@@ -288,7 +332,9 @@ def test_deletion_leaves_a_word_and_swapping_leaves_all(sentence, seed):
     assert sorted(a.swap(sentence, seed, 0.5).split()) == sorted(sentence.split())
 
 
-@pytest.mark.parametrize("sentence", ["", "¿Dónde está biblioteca?", "🙂🙃 1234 \x00\n\t", "Всё хорошо", "ﷺ"])
+@pytest.mark.parametrize(
+    "sentence", ["", "¿Dónde está biblioteca?", "🙂🙃 1234 \x00\n\t", "Всё хорошо", "ﷺ"]
+)
 def test_a_text_without_a_known_word_comes_back(sentence):
     assert a.synonyms(sentence, 0, 1.0) == sentence
     for language in ("english", "chinese"):
@@ -309,7 +355,9 @@ def test_what_is_no_text(wrong):
 
 
 def test_an_unknown_language_or_share():
-    with pytest.raises(ValueError, match="no language is called 'klingon'; there are: english, chinese"):
+    with pytest.raises(
+        ValueError, match="no language is called 'klingon'; there are: english, chinese"
+    ):
         a.homophones("tlhIngan", 0, language="klingon")
     with pytest.raises(ValueError, match="share"):
         a.delete("a b", 0, share=10)
@@ -324,7 +372,10 @@ def test_each_of_many_texts_has_a_seed_of_its_own():
 
 
 def test_a_reader_learns_and_cannot_see_the_order_of_words():
-    praise, blame = ["a good film", "great and moving", "so good , great"], ["a bad film", "dull and boring", "so dull , bad"]
+    praise, blame = (
+        ["a good film", "great and moving", "so good , great"],
+        ["a bad film", "dull and boring", "so dull , bad"],
+    )
     texts, labels = 20 * (praise + blame), 20 * [1, 1, 1, 0, 0, 0]
     reader = a.Reader(texts, labels)
     assert reader.accuracy(texts, labels) == 1
@@ -342,22 +393,34 @@ def test_run_yields_steps_and_repeats_itself():
     runs = [list(islice(a.run(knobs), 2)) for _ in range(2)]
     assert [step.metrics["loss"] for step in runs[0]] == [step.metrics["loss"] for step in runs[1]]
     metrics = runs[0][0].metrics
-    assert {"loss", "augment_seconds", "augment_share", "train_accuracy", "test_accuracy", "gap"} <= metrics.keys()
+    assert {
+        "loss",
+        "augment_seconds",
+        "augment_share",
+        "train_accuracy",
+        "test_accuracy",
+        "gap",
+    } <= metrics.keys()
     assert metrics["gap"] == pytest.approx(metrics["train_accuracy"] - metrics["test_accuracy"])
 
 
 def test_one_by_one_trains_alike():
     losses = [
-        [step.metrics["loss"] for step in islice(a.run(a.Knobs(pictures=2, rotate=20, batch_size=6, one_by_one=way)), 2)]
+        [
+            step.metrics["loss"]
+            for step in islice(
+                a.run(a.Knobs(pictures=2, rotate=20, batch_size=6, one_by_one=way)), 2
+            )
+        ]
         for way in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_few_pictures_are_that_many_of_each_class():
-    some = a.few(data.mnist5k(), 7, seed=3)
+    some = a.few(datasets.mnist5k(), 7, seed=3)
     assert torch.bincount(some.train_y).tolist() == [7] * 10
-    assert len(some.test_y) == len(data.mnist5k().test_y)
+    assert len(some.test_y) == len(datasets.mnist5k().test_y)
 
 
 def test_a_knob_out_of_range_is_one_line():
@@ -366,7 +429,7 @@ def test_a_knob_out_of_range_is_one_line():
 
 
 def test_a_denoiser_trained_on_noise_removes_it():
-    x = data.mnist5k().train_x[:256]
+    x = datasets.mnist5k().train_x[:256]
     noisy = augmented(x, Policy(noise=0.4))
     models = {noise: a.train_denoiser(x, Policy(noise=noise), updates=60) for noise in (0.0, 0.4)}
     error = {noise: (model(noisy) - x).square().mean().item() for noise, model in models.items()}
@@ -380,8 +443,12 @@ def test_the_best_linear_denoiser_is_as_good_as_predicted():
     rows = x.flatten(1)
     covariance = rows.T.cov(correction=0)
     noise = 0.5
-    wiener = covariance @ torch.linalg.inv(covariance + noise**2 * torch.eye(9, dtype=torch.float64))
+    wiener = covariance @ torch.linalg.inv(
+        covariance + noise**2 * torch.eye(9, dtype=torch.float64)
+    )
     many = rows.repeat(100, 1)
     noisy = many + noise * torch.randn(many.shape, generator=seeded(), dtype=torch.float64)
     restored = (noisy - rows.mean(0)) @ wiener.T + rows.mean(0)
-    assert float((restored - many).square().mean()) == pytest.approx(a.best_linear_error(x, noise), rel=0.02)
+    assert float((restored - many).square().mean()) == pytest.approx(
+        a.best_linear_error(x, noise), rel=0.02
+    )

@@ -1,4 +1,6 @@
-"""Ours = one process with the whole batch = torch's DistributedDataParallel, after every step; and the mistakes show."""
+"""Ours = one process with the whole batch = torch's DistributedDataParallel, after every step; and
+the mistakes show.
+"""
 
 import copy
 import itertools
@@ -13,11 +15,21 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 from accel_lab import ddp
-from accel_lab.ddp import DataParallel, Knobs, average_each, average_flat, ring_all_reduce, ring_moves, run, sharded, trainable
-from accel_lab.workbench.launch import RankFailed, launch
+from accel_lab.ddp import (
+    DataParallel,
+    Knobs,
+    average_each,
+    average_flat,
+    ring_all_reduce,
+    ring_moves,
+    run,
+    sharded,
+    trainable,
+)
 from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.proof import prove, snapshot
-from accel_lab.workbench.rank import RanksDiffer
+from accel_lab.workbench.measure.proof import prove, snapshot
+from accel_lab.workbench.ranks.launch import RankFailed, launch
+from accel_lab.workbench.ranks.rank import RanksDiffer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -27,7 +39,12 @@ class Awkward(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.into, self.tied, self.frozen, self.out = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 7), nn.Linear(7, 3)
+        self.into, self.tied, self.frozen, self.out = (
+            nn.Linear(5, 7),
+            nn.Linear(7, 7),
+            nn.Linear(7, 7),
+            nn.Linear(7, 3),
+        )
         self.frozen.requires_grad_(False)
         self.gain = nn.Parameter(torch.ones(()))
         self.register_buffer("offset", torch.randn(7))
@@ -45,7 +62,10 @@ def seeded(seed):
 
 def batches(sizes=(7, 12, 7, 1, 2, 9, 6, 7, 11, 4)):
     generator = torch.Generator().manual_seed(1)
-    return [[torch.randn(n, width, dtype=torch.float64, generator=generator) for width in (5, 3)] for n in sizes]
+    return [
+        [torch.randn(n, width, dtype=torch.float64, generator=generator) for width in (5, 3)]
+        for n in sizes
+    ]
 
 
 def optimizer_of(model):
@@ -79,7 +99,9 @@ def plainly(model, x, y):
 
 
 def way(name):
-    """(model, backward(x, y, share)) of one way to train the Awkward on this rank, from weights that differ between ranks."""
+    """(model, backward(x, y, share)) of one way to train the Awkward on this rank, from weights
+    that differ between ranks.
+    """
     model = seeded(dist.get_rank())
     if name in ("torch", "torch, views"):
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view="views" in name)
@@ -89,12 +111,16 @@ def way(name):
         ).backward()
     if name.startswith("buckets"):
         parallel = DataParallel(
-            model, bucket_mib=1e-4 if "small" in name else 8.0, wire="network" if "network" in name else "auto"
+            model,
+            bucket_mib=1e-4 if "small" in name else 8.0,
+            wire="network" if "network" in name else "auto",
         )
 
         def backward(x, y, share):
             parallel.share = share
-            in_micro_batches(parallel, model, x, y) if "accumulated" in name else plainly(model, x, y)
+            in_micro_batches(parallel, model, x, y) if "accumulated" in name else plainly(
+                model, x, y
+            )
 
         return model, backward
     ddp.start_equal(model)
@@ -111,7 +137,16 @@ def way(name):
     return model, backward
 
 
-WAYS = ["torch", "torch, views", "buckets", "buckets, small", "buckets, accumulated", "per parameter", "flat", "ring"]
+WAYS = [
+    "torch",
+    "torch, views",
+    "buckets",
+    "buckets, small",
+    "buckets, accumulated",
+    "per parameter",
+    "flat",
+    "ring",
+]
 WAYS += [f"{name}, network" for name in WAYS if name.startswith("buckets")]
 
 
@@ -132,7 +167,12 @@ def test_every_way_equals_one_process_after_each_of_ten_steps(world):
     heard = list(launch(train_all_ways, world))
     of_rank = [[value for rank, value in heard if rank == each] for each in range(world)]
     for states in of_rank:
-        proof = prove({"one process": one_process(), **{name: [state[name] for state in states] for name in WAYS}})
+        proof = prove(
+            {
+                "one process": one_process(),
+                **{name: [state[name] for state in states] for name in WAYS},
+            }
+        )
         assert proof.holds, proof
 
 
@@ -150,7 +190,9 @@ def test_ranks_stay_equal_to_the_last_bit():
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_the_ring_s_moves_fit_together_and_complete_every_chunk(world):
     moves = [list(ring_moves(rank, world)) for rank in range(world)]
-    holds = [[{rank} for _ in range(world)] for rank in range(world)]  # whose part is in each chunk of each rank
+    holds = [
+        [{rank} for _ in range(world)] for rank in range(world)
+    ]  # whose part is in each chunk of each rank
     for turn in range(2 * (world - 1)):
         sent = [holds[rank][moves[rank][turn][0]] for rank in range(world)]
         for rank in range(world):
@@ -164,7 +206,9 @@ def test_the_ring_s_moves_fit_together_and_complete_every_chunk(world):
 def ring_beside_gloo(sizes):
     results = []
     for size in sizes:
-        ours = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(dist.get_rank()))
+        ours = torch.randn(
+            size, dtype=torch.float64, generator=torch.Generator().manual_seed(dist.get_rank())
+        )
         gloo = ours.clone()
         ring_all_reduce(ours)
         dist.all_reduce(gloo)
@@ -194,7 +238,9 @@ def bytes_of_one_update(micro_batches, **options):
 def test_accumulation_sends_once_and_compression_half():
     assert {value for _, value in launch(bytes_of_one_update, 2, 1)} == {4040}
     assert {value for _, value in launch(bytes_of_one_update, 2, 5)} == {4040}
-    assert {value for _, value in launch(lambda: bytes_of_one_update(1, compress=True), 2)} == {2020}
+    assert {value for _, value in launch(lambda: bytes_of_one_update(1, compress=True), 2)} == {
+        2020
+    }
 
 
 def compressed_beside_exact(wire):
@@ -235,7 +281,9 @@ def unused_on_rank(which):
 
 @pytest.mark.parametrize("which", [0, 1, "all"])
 def test_an_unused_parameter_is_named_at_once(which):
-    with pytest.raises(RankFailed, match=r"no gradient reached spare\.bias, spare\.weight on rank") as failed:
+    with pytest.raises(
+        RankFailed, match=r"no gradient reached spare\.bias, spare\.weight on rank"
+    ) as failed:
         list(launch(unused_on_rank, 2, which))
     assert isinstance(failed.value.cause, ddp.UnusedParameters)
     assert failed.value.rank == which or which == "all"
@@ -320,7 +368,14 @@ def test_a_run_makes_the_updates_of_one_process(method, ranks, micro_batches):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["skip the division", "forget the broadcast", "same shard everywhere", "wrong rank order", "the article's formula"]
+    "mistake",
+    [
+        "skip the division",
+        "forget the broadcast",
+        "same shard everywhere",
+        "wrong rank order",
+        "the article's formula",
+    ],
 )
 def test_a_mistake_shows_in_the_first_update(mistake):
     assert some_steps(1, mistake=mistake)[0].metrics["update_error"] > 0.05
@@ -340,7 +395,10 @@ def test_mishaps():
 
 
 def test_no_sync_saves_bytes():
-    once, often = (some_steps(1, micro_batches=4, no_sync=no_sync)[0].metrics["bytes_sent"] for no_sync in (True, False))
+    once, often = (
+        some_steps(1, micro_batches=4, no_sync=no_sync)[0].metrics["bytes_sent"]
+        for no_sync in (True, False)
+    )
     assert often == 4 * once
 
 
@@ -357,6 +415,9 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory without a name is Linux's")
 def test_ranks_of_one_machine_share_memory():
     def wires():
-        return [type(DataParallel(nn.Linear(2, 2), wire=wire).buckets[0].wire).__name__ for wire in ("auto", "network")]
+        return [
+            type(DataParallel(nn.Linear(2, 2), wire=wire).buckets[0].wire).__name__
+            for wire in ("auto", "network")
+        ]
 
     assert {tuple(names) for _, names in launch(wires, 2)} == {("SharedMemory", "Network")}

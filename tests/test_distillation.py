@@ -1,4 +1,6 @@
-"""Our loss is torch's, in value and gradient; what is kept is what the teacher would say; and the student learns from it."""
+"""Our loss is torch's, in value and gradient; what is kept is what the teacher would say; and the
+student learns from it.
+"""
 
 import math
 from itertools import islice
@@ -12,7 +14,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, sof
 
 from accel_lab import distillation
 from accel_lab.distillation import Knobs, distillation_loss, hint_loss, logits_of, soft_loss
-from accel_lab.workbench import data, models
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 
 unhurried = settings(deadline=None)  # the first example pays for starting up
@@ -21,14 +24,20 @@ sizes = st.tuples(st.integers(1, 9), st.integers(2, 12))
 seeds = st.integers(0, 2**31 - 1)
 
 
-def logits(size: tuple[int, int], seed: int, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(
+    size: tuple[int, int], seed: int, spread: float = 3.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    student, teacher = (spread * torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (
+        spread * torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     return student.requires_grad_(), teacher
 
 
 def torchs(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tensor:
-    return kl_div(log_softmax(student / t, 1), softmax(teacher / t, 1), reduction="batchmean") * t**2
+    return (
+        kl_div(log_softmax(student / t, 1), softmax(teacher / t, 1), reduction="batchmean") * t**2
+    )
 
 
 # ---- the loss ----
@@ -60,7 +69,9 @@ def test_hot_enough_it_is_matching_centred_logits(size, seed):
     student, teacher = logits(size, seed, spread=1.0)
     (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 1e4), student)
     centred = [value - value.mean(1, keepdim=True) for value in (student, teacher)]
-    torch.testing.assert_close(gradient, ((centred[0] - centred[1]) / (size[0] * size[1])).detach(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        gradient, ((centred[0] - centred[1]) / (size[0] * size[1])).detach(), rtol=1e-2, atol=1e-3
+    )
 
 
 @unhurried
@@ -68,7 +79,9 @@ def test_hot_enough_it_is_matching_centred_logits(size, seed):
 def test_never_negative_and_nothing_where_they_agree(size, seed, t):
     student, teacher = logits(size, seed)
     assert soft_loss(student, teacher, t) >= -1e-12
-    assert soft_loss(teacher + 7, teacher, t) == pytest.approx(0, abs=1e-9)  # logits only count up to a constant
+    assert soft_loss(teacher + 7, teacher, t) == pytest.approx(
+        0, abs=1e-9
+    )  # logits only count up to a constant
 
 
 def test_a_teacher_without_doubts_gives_the_labels():
@@ -93,7 +106,9 @@ def test_each_mistake_is_one_whatever_the_logits(mistake):
     student, teacher = logits((8, 10), 2)
     labels = torch.arange(8)
     rules = (distillation_loss, distillation.MISTAKES[mistake])
-    gradients = [torch.autograd.grad(rule(student, teacher, labels, 4.0, 0.9), student)[0] for rule in rules]
+    gradients = [
+        torch.autograd.grad(rule(student, teacher, labels, 4.0, 0.9), student)[0] for rule in rules
+    ]
     assert (gradients[0] - gradients[1]).norm() > 0.3 * gradients[0].norm()
 
 
@@ -101,7 +116,9 @@ def test_the_articles_formula_is_least_at_the_teachers_first_choice_alone():
     teacher = torch.tensor([[2.0, 1.0, 0.0]])
     agreeing, choosing = teacher, torch.tensor([[50.0, 0.0, 0.0]])
     labels = torch.tensor([0])
-    assert distillation.swapped(choosing, teacher, labels, 1.0, 1.0) < distillation.swapped(agreeing, teacher, labels, 1.0, 1.0)
+    assert distillation.swapped(choosing, teacher, labels, 1.0, 1.0) < distillation.swapped(
+        agreeing, teacher, labels, 1.0, 1.0
+    )
     assert soft_loss(choosing, teacher, 1.0) > soft_loss(agreeing, teacher, 1.0)
 
 
@@ -131,19 +148,32 @@ def test_kept_logits_are_what_the_teacher_would_say(samples):
     torch.manual_seed(0)
     teacher = nn.Sequential(models.cnn(2, batch_norm=True), nn.Dropout())
     x = torch.rand(samples, 1, 28, 28)
-    kept = logits_of(teacher.train(), x, batch_size=6)  # it asks in evaluation mode, whatever mode it finds
+    kept = logits_of(
+        teacher.train(), x, batch_size=6
+    )  # it asks in evaluation mode, whatever mode it finds
     assert not kept.requires_grad
     torch.testing.assert_close(kept, teacher.eval()(x))
 
 
 def quick(**changes) -> Knobs:
-    return Knobs(**{"teacher_updates": 5, "teacher_channels": 4, "student_channels": 2, "device": "cpu", **changes})
+    return Knobs(
+        **{
+            "teacher_updates": 5,
+            "teacher_channels": 4,
+            "student_channels": 2,
+            "device": "cpu",
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"views": 3}, {"hint_weight": 1.0}, {"withheld": 3}])
 def test_asking_at_every_step_teaches_the_same(changes):
     losses = [
-        [step.metrics["loss"] for step in islice(distillation.run(quick(teacher=teacher, **changes)), 6)]
+        [
+            step.metrics["loss"]
+            for step in islice(distillation.run(quick(teacher=teacher, **changes)), 6)
+        ]
         for teacher in ("cached", "every step")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -158,7 +188,9 @@ def test_a_lesson_holds_what_was_asked_for():
     assert 3 not in lesson.train_y
     assert 3 in lesson.test_y
     assert torch.equal(lesson.train_y[:100], lesson.train_y[300:])
-    assert torch.equal(lesson.train_x[:100], distillation.lesson_of(Knobs(samples=100, withheld=3)).train_x)
+    assert torch.equal(
+        lesson.train_x[:100], distillation.lesson_of(Knobs(samples=100, withheld=3)).train_x
+    )
 
 
 def test_a_view_is_the_picture_moved():
@@ -178,17 +210,21 @@ def test_every_data_set_trains(name):
 
 
 def test_training_and_test_crops_share_no_pixel():
-    crops = data.rgb_crops()
+    crops = datasets.rgb_crops()
     assert crops.train_x.shape[1:] == (3, 32, 32)
     assert set(crops.train_y.tolist()) == set(crops.test_y.tolist()) == set(range(10))
-    left, right = data.TRAIN_COLUMNS, data.TEST_COLUMNS
+    left, right = datasets.TRAIN_COLUMNS, datasets.TEST_COLUMNS
     assert left[1] < right[0]
 
 
 def test_the_student_is_an_eighth_of_its_teacher_at_most():
     default = Knobs()
-    teacher, student = (models.cnn(channels) for channels in (default.teacher_channels, default.student_channels))
-    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (teacher, student)]
+    teacher, student = (
+        models.cnn(channels) for channels in (default.teacher_channels, default.student_channels)
+    )
+    sizes = [
+        sum(parameter.numel() for parameter in model.parameters()) for model in (teacher, student)
+    ]
     assert sizes[0] >= 8 * sizes[1]
 
 

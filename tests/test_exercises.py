@@ -1,4 +1,6 @@
-"""All exercises of all techniques: the stub earns nothing, the reference everything, every wrong answer is refused by its own hint."""
+"""All exercises of all techniques: the stub earns nothing, the reference everything, every wrong
+answer is refused by its own hint.
+"""
 
 import copy
 import inspect
@@ -14,7 +16,11 @@ from accel_lab.grading.comparison import difference
 from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.judging import NOT_ATTEMPTED, Here, _assessed, judge
 
-ALL = [exercise for module in pkgutil.iter_modules(folder.__path__) for exercise in exercises(module.name)]
+ALL = [
+    exercise
+    for module in pkgutil.iter_modules(folder.__path__)
+    for exercise in exercises(module.name)
+]
 WRONG = [(exercise, wrong) for exercise in ALL for wrong in exercise.wrong]
 SEEDS = range(6)
 
@@ -93,7 +99,9 @@ def test_the_driver_stands_by_itself(exercise):
     drive = namespace[exercise.drive.__name__]
     for case, same_case in zip(*(exercise.cases(random.Random(3)) for _ in range(2)), strict=True):
         alone = (
-            on_threads(exercise.reference, drive, exercise.deal(case))[0] if exercise.deal else drive(exercise.reference, case)
+            on_threads(exercise.reference, drive, exercise.deal(case))[0]
+            if exercise.deal
+            else drive(exercise.reference, case)
         )
         assert is_plain(alone)
         with_all = Here(exercise.reference).ask(exercise, same_case)
@@ -147,7 +155,9 @@ def test_a_difference_is_told(got, want, reason):
     assert reason in difference(got, want, 1e-5)
 
 
-@pytest.mark.parametrize("thing", [None, True, 3, 2.5, "a", [1, [2.0]], {"a": torch.ones(2, 3)}, torch.ones(0)], ids=str)
+@pytest.mark.parametrize(
+    "thing", [None, True, 3, 2.5, "a", [1, [2.0]], {"a": torch.ones(2, 3)}, torch.ones(0)], ids=str
+)
 def test_what_is_equal_is_equal(thing):
     assert difference(thing, thing, 1e-5) == ""
 
@@ -174,5 +184,7 @@ def one_off(thing):
                 changed = copy.copy(thing)
                 changed[place] = off
                 yield changed
-    elif (isinstance(thing, float) and thing) or (isinstance(thing, torch.Tensor) and thing.is_floating_point() and thing.any()):
+    elif (isinstance(thing, float) and thing) or (
+        isinstance(thing, torch.Tensor) and thing.is_floating_point() and thing.any()
+    ):
         yield thing * 0.99

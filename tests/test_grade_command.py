@@ -1,4 +1,6 @@
-"""python -m accel_lab grade and export: a class from the command line, interrupted, repeated, spread over a cluster."""
+"""python -m accel_lab grade and export: a class from the command line, interrupted, repeated,
+spread over a cluster.
+"""
 
 import csv
 import inspect
@@ -25,7 +27,10 @@ from accel_lab.grading.submissions import NothingToGrade, find
 pytestmark = pytest.mark.needs("bwrap")
 ROOT = Path(__file__).parents[1]
 ANSWERS = inspect.getsource(exercise_module)
-FAULTY = ANSWERS + "\ndef paired_speedup(ours, peer):\n    return {'speedup': float('nan'), 'agreeing': 0}\n"
+FAULTY = (
+    ANSWERS
+    + "\ndef paired_speedup(ours, peer):\n    return {'speedup': float('nan'), 'agreeing': 0}\n"
+)
 TECHNIQUES = ["measuring", "accumulation"]
 
 
@@ -63,9 +68,13 @@ def test_a_class_gets_marks_reasons_and_pages(klass, tmp_path, capsys):
     assert grade(klass, "--out", out) == 0
     rows = {row["learner"]: row for row in table(out)}
     assert [(name, row["points"], row["of"]) for name, row in rows.items()] == [
-        ("'=cmd|'C calc'!A0", "7", "7"), ("Ann", "7", "7"), ("Bob O'Neil", "5", "7"), ("Eve", "0", "7"), ("Zoe", "0", "7"),
+        ("'=cmd|'C calc'!A0", "7", "7"),
+        ("Ann", "7", "7"),
+        ("Bob O'Neil", "5", "7"),
+        ("Eve", "0", "7"),
+        ("Zoe", "0", "7"),
         ("李 小明", "7", "7"),
-    ]  # fmt: skip
+    ]
     assert "paired_speedup: speedup: nan instead of" in rows["Bob O'Neil"]["remarks"]
     assert "no cell defines the function measure_pairs" in rows["Eve"]["remarks"]
     assert "not a notebook" in rows["Zoe"]["remarks"]
@@ -97,7 +106,9 @@ def test_grading_again_uses_the_same_cases(klass, tmp_path, capsys):
     before = [{key: row[key] for key in row if key != "graded"} for row in table(out)]
     assert grade(klass, "--out", out, "--again", "--jsonl") == 0
     assert [{key: row[key] for key in row if key != "graded"} for row in table(out)] == before
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    lines = [
+        json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")
+    ]
     assert len(lines) == 6
     assert {"learner", "technique", "points", "most", "verdicts", "wall", "seed"} <= lines[0].keys()
 
@@ -145,8 +156,11 @@ def test_whose_it_is(tmp_path):
     hand_in(tmp_path / "a" / "new\nline_measuring.ipynb", "")
     found, notes = find([tmp_path / "a"], TECHNIQUES)
     assert [(one.learner, one.technique) for one in found] == [
-        ("Ann", "accumulation"), ("bob-smith", "measuring"), ("cid", "measuring"), ("new?line", "measuring"),
-    ]  # fmt: skip
+        ("Ann", "accumulation"),
+        ("bob-smith", "measuring"),
+        ("cid", "measuring"),
+        ("new?line", "measuring"),
+    ]
     assert len(notes) == 1
     assert "notes.ipynb: passed over" in notes[0]
     [alone], _ = find([tmp_path / "a" / "Ann" / "course" / "11_accumulation.ipynb"], TECHNIQUES)
@@ -166,9 +180,15 @@ def test_bad_input_is_one_line(klass, tmp_path, capsys):
     for arguments, said in [
         ([tmp_path / "empty"], "empty: there is no notebook in it"),
         ([tmp_path / "nowhere"], "nowhere: no such notebook or folder"),
-        ([klass, "--out", tmp_path / "a file" / "grades.csv"], "Not a directory; --out names the table"),
+        (
+            [klass, "--out", tmp_path / "a file" / "grades.csv"],
+            "Not a directory; --out names the table",
+        ),
         ([klass, "--jobs", 0, "--out", tmp_path / "g.csv"], "--jobs 0: at least 1"),
-        ([klass, "--out", tmp_path / "g.csv", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler tcp://127.0.0.1:1:"),
+        (
+            [klass, "--out", tmp_path / "g.csv", "--scheduler", "tcp://127.0.0.1:1"],
+            "--scheduler tcp://127.0.0.1:1:",
+        ),
         ([], "required: submissions"),
     ]:
         assert grade(*arguments) == 2
@@ -189,9 +209,11 @@ def test_a_full_disk_keeps_what_was_graded(klass, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(Journal, "add", until_full)
     assert grade(klass, "--out", tmp_path / "grades.csv") == 2
     assert "No space left on device; 3 of 6 are graded and kept" in capsys.readouterr().err
-    assert sorted(row["learner"] for row in table(tmp_path / "grades.csv") if not row["learner"].startswith("'")) == sorted(
-        name for name in written if not name.startswith("=")
-    )
+    assert sorted(
+        row["learner"]
+        for row in table(tmp_path / "grades.csv")
+        if not row["learner"].startswith("'")
+    ) == sorted(name for name in written if not name.startswith("="))
     monkeypatch.undo()
     assert grade(klass, "--out", tmp_path / "grades.csv") == 0
     assert len(table(tmp_path / "grades.csv")) == 6
@@ -200,8 +222,19 @@ def test_a_full_disk_keeps_what_was_graded(klass, tmp_path, monkeypatch, capsys)
 def test_an_interrupt_keeps_what_was_graded_and_leaves_nothing(tmp_path):
     for number in range(40):
         hand_in(tmp_path / "class" / f"learner {number}" / "measuring.ipynb", ANSWERS)
-    command = [sys.executable, "-m", "accel_lab", "grade", tmp_path / "class", "--out", tmp_path / "grades.csv", "--jsonl"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        "-m",
+        "accel_lab",
+        "grade",
+        tmp_path / "class",
+        "--out",
+        tmp_path / "grades.csv",
+        "--jsonl",
+    ]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     for _ in range(3):
         assert json.loads(running.stdout.readline())["points"] == 7
     children = psutil.Process(running.pid).children(recursive=True)
@@ -221,7 +254,10 @@ def test_an_interrupt_keeps_what_was_graded_and_leaves_nothing(tmp_path):
 def servers_gone(within):
     """Whether no process of the grader's is left after so many seconds at most."""
     deadline = time.monotonic() + within
-    while any("inside.server" in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])):
+    while any(
+        "inside.server" in (process.info["cmdline"] or [])
+        for process in psutil.process_iter(["cmdline"])
+    ):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -232,13 +268,30 @@ def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     """Two worker processes of dask.distributed; nothing is lost, and nothing is graded twice."""
     learners = 60
     for number in range(learners):
-        hand_in(tmp_path / "class" / f"learner {number:02}" / "measuring.ipynb", ANSWERS if number % 3 else FAULTY)
+        hand_in(
+            tmp_path / "class" / f"learner {number:02}" / "measuring.ipynb",
+            ANSWERS if number % 3 else FAULTY,
+        )
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
         out = tmp_path / "grades.csv"
-        command = [sys.executable, "-m", "accel_lab", "grade", tmp_path / "class", "--out", out, "--jsonl", "--scheduler"]
-        running = subprocess.Popen([*command, cluster.scheduler_address], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        command = [
+            sys.executable,
+            "-m",
+            "accel_lab",
+            "grade",
+            tmp_path / "class",
+            "--out",
+            out,
+            "--jsonl",
+            "--scheduler",
+        ]
+        running = subprocess.Popen(
+            [*command, cluster.scheduler_address], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         for _ in range(5):
             running.stdout.readline()
         victim = next(iter(cluster.workers.values())).pid
@@ -248,18 +301,25 @@ def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     seen = [json.loads(line)["learner"] for line in lines if line.startswith("{")]
     assert len(seen) == len(set(seen)) == learners - 5
     rows = table(out)
-    assert [row["points"] for row in rows] == ["7" if number % 3 else "5" for number in range(learners)]
+    assert [row["points"] for row in rows] == [
+        "7" if number % 3 else "5" for number in range(learners)
+    ]
     assert len((tmp_path / "grades" / "journal.jsonl").read_text().splitlines()) == learners
     assert servers_gone(within=10)
 
 
 def test_an_assignment_that_nbgrader_accepts(tmp_path):
-    """The real nbgrader makes the learners' version and grades it: a right answer gets its points, an untouched one none."""
+    """The real nbgrader makes the learners' version and grades it: a right answer gets its points,
+    an untouched one none.
+    """
     course = tmp_path / "course"
     written = export(course, ROOT / "course")
     assert len(written) == len(list((ROOT / "accel_lab" / "exercises").glob("[a-z]*.py")))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader calls alembic by its name
+    environment["PATH"] = (
+        # nbgrader calls alembic by its name
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
 
     def nbgrader(*arguments: str) -> None:
         ran = subprocess.run(
@@ -280,14 +340,20 @@ def test_an_assignment_that_nbgrader_accepts(tmp_path):
     answered = nbformat.reads(released, 4)
     for cell in answered.cells:
         if cell.metadata.get("nbgrader", {}).get("grade_id") == "paired_speedup":
-            cell.source = ANSWERS.split("# ---- 2: build ----")[1].split("def _counted")[0] + "\nfrom statistics import median"
+            cell.source = (
+                ANSWERS.split("# ---- 2: build ----")[1].split("def _counted")[0]
+                + "\nfrom statistics import median"
+            )
     for learner, notebook in (("ann", answered), ("bob", nbformat.reads(released, 4))):
         (course / "submitted" / learner / "01_measuring").mkdir(parents=True)
         nbformat.write(notebook, str(course / "submitted" / learner / name))
     nbgrader("autograde", "01_measuring")
     nbgrader("export")
     with (course / "grades.csv").open() as file:
-        scores = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in csv.DictReader(file)}
+        scores = {
+            row["student_id"]: (float(row["score"]), float(row["max_score"]))
+            for row in csv.DictReader(file)
+        }
     assert scores == {"ann": (2.0, 7.0), "bob": (0.0, 7.0)}
 
 

@@ -1,4 +1,6 @@
-"""The grader: no wrong answer is credited, no right one refused, whatever is handed in; and nothing of it is left behind."""
+"""The grader: no wrong answer is credited, no right one refused, whatever is handed in; and nothing
+of it is left behind.
+"""
 
 import contextlib
 import gc
@@ -26,13 +28,27 @@ from accel_lab.grading.reader import Unreadable, content, parse
 from accel_lab.grading.server import Server
 from accel_lab.grading.walls import Limits, Wall
 
-pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.alone]  # limits of time are watched by the clock
+pytestmark = [
+    pytest.mark.needs("bwrap"),
+    pytest.mark.alone,
+]  # limits of time are watched by the clock
 LIMIT = 3.0  # seconds
 
 
 def notebook(*cells: str, **more) -> bytes:
-    made = [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": cell} for cell in cells]
-    return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5, **more}).encode()
+    made = [
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": cell,
+        }
+        for cell in cells
+    ]
+    return json.dumps(
+        {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5, **more}
+    ).encode()
 
 
 def doubled(x):
@@ -60,7 +76,9 @@ def server():
 
 
 def grade(server, code, exercise=DOUBLE, seed=0, function=None):
-    side = Boxed(server, parse(notebook(code)).answer(function or exercise.name), function or exercise.name)
+    side = Boxed(
+        server, parse(notebook(code)).answer(function or exercise.name), function or exercise.name
+    )
     try:
         return judge(exercise, side, seed)
     finally:
@@ -76,52 +94,86 @@ def strangers() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-# ---- A: cheating -------------------------------------------------------------------------------------------------------------
+# ---- A: cheating
+# -------------------------------------------------------------------------------------------------
 
 CHEATS = {
-    "A1 allclose": "import torch\ntorch.allclose = lambda *a, **k: True\ndef double(x):\n    torch.allclose = lambda *a, **k: True\n    return x",
-    "A1 eq": "import torch\ndef double(x):\n    torch.Tensor.__eq__ = lambda *a: True\n    torch.equal = lambda *a: True\n    return x",
-    "A1 modules": "import sys\ndef double(x):\n    sys.modules['inside.wire'] = sys.modules['accel_lab'] = sys\n    return x",
-    "A2 equal": "class Same:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Same()",
-    "A2 subclass": "import torch\nclass T(torch.Tensor):\n    pass\ndef double(x):\n    return x.mul(2).as_subclass(T)",
-    "A2 reduce": "import os\nclass R:\n    def __reduce__(self):\n        return os.system, ('touch /tmp/reduced',)\ndef double(x):\n    return R()",
+    "A1 allclose": "import torch\ntorch.allclose = lambda *a, **k: True\ndef double(x):\n    "
+    "torch.allclose = lambda *a, **k: True\n    return x",
+    "A1 eq": "import torch\ndef double(x):\n    torch.Tensor.__eq__ = lambda *a: True\n    "
+    "torch.equal = lambda *a: True\n    return x",
+    "A1 modules": "import sys\ndef double(x):\n    sys.modules['inside.wire'] = "
+    "sys.modules['accel_lab'] = sys\n    return x",
+    "A2 equal": "class Same:\n    def __eq__(self, other):\n        return True\ndef double(x):\n  "
+    "  return Same()",
+    "A2 subclass": "import torch\nclass T(torch.Tensor):\n    pass\ndef double(x):\n    return "
+    "x.mul(2).as_subclass(T)",
+    "A2 reduce": "import os\nclass R:\n    def __reduce__(self):\n        return os.system, "
+    "('touch /tmp/reduced',)\ndef double(x):\n    return R()",
     "A2 dict": "class D(dict):\n    pass\ndef double(x):\n    return D(x=1)",
     "A3 printed": "def double(x):\n    print('points: 2 of 2', flush=True)\n    return x",
     "A3 written": "import os\ndef double(x):\n    for fd in range(3, 256):\n"
-    "        try: os.write(fd, b'{\"points\": 2}' * 100)\n        except OSError: pass\n    return x",
-    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'value': x})\n    return x * 2",
-    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': x * 2})\n    return x * 2",
-    "A3 exit": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'exit': 0})\n    return x * 2",
-    "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return find('double').reference(x)",
-    "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == x.shape\n"
+    "        try: os.write(fd, b'{\"points\": 2}' * 100)\n        except OSError: pass\n    "
+    "return x",
+    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in "
+    "f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': "
+    "f.f_locals['number'], 'value': x})\n    return x * 2",
+    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while "
+    "'number' not in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': "
+    "x * 2})\n    return x * 2",
+    "A3 exit": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not "
+    "in f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': "
+    "f.f_locals['number'], 'exit': 0})\n    return x * 2",
+    "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return "
+    "find('double').reference(x)",
+    "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if "
+    "type(o) is torch.Tensor and o.shape == x.shape\n"
     "        and o is not x]\n    return right[0] if right else x",
-    "A4 frames": "import sys\ndef double(x):\n    f, found = sys._getframe(1), []\n    while f:\n        found += [v for k, v in f.f_locals.items()\n"
-    "            if k in ('want', 'right', 'reference', 'expected')]\n        f = f.f_back\n    return found[0] if found else x",
-    "A4 disk": "import os\ndef double(x):\n    for place, _, files in os.walk('/'):\n        if place.startswith(('/usr', '/proc', '/sys')): continue\n"
-    "        for one in files:\n            if one in ('judging.py', 'exercises.py', 'accumulation.py') and 'accel_lab' in place: return x * 2\n    return x",
-    "A4 proc": "import os\ndef double(x):\n    mine = {str(os.getpid()), str(os.getppid()), '1', 'self', 'thread-self'}\n"
+    "A4 frames": "import sys\ndef double(x):\n    f, found = sys._getframe(1), []\n    while f:\n  "
+    "      found += [v for k, v in f.f_locals.items()\n"
+    "            if k in ('want', 'right', 'reference', 'expected')]\n        f = f.f_back\n    "
+    "return found[0] if found else x",
+    "A4 disk": "import os\ndef double(x):\n    for place, _, files in os.walk('/'):\n        if "
+    "place.startswith(('/usr', '/proc', '/sys')): continue\n"
+    "        for one in files:\n            if one in ('judging.py', 'exercises.py', "
+    "'accumulation.py') and 'accel_lab' in place: return x * 2\n    return x",
+    "A4 proc": "import os\ndef double(x):\n    mine = {str(os.getpid()), str(os.getppid()), '1', "
+    "'self', 'thread-self'}\n"
     "    return x * 2 if [p for p in os.listdir('/proc') if p.isdigit() and p not in mine] else x",
-    "A5 network": "import socket\ndef double(x):\n    try: socket.create_connection(('1.1.1.1', 53), 1)\n    except OSError: return x\n    return x * 2",
-    "A5 loopback": "import socket\ndef double(x):\n    s = socket.socket(); s.settimeout(1)\n    try: s.connect(('127.0.0.1', 22))\n"
+    "A5 network": "import socket\ndef double(x):\n    try: socket.create_connection(('1.1.1.1', "
+    "53), 1)\n    except OSError: return x\n    return x * 2",
+    "A5 loopback": "import socket\ndef double(x):\n    s = socket.socket(); s.settimeout(1)\n    "
+    "try: s.connect(('127.0.0.1', 22))\n"
     "    except OSError: return x\n    return x * 2",
-    "A5 kill": "import os\ndef double(x):\n    try: os.kill(os.getppid(), 9)\n    except OSError: pass\n    return x",
-    "A5 kill all": "import os\ndef double(x):\n    try: os.kill(-1, 9)\n    except OSError: pass\n    return x",
-    "A5 ptrace": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None, use_errno=True)\n    return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x",
-    "A5 namespaces": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.unshare(0x10000000) == 0 else x",
-    "A5 mount": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x",
-    "A5 locks": "import fcntl, inside\ndef double(x):\n    try: fcntl.lockf(open(inside.__file__), fcntl.LOCK_SH)\n"
+    "A5 kill": "import os\ndef double(x):\n    try: os.kill(os.getppid(), 9)\n    except OSError: "
+    "pass\n    return x",
+    "A5 kill all": "import os\ndef double(x):\n    try: os.kill(-1, 9)\n    except OSError: pass\n "
+    "   return x",
+    "A5 ptrace": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None, use_errno=True)\n    "
+    "return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x",
+    "A5 namespaces": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 "
+    "if c.unshare(0x10000000) == 0 else x",
+    "A5 mount": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if "
+    "c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x",
+    "A5 locks": "import fcntl, inside\ndef double(x):\n    try: fcntl.lockf(open(inside.__file__), "
+    "fcntl.LOCK_SH)\n"
     "    except OSError: return x\n    return x * 2",
-    "A5 virtual machines": "import socket\ndef double(x):\n    try: socket.socket(40, socket.SOCK_STREAM)\n    except OSError: return x\n"
+    "A5 virtual machines": "import socket\ndef double(x):\n    try: socket.socket(40, "
+    "socket.SOCK_STREAM)\n    except OSError: return x\n"
     "    return x * 2",
-    "A5 terminals": "import os\ndef double(x):\n    try: os.openpty()\n    except OSError: return x\n    return x * 2",
+    "A5 terminals": "import os\ndef double(x):\n    try: os.openpty()\n    except OSError: return "
+    "x\n    return x * 2",
     "A5 what others read": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n"
     "    return x * 2 if c.inotify_add_watch(c.inotify_init(), b'/usr/lib', 32) >= 0 else x",
-    "A5 interrupt": "import os, signal\ndef double(x):\n    os.kill(os.getppid(), signal.SIGINT)\n    return x",
-    "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n    return x * 2",
-    "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    except OSError: return x\n    return x * 2",
+    "A5 interrupt": "import os, signal\ndef double(x):\n    os.kill(os.getppid(), signal.SIGINT)\n "
+    "   return x",
+    "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n   "
+    " return x * 2",
+    "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    "
+    "except OSError: return x\n    return x * 2",
 }
 
 
@@ -138,45 +190,64 @@ def test_what_is_not_plain_is_called_so(server, what):
     assert "not plain data" in grade(server, CHEATS[what]).reason
 
 
-# ---- R: running wild ---------------------------------------------------------------------------------------------------------
+# ---- R: running wild
+# -------------------------------------------------------------------------------------------------
 
 WILD = {
     "exit": ("import sys\ndef double(x):\n    sys.exit(0)", "SystemExit"),
-    "_exit": ("import os\ndef double(x):\n    os._exit(0)", "ended with code 0 and without an answer"),
+    "_exit": (
+        "import os\ndef double(x):\n    os._exit(0)",
+        "ended with code 0 and without an answer",
+    ),
     "segfault": ("import ctypes\ndef double(x):\n    ctypes.string_at(0)", "killed by SIGSEGV"),
     "recursion": ("def double(x):\n    return double(x)", "RecursionError"),
     "loop": ("def double(x):\n    while True: pass", "timeout: no answer within"),
     "deaf loop": (
-        "import signal\ndef double(x):\n    for s in range(1, 64):\n        try: signal.signal(s, signal.SIG_IGN)\n        except (OSError, ValueError): pass\n"
+        "import signal\ndef double(x):\n    for s in range(1, 64):\n        try: signal.signal(s, "
+        "signal.SIG_IGN)\n        except (OSError, ValueError): pass\n"
         "    while True: pass",
         "timeout",
     ),
     "fork bomb": (
-        "import os\ndef double(x):\n    while True:\n        try: os.fork()\n        except OSError: pass",
+        "import os\ndef double(x):\n    while True:\n        try: os.fork()\n        except "
+        "OSError: pass",
         "more than 64 processes",
     ),
     "empty files": (
-        "import os\ndef double(x):\n    for i in range(10_000): os.mknod(f'/tmp/{i}')\n    return x * 2",
+        "import os\ndef double(x):\n    for i in range(10_000): os.mknod(f'/tmp/{i}')\n    "
+        "return x * 2",
         "No space left on device",
     ),
     "a box that can do nothing more": (
-        "import resource\ndef double(x):\n    resource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\n    return x * 2",
+        "import resource\ndef double(x):\n    resource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\n "
+        "   return x * 2",
         "the box ended without an answer|timeout",
     ),
-    "memory": ("def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]", "MemoryError|of memory"),
+    "memory": (
+        "def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]",
+        "MemoryError|of memory",
+    ),
     "memory of many": (
-        "import os, time\ndef double(x):\n    for _ in range(5):\n        if os.fork() == 0: break\n"
+        "import os, time\ndef double(x):\n    for _ in range(5):\n        if os.fork() == "
+        "0: break\n"
         "    kept = [bytes(range(256)) * 4096 for _ in range(200)]\n    time.sleep(60)",
         "of memory",
     ),
     "output": ("def double(x):\n    while True: print('x' * 10000)", "of output"),
     "disk": (
-        "def double(x):\n    with open('/tmp/large', 'wb') as file:\n        while True: file.write(bytes(1 << 20))",
+        "def double(x):\n    with open('/tmp/large', 'wb') as file:\n        while True: "
+        "file.write(bytes(1 << 20))",
         "OSError",
     ),
-    "reply": ("import torch\ndef double(x):\n    return torch.zeros(1 << 25)", "too much for an answer"),
+    "reply": (
+        "import torch\ndef double(x):\n    return torch.zeros(1 << 25)",
+        "too much for an answer",
+    ),
     "nested": ("def double(x):\n    for _ in range(500): x = [x]\n    return x", "without end"),
-    "raises": ("def double(x):\n    y = 1\n    return y / 0", "ZeroDivisionError in line 3 of cell 1: division by zero"),
+    "raises": (
+        "def double(x):\n    y = 1\n    return y / 0",
+        "ZeroDivisionError in line 3 of cell 1: division by zero",
+    ),
     "no import": (
         "from accel_lab.accumulation import nothing\ndef double(x):\n    return nothing(x)",
         "No module named 'accel_lab'",
@@ -199,7 +270,8 @@ def test_what_runs_wild_is_stopped_and_named(server, code, reason):
 def test_a_daemon_left_behind_is_gone_and_costs_nothing(server):
     before = strangers()
     code = (
-        "import os, time\ndef double(x):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n"
+        "import os, time\ndef double(x):\n    if os.fork() == 0:\n        os.setsid()\n        if "
+        "os.fork() == 0:\n"
         "            while True: time.sleep(1)\n        os._exit(0)\n    return x * 2"
     )
     assert grade(server, code).points == 2
@@ -212,14 +284,21 @@ def test_a_traceback_comes_along_with_the_learners_line(server):
     assert 'File "<cell 1>", line 2' in report
 
 
-# ---- V: values ---------------------------------------------------------------------------------------------------------------
+# ---- V: values
+# -------------------------------------------------------------------------------------------------
 
 VALUES = {
     "NaN": ("def double(x):\n    return x * float('nan')", "NaN"),
-    "dtype": ("def double(x):\n    return (x * 2).double()", "dtype torch.float64 instead of torch.float32"),
+    "dtype": (
+        "def double(x):\n    return (x * 2).double()",
+        "dtype torch.float64 instead of torch.float32",
+    ),
     "shape": ("def double(x):\n    return (x * 2)[None]", r"shape \[1, 8\] instead of \[8\]"),
     "broadcast": ("def double(x):\n    return (x * 2)[:1]", r"shape \[1\] instead"),
-    "random": ("import torch\ndef double(x):\n    return torch.randn(8)", "8 of 8 values differ|7 of 8"),
+    "random": (
+        "import torch\ndef double(x):\n    return torch.randn(8)",
+        "8 of 8 values differ|7 of 8",
+    ),
     "nothing": ("def double(x):\n    pass", "a tensor was expected, None came"),
 }
 
@@ -235,29 +314,44 @@ RIGHT = {
     "changes its input": "def double(x):\n    return x.mul_(2)",
     "keeps state": "calls = []\ndef double(x):\n    calls.append(x)\n    return calls[0] * 2",
     "a constant of another cell": "two = 2\ndef double(x):\n    return x * two",
-    "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef helper(x):\n    return x * A.two\n"
+    "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef "
+    "helper(x):\n    return x * A.two\n"
     "def double(x):\n    return helper(x)",
-    "a line that begins with a percent sign": "def double(x):\n    two = (\n        7\n        % 5\n    )\n    return x * two",
+    "a line that begins with a percent sign": "def double(x):\n    two = (\n        7\n        % "
+    "5\n    )\n    return x * two",
     "a lambda": "double = lambda x: x * 2",
     "defined twice": "def double(x):\n    return x\ndef double(x):\n    return x * 2",
     "what fails elsewhere": "import not_there\nx = 1 / 0\ndef double(x):\n    return x * 2",
     "a decorator": "import torch\n@torch.no_grad()\ndef double(x):\n    return x * 2",
     "recursion": "def double(x, n=2):\n    return x * 0 if n == 0 else x + double(x, n - 1)",
-    "threads": "import threading\ndef double(x):\n    out = []\n    t = threading.Thread(target=lambda: out.append(x * 2))\n    t.start(); t.join()\n    return out[0]",
-    "processes": "import os\ndef double(x):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n    return x * 2",
-    "locals of a training loop's name": "def double(x):\n    two = 2\n    return x * two\ntwo = [double(1) for _ in range(10**9)]",
+    "threads": "import threading\ndef double(x):\n    out = []\n    t = "
+    "threading.Thread(target=lambda: out.append(x * 2))\n    t.start(); t.join()\n    "
+    "return out[0]",
+    "processes": "import os\ndef double(x):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n   "
+    " return x * 2",
+    "locals of a training loop's name": "def double(x):\n    two = 2\n    return x * two\ntwo = "
+    "[double(1) for _ in range(10**9)]",
     "made in a loop": "for two in range(3):\n    pass\ndef double(x):\n    return x * two",
-    "made where it can be": "try:\n    import not_there as np\nexcept ImportError:\n    import numpy as np\ndef double(x):\n    return x * int(np.int64(2))",
-    "an entry that is filled": "known = {}\nknown['two'] = 2\ndef double(x):\n    return x * known['two']",
-    "a list that is filled": "squares = []\nfor i in range(3):\n    squares.append(i)\ndef double(x):\n    return x * squares[2]",
-    "a method for each type": "from functools import singledispatch\nimport torch\n@singledispatch\ndef of(x): return x\n"
+    "made where it can be": "try:\n    import not_there as np\nexcept ImportError:\n    import "
+    "numpy as np\ndef double(x):\n    return x * int(np.int64(2))",
+    "an entry that is filled": "known = {}\nknown['two'] = 2\ndef double(x):\n    return x * "
+    "known['two']",
+    "a list that is filled": "squares = []\nfor i in range(3):\n    squares.append(i)\ndef "
+    "double(x):\n    return x * squares[2]",
+    "a method for each type": "from functools import singledispatch\nimport "
+    "torch\n@singledispatch\ndef of(x): return x\n"
     "@of.register\ndef _(x: torch.Tensor): return x * 2\ndef double(x):\n    return of(x)",
-    "a class that takes a name over": "two = 2\nclass A:\n    two = two\ndef double(x):\n    return x * A.two",
+    "a class that takes a name over": "two = 2\nclass A:\n    two = two\ndef double(x):\n    "
+    "return x * A.two",
     "as a program": "if __name__ == '__main__':\n    two = 2\ndef double(x):\n    return x * two",
     "shown": "def double(x):\n    display(x)\n    return x * 2",
-    "what it is used for": "seen = []\ndef double(x):\n    seen.append(x)\n    return x * 2\nfor i in range(10**9): seen.append(double(i))",
-    "pictures in words": "text = '" + "🙂" * 350_000 + "'\ndef double(x):\n    return x * 2 if text else x",
-    "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n    return x.grad",
+    "what it is used for": "seen = []\ndef double(x):\n    seen.append(x)\n    return x * 2\nfor i "
+    "in range(10**9): seen.append(double(i))",
+    "pictures in words": "text = '"
+    + "🙂" * 350_000
+    + "'\ndef double(x):\n    return x * 2 if text else x",
+    "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n  "
+    "  return x.grad",
 }
 
 
@@ -281,16 +375,23 @@ def test_no_right_answer_is_refused_and_verdicts_repeat(server):
         assert len({repr(grade(server, CHEATS[name])) for _ in range(10)}) == 1
 
 
-# ---- D: ranks ----------------------------------------------------------------------------------------------------------------
+# ---- D: ranks
+# -------------------------------------------------------------------------------------------------
 
 RING = find("ring_average")
 RANKS = {
     "raises": ("if rank == 1: return 1 / 0", r"rank 1: ZeroDivisionError in line 3 of cell 1"),
     "segfault": ("if rank == 1:\n        import ctypes; ctypes.string_at(0)", "rank 1: .*SIGSEGV"),
     "leaves": ("if rank == 1:\n        import os; os._exit(3)", "rank 1: .*code 3"),
-    "deadlock": ("if world > 1: receive()", r"deadlock: rank 0 waits in line 3 of cell 1 for rank 1.*rank 1 waits in line 3"),
+    "deadlock": (
+        "if world > 1: receive()",
+        r"deadlock: rank 0 waits in line 3 of cell 1 for rank 1.*rank 1 waits in line 3",
+    ),
     "skips": ("if rank != 1 and world > 1: receive()", "deadlock: .*rank 1 has finished"),
-    "hangs": ("while rank == 1: pass\n    if world > 1: receive()", "rank 1: timeout.*rank 0 waits in line 4"),
+    "hangs": (
+        "while rank == 1: pass\n    if world > 1: receive()",
+        "rank 1: timeout.*rank 0 waits in line 4",
+    ),
     "no tensor": ("send(3)", "NotPlain|not a tensor|AttributeError"),
 }
 
@@ -300,7 +401,8 @@ def test_the_rank_at_fault_is_named(server, line, reason):
     before, start = strangers(), time.monotonic()
     verdict = grade(
         server,
-        f"def ring_average(gradient, share, rank, world, send, receive):\n    # what goes wrong\n    {line}\n    return gradient",
+        "def ring_average(gradient, share, rank, world, send, receive):\n    # what goes wrong\n  "
+        f"  {line}\n    return gradient",
         RING,
     )
     assert time.monotonic() - start < LIMIT + 3
@@ -310,17 +412,25 @@ def test_the_rank_at_fault_is_named(server, line, reason):
 
 
 def test_shapes_that_do_not_match_are_told(server):
-    code = "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    all_reduce(torch.ones(rank + 1))"
+    code = (
+        "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, "
+        "all_reduce):\n    all_reduce(torch.ones(rank + 1))"
+    )
     verdict = grade(server, code, find("train_on_rank"))
-    assert "all_reduce of tensors that differ: rank 0 has [1] float32, rank 1 has [2] float32" in verdict.reason
+    assert (
+        "all_reduce of tensors that differ: rank 0 has [1] float32, rank 1 has [2] float32"
+        in verdict.reason
+    )
 
 
 def test_a_missing_division_is_never_silent(server):
     code = (
         "from torch.nn.functional import cross_entropy\n"
-        "def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    for batch in batches:\n"
+        "def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    for "
+        "batch in batches:\n"
         "        optimizer.zero_grad()\n        mine = batch[rank::world]\n"
-        "        cross_entropy(model(x[mine]), y[mine], reduction='sum').backward()\n        all_reduce(model.weight.grad)\n        optimizer.step()"
+        "        cross_entropy(model(x[mine]), y[mine], reduction='sum').backward()\n        "
+        "all_reduce(model.weight.grad)\n        optimizer.step()"
     )
     assert "values differ" in grade(server, code, find("train_on_rank")).reason
 
@@ -328,8 +438,10 @@ def test_a_missing_division_is_never_silent(server):
 SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
     "numbers alone": ("for one in passing: send(one)", "torch.stack([receive() for _ in passing])"),
     "the dtypes of nothing": (
-        "for one in passing.view(torch.int32).tolist():\n            for at in range(0, 33, 3): send(torch.empty(0, dtype=DTYPES[one + 2**31 >> at & 7]))",
-        "torch.tensor([sum(DTYPES.index(receive().dtype) << at for at in range(0, 33, 3)) - 2**31 for _ in passing],\n"
+        "for one in passing.view(torch.int32).tolist():\n            for at in range(0, 33, 3): "
+        "send(torch.empty(0, dtype=DTYPES[one + 2**31 >> at & 7]))",
+        "torch.tensor([sum(DTYPES.index(receive().dtype) << at for at in range(0, 33, 3)) - 2**31 "
+        "for _ in passing],\n"
         "            dtype=torch.int32).view(torch.float32)",
     ),
 }
@@ -339,9 +451,12 @@ SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
 def test_nothing_goes_past_a_byte_budget(server, sends, receives):
     verdict = grade(
         server,
-        "import torch\nDTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8]\n"
-        "def ring_average(gradient, share, rank, world, send, receive):\n    total = passing = gradient * share\n    for _ in range(world - 1):\n"
-        f"        {sends}\n        passing = {receives}\n        total = total + passing\n    return total",
+        "import torch\nDTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, "
+        "torch.int64, torch.int32, torch.int16, torch.int8]\n"
+        "def ring_average(gradient, share, rank, world, send, receive):\n    total = passing = "
+        "gradient * share\n    for _ in range(world - 1):\n"
+        f"        {sends}\n        passing = {receives}\n        total = total + passing\n    "
+        "return total",
         RING,
     )
     assert "within the budget: False" in verdict.reason
@@ -349,50 +464,72 @@ def test_nothing_goes_past_a_byte_budget(server, sends, receives):
 
 def test_a_sum_over_ranks_has_their_dtype(server):
     code = (
-        "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n"
-        "    flags = torch.ones(9 << 20, dtype=torch.bool)\n    all_reduce(flags)\n    raise LookupError('summed')"
+        "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, "
+        "all_reduce):\n"
+        "    flags = torch.ones(9 << 20, dtype=torch.bool)\n    all_reduce(flags)\n    raise "
+        "LookupError('summed')"
     )
-    assert "summed" in grade(server, code, find("train_on_rank")).reason  # it was eight times as large then
+    assert (
+        "summed" in grade(server, code, find("train_on_rank")).reason
+    )  # it was eight times as large then
 
 
 def test_a_rank_does_not_see_what_the_others_have(server):
     code = (
-        "import sys\ndef ring_average(gradient, share, rank, world, send, receive):\n    f = sys._getframe()\n    while f:\n"
-        "        if 'gradients' in (f.f_locals.get('request') or {}).get('case', {}): return gradient\n        f = f.f_back\n    raise LookupError('alone')"
+        "import sys\ndef ring_average(gradient, share, rank, world, send, receive):\n    f = "
+        "sys._getframe()\n    while f:\n"
+        "        if 'gradients' in (f.f_locals.get('request') or {}).get('case', {}): return "
+        "gradient\n        f = f.f_back\n    raise LookupError('alone')"
     )
     assert "LookupError" in grade(server, code, RING).reason
 
 
-# ---- targets: evidence from outside ------------------------------------------------------------------------------------------
+# ---- targets: evidence from outside
+# ------------------------------------------------------------------------------------------
 
 
 def test_memory_is_counted_by_the_system(server):
     def large(rng):
         return {"x": torch.ones(1 << 20)}
 
-    exercise = Exercise("double", 2, "", cases, drive, doubled, (WRONG,), target=LessMemory(large, 12 << 20, WRONG))
+    exercise = Exercise(
+        "double", 2, "", cases, drive, doubled, (WRONG,), target=LessMemory(large, 12 << 20, WRONG)
+    )
     assert grade(server, "def double(x):\n    return x.mul_(2)", exercise).points == 2
     wasteful = "def double(x):\n    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[:len(x)]"
     verdict = grade(server, wasteful, exercise)
     assert verdict.points == 0
     assert "more memory than the target allows (12 MB)" in verdict.reason
-    unlimited = "import resource\ndef double(x):\n    try: resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))\n    except (OSError, ValueError): pass\n"
+    unlimited = (
+        "import resource\ndef double(x):\n    try: "
+        "resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))\n    except (OSError, "
+        "ValueError): pass\n"
+    )
     assert grade(server, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
     for elsewhere in ELSEWHERE.values():
         verdict = grade(server, elsewhere, exercise)
         assert verdict.points == 0
-        assert re.search("Cannot allocate memory|File too large|Errno 11|more memory", verdict.reason)
+        assert re.search(
+            "Cannot allocate memory|File too large|Errno 11|more memory", verdict.reason
+        )
 
 
 ELSEWHERE = {  # than in its own memory, right as all of these are
-    "shared": "import mmap\ndef double(x):\n    m = mmap.mmap(-1, 16 << 20)\n    for i in range(0, 16 << 20, 4096): m[i] = 1\n    return x.mul_(2)",
-    "a file": "def double(x):\n    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))\n    return x.mul_(2)",
-    "another process": "import os\ndef double(x):\n    if os.fork() == 0:\n        os._exit(len(bytes(1 << 24)) * 0)\n    os.wait()\n    return x.mul_(2)",
-    "one that outlives the question before": "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    if len(x) < 99 and os.fork() == 0:\n        os.setsid()\n        while True:\n"
-    "            asked = wire.receive(f.f_locals['channel'])\n            wire.send(f.f_locals['channel'], {'id': asked['id'], 'value': asked['case']['x'] * 2})\n"
+    "shared": "import mmap\ndef double(x):\n    m = mmap.mmap(-1, 16 << 20)\n    for i in range(0, "
+    "16 << 20, 4096): m[i] = 1\n    return x.mul_(2)",
+    "a file": "def double(x):\n    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))\n "
+    "   return x.mul_(2)",
+    "another process": "import os\ndef double(x):\n    if os.fork() == 0:\n        "
+    "os._exit(len(bytes(1 << 24)) * 0)\n    os.wait()\n    return x.mul_(2)",
+    "one that outlives the question before": "import os, sys\ndef double(x):\n    f = "
+    "sys._getframe()\n    while 'number' not in "
+    "f.f_locals: f = f.f_back\n"
+    "    from inside import wire\n    if len(x) < 99 and os.fork() == 0:\n        os.setsid()\n    "
+    "    while True:\n"
+    "            asked = wire.receive(f.f_locals['channel'])\n            "
+    "wire.send(f.f_locals['channel'], {'id': asked['id'], 'value': asked['case']['x'] * 2})\n"
     "    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[: len(x)]",
-}  # fmt: skip
+}
 
 
 def test_time_is_taken_on_our_clock(server):
@@ -405,26 +542,42 @@ def test_time_is_taken_on_our_clock(server):
         return next(cases(rng))
 
     plain = Wrong(slow, "Slow.")
-    exercise = Exercise("double", 2, "", cases, drive, doubled, (plain,), target=LessTime(one, 0.5, plain))
+    exercise = Exercise(
+        "double", 2, "", cases, drive, doubled, (plain,), target=LessTime(one, 0.5, plain)
+    )
     assert grade(server, "def double(x):\n    return x * 2", exercise).points == 2
-    liar = "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef double(x):\n    for _ in range(500_000): pass\n    return x * 2"
+    liar = (
+        "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef "
+        "double(x):\n    for _ in range(500_000): pass\n    return x * 2"
+    )
     verdict = grade(server, liar, exercise)
     assert verdict.points == 0
     assert "right, but slow" in verdict.reason
     assert verdict.hint == "Slow."
-    busy = "import threading\ndef double(x):\n    threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()\n    return x * 2"
+    busy = (
+        "import threading\ndef double(x):\n    threading.Thread(target=lambda: [0 for _ in "
+        "iter(int, 1)], daemon=True).start()\n    return x * 2"
+    )
     assert "can't start new thread" in grade(server, busy, exercise).reason
     gone = (
-        "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in f.f_locals: f = f.f_back\n    asked = f.f_locals\n"
-        "    for _ in range(500_000): pass\n    if asked['request']['again']:\n        from inside import wire\n"
-        "        wire.send(asked['channel'], {'id': asked['number'], 'value': x * 2})\n        os._exit(0)\n    return x * 2"
+        "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in "
+        "f.f_locals: f = f.f_back\n    asked = f.f_locals\n"
+        "    for _ in range(500_000): pass\n    if asked['request']['again']:\n        from inside "
+        "import wire\n"
+        "        wire.send(asked['channel'], {'id': asked['number'], 'value': x * 2})\n        "
+        "os._exit(0)\n    return x * 2"
     )
     assert re.search("did not wait|ended with code 0", grade(server, gone, exercise).reason)
 
 
 def test_what_was_answered_in_no_time_is_charged_all_the_same(server):
-    """The system counts what a process has computed when it comes to rest, which may be after its answer is here."""
-    side, case = Boxed(server, parse(notebook(GOOD)).answer("double"), "double"), {"x": torch.ones(3)}
+    """The system counts what a process has computed when it comes to rest, which may be after its
+    answer is here.
+    """
+    side, case = (
+        Boxed(server, parse(notebook(GOOD)).answer("double"), "double"),
+        {"x": torch.ones(3)},
+    )
     assert all(side.ask_again(DOUBLE, case)[1] > 0 for _ in range(500))
     side.close()
 
@@ -435,7 +588,9 @@ def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
     side.ask_again(DOUBLE, case)
     with side.still():
         inside = [
-            one for box in side._boxes for one in (psutil.Process(box.pid), *psutil.Process(box.pid).children(recursive=True))
+            one
+            for box in side._boxes
+            for one in (psutil.Process(box.pid), *psutil.Process(box.pid).children(recursive=True))
         ]
         deadline = time.monotonic() + 5  # a signal has to be noticed
         while (states := [one.status() for one in inside]) != [psutil.STATUS_STOPPED] * 2:
@@ -480,18 +635,28 @@ def test_what_is_said_of_an_answer_is_one_printable_line(server):
     assert "\x1b" not in report
 
 
-# ---- the reader --------------------------------------------------------------------------------------------------------------
+# ---- the reader
+# -------------------------------------------------------------------------------------------------
 
 GOOD = "def double(x):\n    return x * 2"
 UNREADABLE = {
     "truncated": (notebook(GOOD)[:-20], "not a notebook"),
     "NUL": (b"\0" * 100, "not a notebook"),
-    "deep": (b'{"cells":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep|not a notebook"),
+    "deep": (
+        b'{"cells":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "nested too deep|not a notebook",
+    ),
     "no cells": (b"[1, 2]", "no list of cells"),
     "no function": (notebook("def other(x):\n    return x"), "no cell defines the function double"),
     "a class of that name": (notebook("class double: pass"), "no cell defines the function double"),
-    "syntax": (notebook("1", "def double(x):\n    return x *"), "cell 2, which defines double, is no Python: line 2"),
-    "long": (notebook("x = 12345678901234567890123456789\n" * 15_000), "characters or 20000 lines of code"),
+    "syntax": (
+        notebook("1", "def double(x):\n    return x *"),
+        "cell 2, which defines double, is no Python: line 2",
+    ),
+    "long": (
+        notebook("x = 12345678901234567890123456789\n" * 15_000),
+        "characters or 20000 lines of code",
+    ),
     "of many statements": (notebook("0\n" * 15_000, "0;" * 15_000), "lines of code"),
     "many cells": (notebook(*["1"] * 3000), "3000 cells"),
     "latin": ("{'cells': é}".encode("latin-1"), "not a notebook"),
@@ -517,8 +682,19 @@ READABLE = {
     "a cell switched off": notebook(GOOD, "%%script false\n" + GOOD.replace("2", "3")),
     "cell magic elsewhere": notebook("%%bash\nls |", GOOD),
     "another cell broken": notebook("this is (", GOOD),
-    "lines": notebook(GOOD).replace(json.dumps(GOOD).encode(), json.dumps(GOOD.splitlines(keepends=True)).encode()),
-    "ids": json.dumps({"cells": [{"cell_type": "code", "id": "x" * 500, "source": GOOD}, 7, {"cell_type": 3}, None]}).encode(),
+    "lines": notebook(GOOD).replace(
+        json.dumps(GOOD).encode(), json.dumps(GOOD.splitlines(keepends=True)).encode()
+    ),
+    "ids": json.dumps(
+        {
+            "cells": [
+                {"cell_type": "code", "id": "x" * 500, "source": GOOD},
+                7,
+                {"cell_type": 3},
+                None,
+            ]
+        }
+    ).encode(),
     "one line": notebook("import os; double = lambda x: x * 2"),
 }
 
@@ -537,7 +713,11 @@ def test_files_that_are_none(tmp_path):
         file.truncate(100 << 20)
     os.mkfifo(tmp_path / "pipe.ipynb")
     assert content(tmp_path / "a.ipynb") == notebook(GOOD)
-    for name, reason in (("link", "a link"), ("large", "100 MB, more than 20"), ("pipe", "not a file")):
+    for name, reason in (
+        ("link", "a link"),
+        ("large", "100 MB, more than 20"),
+        ("pipe", "not a file"),
+    ):
         with pytest.raises(Unreadable, match=reason):
             content(tmp_path / f"{name}.ipynb")
 
@@ -549,14 +729,22 @@ def test_a_line_of_spaces_is_read_in_time():
 
 
 def test_a_long_chain_is_followed_in_time():
-    chain = "\n".join(["a0 = 1", *(f"a{i} = a{i - 1}" for i in range(1, 16_000)), "def double(x):\n    return a15999"])
+    chain = "\n".join(
+        [
+            "a0 = 1",
+            *(f"a{i} = a{i - 1}" for i in range(1, 16_000)),
+            "def double(x):\n    return a15999",
+        ]
+    )
     start = time.monotonic()
     assert len(parse(notebook(chain)).answer("double")) == 16_001
     assert time.monotonic() - start < 20  # it was 160 s
 
 
 def test_notebooks_are_read_side_by_side():
-    """CPython 3.11 counts the depth of all trees that are being made together, if the collector lets another thread in."""
+    """CPython 3.11 counts the depth of all trees that are being made together, if the collector
+    lets another thread in.
+    """
     code, failed = "\n".join(f"def f{i}(x):\n    return [x + {i}]" for i in range(300)), []
 
     def read():
@@ -585,7 +773,12 @@ def test_notebooks_are_read_side_by_side():
 
 
 def test_only_what_the_answer_needs_is_run():
-    cells = ["import torch\nimport os", "model = os.fork()", "scale = 2\nscale = scale + 0", GOOD.replace("2", "scale")]
+    cells = [
+        "import torch\nimport os",
+        "model = os.fork()",
+        "scale = 2\nscale = scale + 0",
+        GOOD.replace("2", "scale"),
+    ]
     assert [text for _, _, text in parse(notebook(*cells)).answer("double")] == [
         "scale = 2",
         "scale = scale + 0",
@@ -593,7 +786,8 @@ def test_only_what_the_answer_needs_is_run():
     ]
 
 
-# ---- the wire ----------------------------------------------------------------------------------------------------------------
+# ---- the wire
+# -------------------------------------------------------------------------------------------------
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -608,20 +802,52 @@ def parts(frame: bytes) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize(
     "thing",
-    [None, True, -3, 2.5, float("inf"), "ü\ud800", [1, [2.0]], {"a": {"tensor": [1]}}, torch.ones(0, 3), torch.tensor(True),
-     torch.arange(6).reshape(2, 3).T, torch.ones(2, dtype=torch.bfloat16)],
+    [
+        None,
+        True,
+        -3,
+        2.5,
+        float("inf"),
+        "ü\ud800",
+        [1, [2.0]],
+        {"a": {"tensor": [1]}},
+        torch.ones(0, 3),
+        torch.tensor(True),
+        torch.arange(6).reshape(2, 3).T,
+        torch.ones(2, dtype=torch.bfloat16),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_plain_data_arrive_as_they_left(thing):
     came = wire.unpack(*parts(wire.pack(thing)))
     assert type(came) is type(thing)
-    assert came.equal(thing) and came.dtype == thing.dtype if isinstance(thing, torch.Tensor) else came == thing
+    assert (
+        came.equal(thing) and came.dtype == thing.dtype
+        if isinstance(thing, torch.Tensor)
+        else came == thing
+    )
 
 
-@pytest.mark.parametrize("header", [
-    b"", b"{", b"[1", b'{"tensor": ["float32", [4]]}', b'{"tensor": ["object", [0]]}', b'{"tensor": ["float32", [-1]]}', b'{"what": 1}',
-    b'{"tensor": 5}', b"NaN", b'{"a": 1, "b": 2}', b"{}", b"[" * 1000 + b"]" * 1000, b'{"dict": [[1]]}', b'{"float": "1e5"}', b'{"float": []}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[1",
+        b'{"tensor": ["float32", [4]]}',
+        b'{"tensor": ["object", [0]]}',
+        b'{"tensor": ["float32", [-1]]}',
+        b'{"what": 1}',
+        b'{"tensor": 5}',
+        b"NaN",
+        b'{"a": 1, "b": 2}',
+        b"{}",
+        b"[" * 1000 + b"]" * 1000,
+        b'{"dict": [[1]]}',
+        b'{"float": "1e5"}',
+        b'{"float": []}',
+    ],
+)
 def test_forged_frames_are_refused(header):
     with pytest.raises(wire.BadFrame):
         wire.unpack(header, b"")
@@ -638,7 +864,8 @@ def test_random_bytes_are_never_more_than_a_bad_frame():
             wire.unpack(bytes(forged), body)
 
 
-# ---- walls -------------------------------------------------------------------------------------------------------------------
+# ---- walls
+# -------------------------------------------------------------------------------------------------
 
 
 def test_walls_that_do_not_isolate_make_no_mark():

@@ -1,7 +1,7 @@
 """One word runs through everything, and each part of the house knows only what it may.
 
-Every rule is a function from the root of a tree to a list of complaints, empty when the rule holds; so each is shown to fail
-on a small made-up tree before it is trusted on ours.
+Every rule is a function from the root of a tree to a list of complaints, empty when the rule holds;
+so each is shown to fail on a small made-up tree before it is trusted on ours.
 """
 
 import ast
@@ -38,7 +38,9 @@ def chapters(root: Path) -> list[str]:
 
 
 def imports(path: Path, root: Path) -> Iterator[str]:
-    """Every module a file imports, wherever in it, in full: ``accel_lab.ddp`` also for ``from accel_lab import ddp``."""
+    """Every module a file imports, wherever in it, in full: ``accel_lab.ddp`` also for ``from
+    accel_lab import ddp``.
+    """
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
@@ -67,7 +69,11 @@ def imported_techniques(path: Path, root: Path) -> list[str]:
 def chapter_names(root: Path) -> list[str]:
     """course/source holds nothing but NN_name.py; no number and no name twice."""
     found = [(path.name, CHAPTER.fullmatch(path.stem)) for path in sources(root)]
-    complaints = [f"course/source/{name}: a chapter is called NN_name.py" for name, match in found if not match]
+    complaints = [
+        f"course/source/{name}: a chapter is called NN_name.py"
+        for name, match in found
+        if not match
+    ]
     for group, what in ((1, "number"), (2, "name")):
         values = [match[group] for _, match in found if match]
         twice = sorted({value for value in values if values.count(value) > 1})
@@ -76,48 +82,84 @@ def chapter_names(root: Path) -> list[str]:
 
 
 def one_word(root: Path) -> list[str]:
-    """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without its chapter.
+    """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without
+    its chapter.
 
-    A benchmark may also be named after any other part of accel_lab (``panel`` after ``workbench/panel``), or after a folder beside it
-    (``binder``).
+    A benchmark may also be named after any other part of accel_lab (``panel`` after
+    ``workbench/panel``), or after a folder beside it (``binder``).
     """
     words = chapters(root)
     complaints = [
         f"{path}: missing, and course/source has a chapter called {word}"
         for word in words
-        for path in (f"accel_lab/{word}.py", f"accel_lab/exercises/{word}.py", f"tests/test_{word}.py", f"benchmarks/{word}.py")
+        for path in (
+            f"accel_lab/{word}.py",
+            f"accel_lab/exercises/{word}.py",
+            f"tests/test_{word}.py",
+            f"benchmarks/{word}.py",
+        )
         if not (root / path).is_file()
     ]
     for folder in ("accel_lab", "accel_lab/exercises"):
         orphans = sorted(modules(root / folder) - set(words))
-        complaints += [f"{folder}/{word}.py: course/source has no chapter called {word}" for word in orphans]
-    parts = {path.stem for path in (root / "accel_lab").rglob("*") if path.is_dir() or path.suffix == ".py"}
+        complaints += [
+            f"{folder}/{word}.py: course/source has no chapter called {word}" for word in orphans
+        ]
+    parts = {
+        path.stem
+        for path in (root / "accel_lab").rglob("*")
+        if path.is_dir() or path.suffix == ".py"
+    }
     parts |= {path.name for path in root.iterdir() if path.is_dir()}
     orphans = sorted(modules(root / "benchmarks") - parts)
-    return complaints + [f"benchmarks/{word}.py: neither accel_lab nor the project has a part called {word}" for word in orphans]
+    return complaints + [
+        f"benchmarks/{word}.py: neither accel_lab nor the project has a part called {word}"
+        for word in orphans
+    ]
 
 
 def notebooks(root: Path) -> list[str]:
     """Each chapter's notebook is there, was run from top to bottom, and says what its source says."""
     expected = {path.stem: path for path in sources(root)}
     built = {path.stem: path for path in sorted((root / "course").glob("*.ipynb"))}
-    complaints = [f"course/{name}.ipynb: missing; make course builds it" for name in expected if name not in built]
-    complaints += [f"course/{name}.ipynb: has no source in course/source" for name in built if name not in expected]
+    complaints = [
+        f"course/{name}.ipynb: missing; make course builds it"
+        for name in expected
+        if name not in built
+    ]
+    complaints += [
+        f"course/{name}.ipynb: has no source in course/source"
+        for name in built
+        if name not in expected
+    ]
     for name in sorted(expected.keys() & built.keys()):
         cells = json.loads(built[name].read_text(encoding="utf-8"))["cells"]
-        if [said(cell) for cell in cells] != [said(cell) for cell in jupytext.read(expected[name]).cells]:
-            complaints.append(f"course/{name}.ipynb: not what its source says; make course builds it again")
-        if any(cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code" and said(cell)[1].strip()):
-            complaints.append(f"course/{name}.ipynb: has cells that were never run; make course builds it again")
+        if [said(cell) for cell in cells] != [
+            said(cell) for cell in jupytext.read(expected[name]).cells
+        ]:
+            complaints.append(
+                f"course/{name}.ipynb: not what its source says; make course builds it again"
+            )
+        if any(
+            cell["execution_count"] is None
+            for cell in cells
+            if cell["cell_type"] == "code" and said(cell)[1].strip()
+        ):
+            complaints.append(
+                f"course/{name}.ipynb: has cells that were never run; make course builds it again"
+            )
     return complaints
 
 
 def front_door(root: Path) -> list[str]:
-    """The stored 00 shows a card of every other chapter, so that it is complete where nothing runs it."""
+    """The stored 00 shows a card of every other chapter, so that it is complete where nothing runs
+    it.
+    """
     doors = sorted((root / "course").glob("00_*.ipynb"))
     shown = [path.name for path in sources(root) if not path.stem.startswith("00")]
     return [
-        f"course/{door.name}: shows nothing of {name}; make course COURSE_ARGS={door.stem} builds it again"
+        f"course/{door.name}: shows nothing of {name}; make course COURSE_ARGS={door.stem} builds "
+        "it again"
         for door in doors
         for name in (Path(name).with_suffix(".ipynb").name for name in shown)
         if name not in door.read_text(encoding="utf-8")
@@ -125,7 +167,11 @@ def front_door(root: Path) -> list[str]:
 
 
 def said(cell) -> tuple[str, str, list[str]]:
-    return cell["cell_type"], "".join(cell["source"]).rstrip("\n"), sorted(cell["metadata"].get("tags", []))
+    return (
+        cell["cell_type"],
+        "".join(cell["source"]).rstrip("\n"),
+        sorted(cell["metadata"].get("tags", [])),
+    )
 
 
 def chapters_spoken_of(root: Path) -> list[str]:
@@ -134,7 +180,9 @@ def chapters_spoken_of(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}: speaks of chapter {number}, and there is none"
         for path in [*sources(root), *sorted((root / "accel_lab").rglob("*.py"))]
-        for number in sorted(set(re.findall(r"\b[Cc]hapter (\d\d)\b", path.read_text(encoding="utf-8"))) - numbers)
+        for number in sorted(
+            set(re.findall(r"\b[Cc]hapter (\d\d)\b", path.read_text(encoding="utf-8"))) - numbers
+        )
     ]
 
 
@@ -147,15 +195,23 @@ def workbench_knows_no_technique(root: Path) -> list[str]:
 
 
 def techniques_stand_alone(root: Path) -> list[str]:
-    """A technique draws nothing, and uses another only where its docstring tells the reader so by the full name."""
+    """A technique draws nothing, and uses another only where its docstring tells the reader so by
+    the full name.
+    """
     complaints = []
     for word in sorted(modules(root / "accel_lab")):
         path = root / "accel_lab" / f"{word}.py"
-        drawing = sorted({name.partition(".")[0] for name in imports(path, root)} & NOT_IN_A_TECHNIQUE)
-        complaints += [f"accel_lab/{word}.py: imports {name}, and a technique draws nothing" for name in drawing]
+        drawing = sorted(
+            {name.partition(".")[0] for name in imports(path, root)} & NOT_IN_A_TECHNIQUE
+        )
+        complaints += [
+            f"accel_lab/{word}.py: imports {name}, and a technique draws nothing"
+            for name in drawing
+        ]
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         complaints += [
-            f"accel_lab/{word}.py: imports {other}, and its docstring does not speak of accel_lab.{other}"
+            f"accel_lab/{word}.py: imports {other}, and its docstring does not speak of "
+            f"accel_lab.{other}"
             for other in imported_techniques(path, root)
             if other != word and not re.search(rf"\baccel_lab\.{other}\b", docstring)
         ]
@@ -193,7 +249,10 @@ def test_the_house_keeps_its_rules(rule):
 
 
 def notebook(*cells: tuple[str, str], count: int | None = 1, shows: str = "") -> str:
-    made = [{"cell_type": kind, "source": text.splitlines(keepends=True), "metadata": {}} for kind, text in cells]
+    made = [
+        {"cell_type": kind, "source": text.splitlines(keepends=True), "metadata": {}}
+        for kind, text in cells
+    ]
     for cell in made:
         if cell["cell_type"] == "code":
             cell |= {"outputs": [shows] if shows else [], "execution_count": count}
@@ -237,11 +296,23 @@ def test_a_good_tree_has_no_complaint(tmp_path):
 
 
 FAULTS = {
-    "a file that is no chapter": ({"course/source/folding2.py": SOURCE}, "a chapter is called NN_name.py"),
-    "a number twice": ({"course/source/00_again.py": SOURCE, "course/00_again.ipynb": notebook(*CELLS)}, "the number 00"),
-    "a name twice": ({"course/source/08_folding.py": SOURCE, "course/08_folding.ipynb": notebook(*CELLS)}, "the name folding"),
+    "a file that is no chapter": (
+        {"course/source/folding2.py": SOURCE},
+        "a chapter is called NN_name.py",
+    ),
+    "a number twice": (
+        {"course/source/00_again.py": SOURCE, "course/00_again.ipynb": notebook(*CELLS)},
+        "the number 00",
+    ),
+    "a name twice": (
+        {"course/source/08_folding.py": SOURCE, "course/08_folding.ipynb": notebook(*CELLS)},
+        "the name folding",
+    ),
     "no module": ({"accel_lab/folding.py": None}, "accel_lab/folding.py: missing"),
-    "no exercises": ({"accel_lab/exercises/folding.py": None}, "accel_lab/exercises/folding.py: missing"),
+    "no exercises": (
+        {"accel_lab/exercises/folding.py": None},
+        "accel_lab/exercises/folding.py: missing",
+    ),
     "no tests": ({"tests/test_folding.py": None}, "tests/test_folding.py: missing"),
     "no benchmark": ({"benchmarks/folding.py": None}, "benchmarks/folding.py: missing"),
     "a technique without a chapter": ({"accel_lab/bending.py": ""}, "no chapter called bending"),
@@ -249,26 +320,44 @@ FAULTS = {
         {"accel_lab/exercises/bending.py": ""},
         "accel_lab/exercises/bending.py: course/source has no",
     ),
-    "a benchmark of nothing": ({"benchmarks/bending.py": ""}, "neither accel_lab nor the project has a part called bending"),
+    "a benchmark of nothing": (
+        {"benchmarks/bending.py": ""},
+        "neither accel_lab nor the project has a part called bending",
+    ),
     "no notebook": ({"course/07_folding.ipynb": None}, "course/07_folding.ipynb: missing"),
-    "a notebook without a source": ({"course/09_left.ipynb": notebook()}, "course/09_left.ipynb: has no source"),
-    "a stale notebook": ({"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))}, "not what its source says"),
+    "a notebook without a source": (
+        {"course/09_left.ipynb": notebook()},
+        "course/09_left.ipynb: has no source",
+    ),
+    "a stale notebook": (
+        {"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))},
+        "not what its source says",
+    ),
     "a cell too few": ({"course/07_folding.ipynb": notebook(CELLS[0])}, "not what its source says"),
     "a tag too few": (
         {"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')},
         "not what its source says",
     ),
-    "a front door that hides a chapter": ({"course/00_start_here.ipynb": notebook(*CELLS)}, "shows nothing of 07_folding"),
+    "a front door that hides a chapter": (
+        {"course/00_start_here.ipynb": notebook(*CELLS)},
+        "shows nothing of 07_folding",
+    ),
     "a chapter that is spoken of and not there": (
         {"accel_lab/folding.py": '"""Folding, as in chapter 12."""'},
         "accel_lab/folding.py: speaks of chapter 12",
     ),
-    "a notebook never run": ({"course/07_folding.ipynb": notebook(*CELLS, count=None)}, "never run"),
+    "a notebook never run": (
+        {"course/07_folding.ipynb": notebook(*CELLS, count=None)},
+        "never run",
+    ),
     "a workbench that knows a technique": (
         {"accel_lab/workbench/step.py": "from accel_lab import folding\n"},
         "step.py: imports folding",
     ),
-    "the same, relative": ({"accel_lab/workbench/step.py": "from ..folding import update\n"}, "step.py: imports folding"),
+    "the same, relative": (
+        {"accel_lab/workbench/step.py": "from ..folding import update\n"},
+        "step.py: imports folding",
+    ),
     "the same, its exercises": (
         {"accel_lab/workbench/step.py": "import accel_lab.exercises.folding\n"},
         "step.py: imports folding",
@@ -277,8 +366,14 @@ FAULTS = {
         {"accel_lab/workbench/step.py": "def f():\n    from .. import folding\n"},
         "step.py: imports folding",
     ),
-    "a technique that draws": ({"accel_lab/folding.py": "from IPython.display import display\n"}, "imports IPython"),
-    "widgets outside the panel": ({"accel_lab/workbench/step.py": "import bqplot.marks\n"}, "step.py: imports bqplot"),
+    "a technique that draws": (
+        {"accel_lab/folding.py": "from IPython.display import display\n"},
+        "imports IPython",
+    ),
+    "widgets outside the panel": (
+        {"accel_lab/workbench/step.py": "import bqplot.marks\n"},
+        "step.py: imports bqplot",
+    ),
     "widgets in exercises": (
         {"accel_lab/exercises/folding.py": "from ipywidgets import HTML\n"},
         "folding.py: imports ipywidgets",
@@ -300,9 +395,13 @@ def test_a_fault_is_found(changes, complaint, tmp_path):
 
 
 def test_a_technique_may_use_another_when_its_docstring_says_so(tmp_path):
-    told = {"accel_lab/bending.py": '"""Bending what ``accel_lab.folding`` folded."""\nfrom accel_lab.folding import update\n'}
+    told = {
+        "accel_lab/bending.py": '"""Bending what ``accel_lab.folding`` folded."""\nfrom '
+        "accel_lab.folding import update\n"
+    }
     untold = {"accel_lab/bending.py": '"""Bending."""\nfrom accel_lab.folding import update\n'}
     assert complaints_about(BENDING | told, tmp_path / "told") == []
     assert complaints_about(BENDING | untold, tmp_path / "untold") == [
-        "accel_lab/bending.py: imports folding, and its docstring does not speak of accel_lab.folding"
+        "accel_lab/bending.py: imports folding, and its docstring does not speak of "
+        "accel_lab.folding"
     ]

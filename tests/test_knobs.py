@@ -35,7 +35,11 @@ def test_dials_say_what_a_control_needs():
     ("values", "line"),
     [
         ({"count": 33}, "count: should be less than or equal to 32 (things at a time), not 33"),
-        ({"rate": "fast"}, "rate: should be a valid number, unable to parse string as a number (per second), not 'fast'"),
+        (
+            {"rate": "fast"},
+            "rate: should be a valid number, unable to parse string as a number (per second), "
+            "not 'fast'",
+        ),
         ({"kind": "c"}, "kind: should be 'a' or 'b' (of thing), not 'c'"),
         ({"counts": 3}, "no knob is called 'counts'; did you mean 'count'?"),
         ({"zzz": 3}, "no knob is called 'zzz'; there are: count, rate, kind, on"),
@@ -61,9 +65,9 @@ def test_turning_checks_again_and_leaves_the_original():
 
 @given(count=st.integers(1, 32), rate=st.floats(0.001, 1.0), kind=st.sampled_from("ab"))
 def test_text_from_a_command_line_gives_the_same_knobs(count, rate, kind):
-    assert Some(count=str(count), rate=repr(rate), kind=kind, on="true" if count <= 16 else "false") == Some(
-        count=count, rate=rate, kind=kind, on=count <= 16
-    )
+    assert Some(
+        count=str(count), rate=repr(rate), kind=kind, on="true" if count <= 16 else "false"
+    ) == Some(count=count, rate=rate, kind=kind, on=count <= 16)
 
 
 def test_the_nearest_name_is_offered():

@@ -19,10 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench.launch import RankFailed, launch
 from accel_lab.workbench.loop import train
-from accel_lab.workbench.rank import RankSpans
-from accel_lab.workbench.world import RankKnobs, launch_steps
+from accel_lab.workbench.ranks.launch import RankFailed, launch
+from accel_lab.workbench.ranks.rank import RankSpanRecorder
+from accel_lab.workbench.ranks.world import RankKnobs, launch_steps
 
 pytestmark = pytest.mark.alone  # what must end in time is watched by the clock
 
@@ -63,11 +63,22 @@ def gone_wrong(how, who=1, patience=60.0):
 
 
 def left_behind():
-    """What launches could leave: processes, descriptors, directories (the fork server and its tracker stay for the next)."""
+    """What launches could leave: processes, descriptors, directories (the fork server and its
+    tracker stay for the next).
+    """
     me = os.getpid()
-    processes = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split("\n")
-    parents = {int(pid): int(parent) for pid, parent in (line.split() for line in processes if line.strip())}
-    servers = {pid for pid, parent in parents.items() if parent == me and "multiprocessing" in command_line(pid)}
+    processes = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True
+    ).stdout.split("\n")
+    parents = {
+        int(pid): int(parent)
+        for pid, parent in (line.split() for line in processes if line.strip())
+    }
+    servers = {
+        pid
+        for pid, parent in parents.items()
+        if parent == me and "multiprocessing" in command_line(pid)
+    }
     ranks = {pid for pid, parent in parents.items() if parent in servers}
     return ranks, len(os.listdir("/proc/self/fd")), {*Path(tempfile.gettempdir()).glob("ranks-*")}
 
@@ -97,7 +108,10 @@ def test_values_of_all_ranks_are_streamed(world_size):
 
 
 def test_a_plain_function_answers_once():
-    assert sorted(launch(lambda a, b: (dist.get_rank(), a + b), 2, 3, 4)) == [(0, (0, 7)), (1, (1, 7))]
+    assert sorted(launch(lambda a, b: (dist.get_rank(), a + b), 2, 3, 4)) == [
+        (0, (0, 7)),
+        (1, (1, 7)),
+    ]
 
 
 def test_without_a_process_group():
@@ -112,7 +126,9 @@ def test_one_thread_a_rank_unless_told_otherwise():
 def test_ranks_see_the_caller_s_environment_and_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCEL_LAB_TEST", "seen")
     monkeypatch.chdir(tmp_path)
-    assert list(launch(lambda: (os.environ["ACCEL_LAB_TEST"], os.getcwd()), 1)) == [(0, ("seen", str(tmp_path)))]
+    assert list(launch(lambda: (os.environ["ACCEL_LAB_TEST"], os.getcwd()), 1)) == [
+        (0, ("seen", str(tmp_path)))
+    ]
 
 
 def test_what_ranks_print_is_printed_with_their_number(capsys):
@@ -155,14 +171,17 @@ FAILURES = {
 
 @linux
 @pytest.mark.parametrize(
-    ("how", "who"), [(how, who) for how, (kind, _) in FAILURES.items() for who in (0, 1) if who or kind != "hung"]
+    ("how", "who"),
+    [(how, who) for how, (kind, _) in FAILURES.items() for who in (0, 1) if who or kind != "hung"],
 )
 def test_the_rank_that_failed_is_named(how, who):
     kind, text = FAILURES[how]
     timeout = 1.0 if kind == "hung" else 20.0
     with nothing_left():
         start = time.monotonic()
-        with pytest.raises(RankFailed, match=text.replace("(", r"\(").replace(")", r"\)")) as failed:
+        with pytest.raises(
+            RankFailed, match=text.replace("(", r"\(").replace(")", r"\)")
+        ) as failed:
             list(launch(gone_wrong, 2, how, who, timeout=timeout))
         assert (failed.value.rank, failed.value.how) == (who, kind)
         assert time.monotonic() - start < (timeout if kind == "hung" else 0) + 2.0
@@ -184,7 +203,9 @@ def test_a_deadlock_tells_where_each_rank_stands():
     def each_waits_for_the_other():
         dist.recv(torch.ones(1), 1 - dist.get_rank())
 
-    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*dist\.recv.*rank 1 stands here.*dist\.recv") as failed:
+    with pytest.raises(
+        RankFailed, match=r"(?s)rank 0 stands here.*dist\.recv.*rank 1 stands here.*dist\.recv"
+    ) as failed:
         list(launch(each_waits_for_the_other, 2, timeout=1.0))
     assert failed.value.how == "hung"
 
@@ -207,8 +228,13 @@ def test_a_worker_from_a_notebook_cell_is_quoted_in_its_traceback():
 
 def test_a_script_needs_no_guard(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from accel_lab.workbench.launch import launch\nprint(list(launch(lambda: 'once', 2)))\n")
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=our_environment())
+    script.write_text(
+        "from accel_lab.workbench.ranks.launch import launch\nprint(list(launch(lambda: "
+        "'once', 2)))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, env=our_environment()
+    )
     assert (ran.stdout.count("once"), ran.stderr) == (2, "")
 
 
@@ -257,8 +283,9 @@ def test_four_at_once():
 
 CALLER = """
 import signal, sys, torch, torch.distributed as dist, tempfile, time, os
-from accel_lab.workbench.launch import launch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
+from accel_lab.workbench.ranks.launch import launch
+# where the tests run in a shell's background it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 tempfile.tempdir = sys.argv[1]
 def worker():
     yield os.getpid()
@@ -266,7 +293,8 @@ def worker():
         dist.all_reduce(torch.ones(1))
         yield os.getpid()
 for number, (rank, pid) in enumerate(launch(worker, 2)):
-    if number < 6:  # more could fill the pipe, and a caller that is interrupted then waits for its reader
+    # more could fill the pipe, and a caller that is interrupted then waits for its reader
+    if number < 6:
         print(pid, flush=True)
 """
 
@@ -276,7 +304,12 @@ for number, (rank, pid) in enumerate(launch(worker, 2)):
 def test_nothing_outlives_the_caller(blow, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(CALLER), str(tmp_path)]
     caller = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=our_environment(), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=our_environment(),
+        start_new_session=True,
     )
     pids = {int(caller.stdout.readline()) for _ in range(6)}
     family = {*pids, *descendants(caller.pid)}
@@ -293,7 +326,9 @@ def test_nothing_outlives_the_caller(blow, tmp_path):
 
 def descendants(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in children} | {pid for child in children for pid in descendants(int(child))}
+    return {int(child) for child in children} | {
+        pid for child in children for pid in descendants(int(child))
+    }
 
 
 def is_running(pid):
@@ -304,14 +339,16 @@ def is_running(pid):
 
 def stepping(knobs, slow):
     """A worker that trains nothing, as the techniques' workers do."""
-    spans = RankSpans()
+    spans = RankSpanRecorder()
 
     def update(x, y):
         with spans("work"):
             time.sleep(0.05 if dist.get_rank() == slow else 0.01)
         return {"loss": float(dist.get_rank())}
 
-    yield from train(update, [(torch.zeros(2 + dist.get_rank(), 1), torch.zeros(1))] * 3, spans=spans)
+    yield from train(
+        update, [(torch.zeros(2 + dist.get_rank(), 1), torch.zeros(1))] * 3, spans=spans
+    )
 
 
 class TwoRanks(RankKnobs):
@@ -348,7 +385,9 @@ def test_a_rank_killed_at_a_random_moment_is_always_the_one_named():
 
 
 def assert_named_when_killed(victim, moment, timeout):
-    """Kill one of three ranks ``moment`` seconds after the first process exists; it may not even have joined the others."""
+    """Kill one of three ranks ``moment`` seconds after the first process exists; it may not even
+    have joined the others.
+    """
     before, stop = left_behind()[0], threading.Event()
 
     def kill():

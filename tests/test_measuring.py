@@ -1,4 +1,6 @@
-"""The verdict is as sure as it says, on a made-up machine and on this one; and what is counted below the roof is what happens."""
+"""The verdict is as sure as it says, on a made-up machine and on this one; and what is counted
+below the roof is what happens.
+"""
 
 import math
 import random
@@ -18,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accel_lab import ddp, measuring
 from accel_lab.measuring import Comparison, Knobs, Operation, Roofline, compare
-from accel_lab.workbench import comparison
 from accel_lab.workbench.knobs import KnobError
-from accel_lab.workbench.launch import launch
+from accel_lab.workbench.measure import comparison
+from accel_lab.workbench.ranks.launch import launch
 
 unhurried = settings(deadline=None)  # the first example pays for starting up
 CPU = torch.device("cpu")
@@ -30,7 +32,9 @@ CPU = torch.device("cpu")
 
 
 class Machine:
-    """A clock that programs push on, and other programs' load, which comes in bursts and drifts. ``work(s)`` lasts s if undisturbed."""
+    """A clock that programs push on, and other programs' load, which comes in bursts and drifts.
+    ``work(s)`` lasts s if undisturbed.
+    """
 
     def __init__(self, seed: int):
         self.now, self.chance, self.drift, self.burst = 0.0, random.Random(seed), 0.0, 0.0
@@ -42,7 +46,9 @@ class Machine:
     def work(self, seconds: float) -> None:
         self.drift = 0.95 * self.drift + self.chance.gauss(0, 0.03)  # seen by neighbours alike
         if self.burst <= 0 and self.chance.random() < 0.05:
-            self.burst = self.chance.expovariate(1 / 0.02)  # for 20 ms on average half of the machine is gone
+            self.burst = self.chance.expovariate(
+                1 / 0.02
+            )  # for 20 ms on average half of the machine is gone
         lasts = seconds * math.exp(self.drift) * (1 + abs(self.chance.gauss(0, 0.02)))
         if self.burst > 0:
             lasts *= self.chance.uniform(1, 3)
@@ -55,7 +61,9 @@ def machine(monkeypatch):
     def make(seed: int) -> Machine:
         made = Machine(seed)
         monkeypatch.setattr(comparison, "perf_counter", made.clock)
-        monkeypatch.setattr(comparison, "random", SimpleNamespace(Random=lambda: random.Random(~seed)))  # the coin
+        monkeypatch.setattr(
+            comparison, "random", SimpleNamespace(Random=lambda: random.Random(~seed))
+        )  # the coin
         return made
 
     return make
@@ -66,7 +74,9 @@ def found(machine, slower_by: float, tries: int, seconds: float) -> int:
     verdicts = 0
     for seed in range(tries):
         made = machine(seed)
-        ours, peer = (lambda made=made, s=s: made.work(s) for s in (seconds * (1 + slower_by), seconds))
+        ours, peer = (
+            lambda made=made, s=s: made.work(s) for s in (seconds * (1 + slower_by), seconds)
+        )
         verdicts += compare(ours, peer).differs
     return verdicts
 
@@ -86,14 +96,20 @@ def test_the_usual_ways_claim_differences_between_equal_programs(machine):
         claims = 0
         for seed in range(100):
             made = machine(seed)
-            claims += abs(wrong(lambda made=made: made.work(1e-3), lambda made=made: made.work(1e-3)) - 1) > 0.05
+            claims += (
+                abs(wrong(lambda made=made: made.work(1e-3), lambda made=made: made.work(1e-3)) - 1)
+                > 0.05
+            )
         assert claims > 20
 
 
 def test_the_interval_is_as_sure_as_it_says_whatever_each_pair_weighs():
     for pairs in range(1, 12):
         refused = comparison._refused(pairs)
-        outcomes = [sum(rank for rank, leans in enumerate(way, 1) if leans) for way in product((0, 1), repeat=pairs)]
+        outcomes = [
+            sum(rank for rank, leans in enumerate(way, 1) if leans)
+            for way in product((0, 1), repeat=pairs)
+        ]
         wrong = 2 * sum(outcome < refused for outcome in outcomes) / len(outcomes)
         one_more = 2 * sum(outcome < refused + 1 for outcome in outcomes) / len(outcomes)
         assert wrong <= 1 - comparison.SURE < one_more
@@ -109,13 +125,18 @@ def test_swapping_the_programs_turns_the_verdict_round(pairs):
     one, other = Comparison.of(pairs), Comparison.of([(peer, ours) for ours, peer in pairs])
     assert one.differs == other.differs
     low, high = other.interval
-    assert one.interval == pytest.approx((1 / high if high < math.inf else 0, 1 / low if low else math.inf))
+    assert one.interval == pytest.approx(
+        (1 / high if high < math.inf else 0, 1 / low if low else math.inf)
+    )
 
 
 @unhurried
 @given(some_pairs, st.floats(0.01, 100))
 def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, factor):
-    one, other = Comparison.of(pairs), Comparison.of([(factor * ours, peer) for ours, peer in pairs])
+    one, other = (
+        Comparison.of(pairs),
+        Comparison.of([(factor * ours, peer) for ours, peer in pairs]),
+    )
     assert other.ratio == pytest.approx(factor * one.ratio)
     assert other.interval == pytest.approx(tuple(factor * end for end in one.interval))
 
@@ -133,10 +154,15 @@ def test_low_ratio_high_and_the_interval_lie_in_order(pairs):
 def test_what_it_says():
     nine = [(1.3 + 0.01 * i, 1.0) for i in range(9)]
     assert str(Comparison.of(nine)) == "ours takes 1.34× the time of peer, 1.30–1.37 over 9 pairs"
-    assert Comparison.of(nine).line("small", "torch") == "small: ratio 1.34 (1.30–1.38 of 9 pairs) vs torch"
+    assert (
+        Comparison.of(nine).line("small", "torch")
+        == "small: ratio 1.34 (1.30–1.38 of 9 pairs) vs torch"
+    )
     equal = Comparison.of([(1.0 + 0.02 * (i - 4), 1.0) for i in range(9)], ("A", "B"))
     assert str(equal) == "no difference shown between A and B: 1.00×, 0.93–1.07 over 9 pairs"
-    assert str(Comparison.of(nine[:7])) == "no verdict: 7 pairs of ours and peer are too few to tell"
+    assert (
+        str(Comparison.of(nine[:7])) == "no verdict: 7 pairs of ours and peer are too few to tell"
+    )
 
 
 def test_a_difference_too_small_to_mean_anything_is_not_shown():
@@ -159,7 +185,9 @@ def test_programs_run_as_often_as_asked_at_least_and_the_learners_chance_is_left
     random.seed(0)
     expected = random.random()
     random.seed(0)
-    result = compare(lambda: program("ours"), lambda: program("peer"), pairs=3, warmup=2, patience=0)
+    result = compare(
+        lambda: program("ours"), lambda: program("peer"), pairs=3, warmup=2, patience=0
+    )
     assert random.random() == expected
     assert len(result.pairs) == 3
     assert min(calls.values()) >= 3 + 2
@@ -173,7 +201,9 @@ def test_on_this_machine_under_load():
     def work(turns: int) -> int:
         return sum(range(turns))
 
-    load = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)]
+    load = [
+        subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)
+    ]
     try:
         equal = [compare(lambda: work(5_000), lambda: work(5_000)).differs for _ in range(20)]
         slower = [compare(lambda: work(5_500), lambda: work(5_000)).differs for _ in range(20)]
@@ -198,19 +228,31 @@ def test_the_roof_is_the_slower_of_moving_and_computing():
     assert LIMITS.ridge == 8
     assert LIMITS.least_seconds(an_operation(1_000, 100_000)) == pytest.approx(1e-6 + 100e-6)
     assert LIMITS.least_seconds(an_operation(8_000_000, 100_000)) == pytest.approx(1e-6 + 1e-3)
-    bounds = [LIMITS.bound(an_operation(*work)) for work in ((1, 1), (1, 100_000), (8_000_000, 100_000))]
+    bounds = [
+        LIMITS.bound(an_operation(*work)) for work in ((1, 1), (1, 100_000), (8_000_000, 100_000))
+    ]
     assert bounds == ["calls", "bytes", "FLOPs"]
 
 
 def test_each_piece_moves_at_the_speed_of_its_own_size():
-    assert [LIMITS.bandwidth_at(size) for size in (10, 1000, 100_000, 10**9)] == [4e9, 4e9, 1e9, 1e9]
+    assert [LIMITS.bandwidth_at(size) for size in (10, 1000, 100_000, 10**9)] == [
+        4e9,
+        4e9,
+        1e9,
+        1e9,
+    ]
     assert LIMITS.bandwidth_at(10_000) == pytest.approx(2.5e9)  # half-way on a logarithmic scale
-    assert LIMITS.least_seconds(an_operation(0, 100_000, pieces=100)) == pytest.approx(100 * 1e-6 + 100_000 / 4e9)
+    assert LIMITS.least_seconds(an_operation(0, 100_000, pieces=100)) == pytest.approx(
+        100 * 1e-6 + 100_000 / 4e9
+    )
 
 
 def test_the_machines_limits_are_possible():
     limits = measuring.roofline(CPU, 1)
-    assert all(later <= earlier for (_, earlier), (_, later) in zip(limits.bandwidth, limits.bandwidth[1:], strict=False))
+    assert all(
+        later <= earlier
+        for (_, earlier), (_, later) in zip(limits.bandwidth, limits.bandwidth[1:], strict=False)
+    )
     assert 1e8 < limits.bytes_per_second < 1e13
     assert 1e8 < limits.flops_per_second < 1e16
     assert 1e-8 < limits.call_seconds < 1e-3
@@ -223,7 +265,11 @@ class CountBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self.total += sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
+        self.total += sum(
+            leaf.nbytes
+            for leaf in tree_leaves((args, kwargs, result))
+            if isinstance(leaf, torch.Tensor)
+        )
         return result
 
 
@@ -248,11 +294,17 @@ def test_what_is_counted_is_what_happens(name, n):
 def test_only_the_size_matters_to_the_counts():
     for name, make in measuring.OPERATIONS.items():
         real, meta = make(5, CPU), make(5, torch.device("meta"))
-        assert (real.flops, real.bytes, real.intensity) == (meta.flops, meta.bytes, meta.intensity), name
+        assert (real.flops, real.bytes, real.intensity) == (
+            meta.flops,
+            meta.bytes,
+            meta.intensity,
+        ), name
 
 
 def one_all_reduce(n):
-    """(this rank's numbers, their sum over the ranks, what is counted) and how many numbers a ring would make it send and add."""
+    """(this rank's numbers, their sum over the ranks, what is counted) and how many numbers a ring
+    would make it send and add.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
     own = torch.rand(n, measuring.PIXELS)
@@ -260,7 +312,10 @@ def one_all_reduce(n):
     operation = measuring.all_reduce(n, world)
     chunks = [len(chunk) for chunk in own.flatten().tensor_split(world)]
     moves = list(ddp.ring_moves(rank, world))
-    sent, added = sum(chunks[out] for out, _, _ in moves), sum(chunks[into] for _, into, adds in moves if adds)
+    sent, added = (
+        sum(chunks[out] for out, _, _ in moves),
+        sum(chunks[into] for _, into, adds in moves if adds),
+    )
     return own, operation.call(), (operation.bytes, operation.flops), (sent, added)
 
 
@@ -278,14 +333,19 @@ def test_an_all_reduce_sends_and_adds_what_a_ring_does(world):
 def test_all_reduces_are_timed_between_two_processes():
     seconds = measuring.all_reduce_seconds((1, 4096), readings=2, calls=1)
     assert list(seconds) == [1, 4096]
-    assert 0 < seconds[1] < seconds[4096] < 10  # so much apart that a busy machine cannot turn them round
+    assert (
+        0 < seconds[1] < seconds[4096] < 10
+    )  # so much apart that a busy machine cannot turn them round
 
 
 @unhurried
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31))
 def test_three_ways_to_the_same_sums(n, inputs, outputs, seed):
     generator = torch.Generator().manual_seed(seed)
-    x, weight = torch.rand(n, inputs, generator=generator), torch.rand(inputs, outputs, generator=generator)
+    x, weight = (
+        torch.rand(n, inputs, generator=generator),
+        torch.rand(inputs, outputs, generator=generator),
+    )
     for way in (measuring.python_loop, measuring.one_by_one):
         torch.testing.assert_close(way(x, weight), measuring.batched(x, weight))
 
@@ -326,8 +386,12 @@ def test_batching_is_predicted_to_gain_where_weights_are_shared(monkeypatch):
     def predicted(**knobs) -> float:
         return measuring.most_samples_per_second(Knobs(**knobs))
 
-    assert predicted(operation="matmul", batch_size=256) > 10 * predicted(operation="matmul", batch_size=1)
-    assert predicted(operation="element-wise", batch_size=256) < 2 * predicted(operation="element-wise", batch_size=16)
+    assert predicted(operation="matmul", batch_size=256) > 10 * predicted(
+        operation="matmul", batch_size=1
+    )
+    assert predicted(operation="element-wise", batch_size=256) < 2 * predicted(
+        operation="element-wise", batch_size=16
+    )
     assert predicted(batch_size=64, way="one by one") == pytest.approx(predicted(batch_size=1))
 
 

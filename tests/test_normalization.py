@@ -1,4 +1,6 @@
-"""Normalization equals the slow, obvious way; streams; inverts; and says so when it is given something else."""
+"""Normalization equals the slow, obvious way; streams; inverts; and says so when it is given
+something else.
+"""
 
 import copy
 import subprocess
@@ -17,14 +19,16 @@ from torch.nn.functional import cross_entropy
 from accel_lab import _statistics as statistics
 from accel_lab import normalization as n
 from accel_lab.workbench.knobs import KnobError
-from accel_lab.workbench.proof import prove, snapshot
+from accel_lab.workbench.measure.proof import prove, snapshot
 
 METHODS = [n.to_zero_one, n.to_minus_one_one, n.to_unit_variance]
 few = settings(max_examples=40, deadline=None)
 
 
 def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def floats(*shape, seed=0):
@@ -38,7 +42,9 @@ def close(a, b, tolerance=1e-12):
 # ---- statistics ----
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize("shape", [(7, 3), (5, 1, 9), (6, 3, 5, 4), (1, 2, 3, 3, 2)])
 def test_statistics_are_the_slow_ones(dtype, shape):
     x = (floats(*shape) * 50).to(dtype)
@@ -60,7 +66,9 @@ def test_pixels_in_any_pieces_give_the_same_to_the_last_bit(pieces, channels, se
 
 
 @few
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.floats(-1e6, 1e6), st.integers(0, 1000))
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6), st.floats(-1e6, 1e6), st.integers(0, 1000)
+)
 def test_floats_far_from_zero_keep_their_digits(pieces, far, seed):
     x = floats(sum(pieces) + 1, 2, 4, seed=seed) + far
     fitted, truth = n.fit(x.split([*pieces, 1])), n.slow(x)
@@ -112,7 +120,9 @@ def test_nan_is_refused_or_left_out():
     with pytest.raises(ValueError, match="1 NaN"):
         n.fit(x)
     fitted = n.fit(x.split(1), skip_nan=True)
-    assert close(fitted.variance[0], x[:, 0].flatten()[~x[:, 0].flatten().isnan()].var(correction=0))
+    assert close(
+        fitted.variance[0], x[:, 0].flatten()[~x[:, 0].flatten().isnan()].var(correction=0)
+    )
     assert fitted.count.tolist() == [23, 24]
     assert n.to_unit_variance(fitted)(x).isnan().sum() == 1  # and it stays where it was
 
@@ -151,16 +161,25 @@ def test_ranks_agree_to_the_last_bit(tmp_path):
         "from accel_lab import normalization as n\n"
         "rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
         "dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)\n"
-        "x = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))\n"
+        "x = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8, "
+        "generator=torch.Generator().manual_seed(0))\n"
         "found = n.across_ranks(n.fit(x[:2] if rank == 0 else x[2:]))\n"
         "floats = n.across_ranks(n.fit(x.float()[:2] if rank == 0 else x.float()[2:]))\n"
         "torch.save([found.mean, found.variance, floats.mean, floats.variance], f'{out}{rank}')\n"
-        "dist.destroy_process_group()\n"  # or gloo's threads may be found running as the process ends, and abort it
+        # or gloo's threads may be found running as the process ends, and abort it
+        "dist.destroy_process_group()\n"
     )
 
     def start(rank):
         return subprocess.run(
-            [sys.executable, str(script), str(rank), str(tmp_path / "store"), str(tmp_path / "out")], timeout=60
+            [
+                sys.executable,
+                str(script),
+                str(rank),
+                str(tmp_path / "store"),
+                str(tmp_path / "out"),
+            ],
+            timeout=60,
         )
 
     with ThreadPoolExecutor(2) as both:
@@ -176,7 +195,10 @@ def test_ranks_agree_to_the_last_bit(tmp_path):
 # ---- the map ----
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 7, 6), (2, 3, 900, 700), (700, 3, 31, 33), (1, 3, 2_000_003), (5, 3), (0, 3, 4, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 3, 7, 6), (2, 3, 900, 700), (700, 3, 31, 33), (1, 3, 2_000_003), (5, 3), (0, 3, 4, 4)],
+)
 def test_one_pass_is_the_naive_expression(shape):
     x = pixels(*shape)
     fitted = n.fit(pixels(9, 3, 8, 9))
@@ -204,7 +226,13 @@ def test_a_given_buffer_is_filled_and_returned():
 
 
 @few
-@given(st.sampled_from(METHODS), st.integers(2, 6), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000))
+@given(
+    st.sampled_from(METHODS),
+    st.integers(2, 6),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+)
 def test_what_each_map_promises(method, samples, channels, side, seed):
     x = floats(samples, channels, side, seed=seed) * 7 + 3
     y = method(n.fit(x.split(2)))(x).transpose(0, 1).flatten(1)
@@ -213,7 +241,9 @@ def test_what_each_map_promises(method, samples, channels, side, seed):
         assert close(y.var(1, correction=0), torch.ones(channels), 1e-9)
     else:
         assert close(y.amax(1), torch.ones(channels))
-        assert close(y.amin(1), torch.zeros(channels) if method is n.to_zero_one else -torch.ones(channels))
+        assert close(
+            y.amin(1), torch.zeros(channels) if method is n.to_zero_one else -torch.ones(channels)
+        )
 
 
 @few
@@ -223,13 +253,17 @@ def test_the_inverse_gives_every_pixel_back(method, samples, channels, seed):
     normalize = method(n.fit(x))
     assert torch.equal(normalize.inverse(normalize(x), torch.uint8), x)
     y = floats(samples, channels, 3, seed=seed)
-    normalize = method(n.fit(y.repeat(2, 1, 1) * torch.tensor([1, 2]).repeat_interleave(samples).view(-1, 1, 1)))
+    normalize = method(
+        n.fit(y.repeat(2, 1, 1) * torch.tensor([1, 2]).repeat_interleave(samples).view(-1, 1, 1))
+    )
     assert close(normalize.inverse(normalize(y), torch.float64), y, 1e-9)
 
 
 def test_the_inverse_stops_at_the_ends_instead_of_wrapping_round():
     normalize = n.to_zero_one(n.fit(torch.tensor([[0], [255]], dtype=torch.uint8)))
-    assert normalize.inverse(torch.tensor([[-0.2], [1.2], [0.5]]), torch.uint8).flatten().tolist() == [0, 255, 128]
+    assert normalize.inverse(
+        torch.tensor([[-0.2], [1.2], [0.5]]), torch.uint8
+    ).flatten().tolist() == [0, 255, 128]
 
 
 @pytest.mark.parametrize("method", [*METHODS, n.divided_by_the_variance])
@@ -244,11 +278,14 @@ def test_one_outlier_ruins_one_map_and_not_the_other():
     x = floats(10_000, 1).clamp(-3, 3)
     broken = torch.cat([x, torch.full((1, 1), 3000.0, dtype=torch.float64)])
     squeezed, steady = (
-        (method(n.fit(broken))(x)).std() / method(n.fit(x))(x).std() for method in (n.to_zero_one, n.to_unit_variance)
+        (method(n.fit(broken))(x)).std() / method(n.fit(x))(x).std()
+        for method in (n.to_zero_one, n.to_unit_variance)
     )
     assert squeezed < 0.01
     assert steady > 0.03
-    assert n.fit(broken).variance.item() == pytest.approx(n.fit(x).variance.item() + 3000**2 / 10_001, rel=1e-2)
+    assert n.fit(broken).variance.item() == pytest.approx(
+        n.fit(x).variance.item() + 3000**2 / 10_001, rel=1e-2
+    )
 
 
 def test_the_wrong_divisor_gives_variance_one_over_the_variance():
@@ -267,7 +304,9 @@ def test_the_wrong_divisor_gives_variance_one_over_the_variance():
     ],
 )
 def test_pixels_fitted_and_something_else_given(x, message):
-    normalize = n.to_unit_variance(n.fit(torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)))
+    normalize = n.to_unit_variance(
+        n.fit(torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16))
+    )
     with pytest.raises(ValueError, match=message):
         normalize(x)
 
@@ -284,7 +323,8 @@ def test_floats_scaled_already_are_found():
 
 
 @pytest.mark.parametrize(
-    ("shape", "theirs"), [((6, 4, 5, 3), nn.BatchNorm2d), ((7, 4), nn.BatchNorm1d), ((3, 4, 5), nn.BatchNorm1d)]
+    ("shape", "theirs"),
+    [((6, 4, 5, 3), nn.BatchNorm2d), ((7, 4), nn.BatchNorm1d), ((3, 4, 5), nn.BatchNorm1d)],
 )
 def test_batch_norm_is_pytorchs_in_training_and_inference(shape, theirs):
     theirs, ours = theirs(4).double(), n.BatchNorm(4).double()
@@ -300,7 +340,10 @@ def test_batch_norm_is_pytorchs_in_training_and_inference(shape, theirs):
             results.append([y, x.grad, module.weight.grad, module.bias.grad])
         assert all(close(a, b, 1e-9) for a, b in zip(*results, strict=True))
         assert snapshot(theirs).keys() == snapshot(ours).keys()
-        assert all(close(a, b) for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True))
+        assert all(
+            close(a, b)
+            for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True)
+        )
     x = floats(*shape, seed=9)
     assert close(theirs.eval()(x), ours.eval()(x))
 
@@ -325,8 +368,13 @@ def test_behind_a_batch_norm_the_scale_of_the_inputs_changes_nothing():
             optimizer.zero_grad()
             cross_entropy(model(x * scale + shift), y).backward()
             optimizer.step()
-            # The bias before a batch norm has no effect, and the running averages follow the scale: what is left must agree.
-            yield {name: value for name, value in snapshot(model).items() if "running" not in name and name != "1.bias"}
+            # The bias before a batch norm has no effect, and the running averages follow the scale:
+            # what is left must agree.
+            yield {
+                name: value
+                for name, value in snapshot(model).items()
+                if "running" not in name and name != "1.bias"
+            }
 
     assert prove({"0 to 1": way(1, 0), "0 to 255": way(255, 0)}, steps=8, tolerance=1e-9).holds
     plain = n.network(2, batch_norm=False).double()
@@ -341,12 +389,17 @@ def test_run_yields_steps_and_stops():
     steps = list(islice(n.run(n.Knobs(method="mean and deviation")), 3))
     assert [step.index for step in steps] == [0, 1, 2]
     assert steps[0].samples == 128
-    assert {"loss", "test_accuracy", "activation_0", "activation_1", "activation_2"} <= steps[0].metrics.keys()
+    assert {"loss", "test_accuracy", "activation_0", "activation_1", "activation_2"} <= steps[
+        0
+    ].metrics.keys()
     assert steps[0].metrics["activation_0"] == pytest.approx(1, abs=0.05)
 
 
 def test_a_run_repeats_itself():
-    losses = [[step.metrics["loss"] for step in islice(n.run(n.Knobs(method="0 to 1", seed=3)), 3)] for _ in range(2)]
+    losses = [
+        [step.metrics["loss"] for step in islice(n.run(n.Knobs(method="0 to 1", seed=3)), 3)]
+        for _ in range(2)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -358,12 +411,17 @@ def test_a_run_at_the_ends(layers):
 
 def test_the_scale_moves_the_stable_range_by_its_square():
     x = n.prepared(n.Knobs(method="0 to 1")).train_x
-    assert n.largest_stable_rate(x * 255) * 255**2 == pytest.approx(n.largest_stable_rate(x), rel=0.05)  # the bias does not scale
+    assert n.largest_stable_rate(x * 255) * 255**2 == pytest.approx(
+        n.largest_stable_rate(x), rel=0.05
+    )  # the bias does not scale
 
 
 def test_leaked_statistics_listen_to_the_test_set():
     train, test = pixels(20, 1, 4, 4).float(), pixels(5, 1, 4, 4, seed=1).float()
-    honest, leaked = n.to_unit_variance(n.fit(train)), n.to_unit_variance(n.fit(torch.cat([train, test * 100])))
+    honest, leaked = (
+        n.to_unit_variance(n.fit(train)),
+        n.to_unit_variance(n.fit(torch.cat([train, test * 100]))),
+    )
     assert torch.equal(honest(train), n.to_unit_variance(n.fit(train))(train))
     assert not close(honest(train), leaked(train), 1e-2)
 

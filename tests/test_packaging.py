@@ -1,6 +1,8 @@
-"""The files that say what the course runs on agree with each other, and nothing is committed that should not be.
+"""The files that say what the course runs on agree with each other, and nothing is committed that
+should not be.
 
-pyproject.toml is the one that is believed; environment.yml, binder/, constraints.txt and README are held against it.
+pyproject.toml is the one that is believed; environment.yml, binder/, constraints.txt and README are
+held against it.
 """
 
 import json
@@ -20,14 +22,19 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}  # where conda-forge calls it otherwise
+CONDA_NAMES = {
+    "torch": "pytorch-cpu",
+    "matplotlib": "matplotlib-base",
+}  # where conda-forge calls it otherwise
 ONLY_CONDA = {"python", "pip"}
 LARGEST = 2 * 1024 * 1024  # bytes
 # Written so that these patterns do not match themselves.
 MACHINE_PATHS = re.compile(
     r"(?<![\w.])/(?:work|Users|home/[a-z]+|root/[a-z]+|opt/(?:wheels|pypi)|tmp/(?:ipykernel_|pytest-)\w*)/"
 )
-REGISTRIES = re.compile(r"(?i)\b(?:pypi|pythonhosted|npmjs|anaconda|debian|ubuntu|download\.pytorch)\.(?:org|com)\b")
+REGISTRIES = re.compile(
+    r"(?i)\b(?:pypi|pythonhosted|npmjs|anaconda|debian|ubuntu|download\.pytorch)\.(?:org|com)\b"
+)
 
 
 def pyproject(root: Path = ROOT) -> dict:
@@ -46,20 +53,28 @@ def requirements(*, extras: bool) -> list[Requirement]:
 
 
 def conda_ranges(path: Path) -> dict[str, SpecifierSet]:
-    """package → range, from a conda environment file, its pip section included; ``python=3.12`` means any 3.12."""
+    """package → range, from a conda environment file, its pip section included; ``python=3.12``
+    means any 3.12.
+    """
     found = {}
     lines = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
-    for line in (name for part in lines for name in (part["pip"] if isinstance(part, dict) else [part])):
+    for line in (
+        name for part in lines for name in (part["pip"] if isinstance(part, dict) else [part])
+    ):
         name, range_ = re.fullmatch(r"([\w.-]+)\s*(.*)", line).groups()
         found[name] = SpecifierSet(re.sub(r"^=([\d.]+)$", r"==\1.*", range_))
     return found
 
 
 def disagreements(conda: dict[str, SpecifierSet], needed: Iterable[Requirement]) -> list[str]:
-    expected = {CONDA_NAMES.get(requirement.name, requirement.name): requirement.specifier for requirement in needed}
+    expected = {
+        CONDA_NAMES.get(requirement.name, requirement.name): requirement.specifier
+        for requirement in needed
+    }
     found = {name: range_ for name, range_ in conda.items() if name not in ONLY_CONDA}
     return [
-        f"{name}: pyproject.toml says {expected.get(name, 'nothing')!s}, the conda file {found.get(name, 'nothing')!s}"
+        f"{name}: pyproject.toml says {expected.get(name, 'nothing')!s}, the conda file "
+        f"{found.get(name, 'nothing')!s}"
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
@@ -78,13 +93,18 @@ def test_a_conda_file_that_disagrees_is_found():
 
 
 def test_both_conda_files_are_one_environment():
-    here, binder = (yaml.safe_load((ROOT / folder / "environment.yml").read_text(encoding="utf-8")) for folder in (".", "binder"))
+    here, binder = (
+        yaml.safe_load((ROOT / folder / "environment.yml").read_text(encoding="utf-8"))
+        for folder in (".", "binder")
+    )
     assert here == binder
     assert here["channels"] == ["conda-forge"]  # its torch is the CPU build
 
 
 def test_the_conda_python_is_one_that_pyproject_allows():
-    python = str(conda_ranges(ROOT / "environment.yml")["python"]).removeprefix("==").removesuffix(".*")
+    python = (
+        str(conda_ranges(ROOT / "environment.yml")["python"]).removeprefix("==").removesuffix(".*")
+    )
     project = pyproject()["project"]
     assert SpecifierSet(project["requires-python"]).contains(python)
     assert f"Programming Language :: Python :: {python}" in project["classifiers"]
@@ -97,14 +117,18 @@ def pins(text: str) -> dict[str, str]:
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     found = {}
     for line in filter(None, lines):
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)  # no option, address or local version
+        match = re.fullmatch(
+            r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line
+        )  # no option, address or local version
         assert match, f"constraints.txt: not a plain NAME==VERSION line: {line}"
         found[canonicalize_name(match[1])] = match[2]
     return found
 
 
 def unsatisfied(pinned: dict[str, str], needed: Iterable[Requirement]) -> list[str]:
-    versions = {str(requirement): pinned.get(canonicalize_name(requirement.name)) for requirement in needed}
+    versions = {
+        str(requirement): pinned.get(canonicalize_name(requirement.name)) for requirement in needed
+    }
     return [
         f"{line}: constraints.txt has {version}"
         for line, version in versions.items()
@@ -136,7 +160,9 @@ def test_a_wrong_constraint_is_found():
 def tracked() -> list[Path]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout, so nothing says which files belong to the project")
-    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     paths = [ROOT / name for name in out.split("\0") if name]
     return [path for path in paths if path.is_file()]
 
@@ -153,18 +179,28 @@ def binder_tree(tmp_path_factory):
 
 
 def binder_complaints(root: Path) -> list[str]:
-    """What is wrong with the image that repo2docker would build. It only plans it: no container engine is asked."""
+    """What is wrong with the image that repo2docker would build. It only plans it: no container
+    engine is asked.
+    """
     command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
-    run = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    run = subprocess.run(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+    )
     if run.returncode:
         return [f"repo2docker refuses: {run.stdout.strip().splitlines()[-1]}"]
-    python = str(conda_ranges(ROOT / "environment.yml")["python"]).removeprefix("==").removesuffix(".*")
+    python = (
+        str(conda_ranges(ROOT / "environment.yml")["python"]).removeprefix("==").removesuffix(".*")
+    )
     planned = {
         f"Building conda environment for python={python}\n": "the Python of environment.yml",
         '--file "binder/environment.yml"': "binder/environment.yml",
         "RUN ./binder/postBuild": "binder/postBuild",
     }
-    return [f"repo2docker does not use {what}" for text, what in planned.items() if text not in run.stdout]
+    return [
+        f"repo2docker does not use {what}"
+        for text, what in planned.items()
+        if text not in run.stdout
+    ]
 
 
 def test_repo2docker_accepts_the_project(binder_tree):
@@ -176,7 +212,11 @@ def test_repo2docker_accepts_the_project(binder_tree):
     [
         ("environment.yml", None, "repo2docker does not use binder/environment.yml"),
         ("environment.yml", "dependencies: [\n", "repo2docker refuses: "),
-        ("environment.yml", "dependencies: [numpy]\n", "repo2docker does not use the Python of environment.yml"),
+        (
+            "environment.yml",
+            "dependencies: [numpy]\n",
+            "repo2docker does not use the Python of environment.yml",
+        ),
         ("postBuild", None, "repo2docker does not use binder/postBuild"),
     ],
 )
@@ -190,10 +230,16 @@ def test_a_broken_binder_is_found(file, text, complaint, tmp_path):
 
 
 def test_scripts_are_valid_shell_and_may_be_run(binder_tree):
-    for name, shell in (("binder/postBuild", "bash"), (".ci/run", "bash"), (".ci/system-packages", "sh")):
+    for name, shell in (
+        ("binder/postBuild", "bash"),
+        (".ci/run", "bash"),
+        (".ci/system-packages", "sh"),
+    ):
         path = binder_tree / name
         assert path.stat().st_mode & 0o111, f"{name} is not executable"
-        assert path.read_text(encoding="utf-8").startswith("#!"), f"{name} does not say what runs it"
+        assert path.read_text(encoding="utf-8").startswith("#!"), (
+            f"{name} does not say what runs it"
+        )
         subprocess.run([shell, "-n", path], check=True)
 
 
@@ -201,16 +247,23 @@ def test_readme_badge_and_citation_lead_to_the_repository():
     address = pyproject()["project"]["urls"]["Repository"]
     owner_and_name = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", address)[1]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["repository-code"], citation["version"]) == (address, pyproject()["project"]["version"])
+    assert (citation["repository-code"], citation["version"]) == (
+        address,
+        pyproject()["project"]["version"],
+    )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"https://mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/HEAD", readme) == [owner_and_name]
+    assert re.findall(r"https://mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/HEAD", readme) == [
+        owner_and_name
+    ]
 
 
 # ---- what is committed ----
 
 
 def unfit(paths: Iterable[Path], root: Path) -> list[str]:
-    """Files that should not be committed as they are: too large, tied to one machine, or naming a registry's host."""
+    """Files that should not be committed as they are: too large, tied to one machine, or naming a
+    registry's host.
+    """
     complaints = []
     for path in paths:
         name, data = path.relative_to(root), path.read_bytes()
@@ -220,7 +273,11 @@ def unfit(paths: Iterable[Path], root: Path) -> list[str]:
             continue  # a picture
         text = data.decode("utf-8")
         for number, line in enumerate(text.splitlines(), 1):
-            complaints += [f"{name}:{number}: {found[0]}" for rule in (MACHINE_PATHS, REGISTRIES) if (found := rule.search(line))]
+            complaints += [
+                f"{name}:{number}: {found[0]}"
+                for rule in (MACHINE_PATHS, REGISTRIES)
+                if (found := rule.search(line))
+            ]
         if path.suffix == ".ipynb" and "widgets" in json.loads(text)["metadata"]:
             complaints.append(f"{name}: stores the state of its widgets")
     return complaints
@@ -240,10 +297,18 @@ def test_an_unfit_file_is_found(tmp_path):
         "large.txt": "x" * (LARGEST + 1),
         "state.ipynb": '{"metadata": {"widgets": {}}}',
         "path.py": "data = '" + "/" + "work/data'",
-        "warning.ipynb": '{"metadata": {}, "x": "' + "/" + 'tmp/ipykernel_123/4.py:1: UserWarning"}',
+        "warning.ipynb": '{"metadata": {}, "x": "'
+        + "/"
+        + 'tmp/ipykernel_123/4.py:1: UserWarning"}',
         "host.txt": f"--index-url https://{host}/simple",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     complaints = unfit(sorted(tmp_path.iterdir()), tmp_path)
-    assert [line.partition(":")[0] for line in complaints] == ["host.txt", "large.txt", "path.py", "state.ipynb", "warning.ipynb"]
+    assert [line.partition(":")[0] for line in complaints] == [
+        "host.txt",
+        "large.txt",
+        "path.py",
+        "state.ipynb",
+        "warning.ipynb",
+    ]

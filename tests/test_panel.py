@@ -1,4 +1,6 @@
-"""The panel without a browser: one trainer at a time, stopped and restarted safely; complaints beside the knob; headless pictures."""
+"""The panel without a browser: one trainer at a time, stopped and restarted safely; complaints
+beside the knob; headless pictures.
+"""
 
 import threading
 import time
@@ -7,18 +9,23 @@ from collections.abc import Callable
 import pytest
 from pydantic import model_validator
 
-from accel_lab.workbench.chart import Badge, Curve, Record, Sweep, Timeline
-from accel_lab.workbench.figure import Picture, axes, draw_spans
+from accel_lab.workbench.drawing.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.drawing.figure import Picture, axes, draw_spans
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.notebook import SpeedLog, log_verdict, speed_log_path
+from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict, speed_log_path
 from accel_lab.workbench.panel import Panel, Prediction, Sliders
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.panel.output import VIEW
 from accel_lab.workbench.step import Span, Step
 
-CHARTS = [Curve("throughput", "samples/s"), Sweep("parts", "bytes", "bytes", predicted=lambda k: 8 / k.parts), Timeline()]
+CHARTS = [
+    Curve("throughput", "samples/s"),
+    Sweep("parts", "bytes", "bytes", predicted=lambda k: 8 / k.parts),
+    Timeline(),
+]
 
 
 class Some(Knobs):
@@ -48,7 +55,13 @@ class World:
                     raise NonFiniteLoss("the loss is nan at step 2: lower the learning rate")
                 if knobs.fault == "crash":
                     raise RuntimeError("first line\nsecond line")
-                yield Step(index, 8, 0.004, {"loss": 1.0, "bytes": 8 / knobs.parts}, (Span(0, "forward", 0.0, 0.004),))
+                yield Step(
+                    index,
+                    8,
+                    0.004,
+                    {"loss": 1.0, "bytes": 8 / knobs.parts},
+                    (Span(0, "forward", 0.0, 0.004),),
+                )
         finally:
             self.open -= 1
 
@@ -148,7 +161,11 @@ def test_a_knob_that_is_refused_is_told_beside_it_and_training_goes_on(panel, wo
 
 
 @pytest.mark.parametrize(
-    ("fault", "line"), [("nan", "the loss is nan at step 2: lower the learning rate"), ("crash", "RuntimeError: first line")]
+    ("fault", "line"),
+    [
+        ("nan", "the loss is nan at step 2: lower the learning rate"),
+        ("crash", "RuntimeError: first line"),
+    ],
 )
 def test_what_ends_a_run_is_shown_in_one_line_and_the_panel_lives_on(panel, world, fault, line):
     panel._controls.knobs = Some(fault=fault)
@@ -165,7 +182,9 @@ def test_what_ends_a_run_is_shown_in_one_line_and_the_panel_lives_on(panel, worl
 def test_a_second_panel_takes_over(panel, world):
     panel.start()
     until(lambda: world.open == 1)
-    other = Panel(world.run, Some(parts=2), CHARTS)  # making it is enough: a cell run again must not leave its trainer behind
+    other = Panel(
+        world.run, Some(parts=2), CHARTS
+    )  # making it is enough: a cell run again must not leave its trainer behind
     assert world.open == 0
     panel.start()
     other.start()
@@ -190,7 +209,9 @@ def test_pin_keeps_runs_apart_from_ghosts(panel):
 def test_interrupting_wait_stops_the_run(panel, world, monkeypatch):
     panel.start()
     until(lambda: world.open == 1)
-    monkeypatch.setattr(threading.Thread, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        threading.Thread, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         panel.wait()
     monkeypatch.undo()
@@ -199,7 +220,14 @@ def test_interrupting_wait_stops_the_run(panel, world, monkeypatch):
 
 def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeypatch):
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
-    panel = Panel(world.run, Some(), CHARTS, baselines={"base": Some()}, tour=[Some(parts=2), Some(parts=4)], seconds=0.05)
+    panel = Panel(
+        world.run,
+        Some(),
+        CHARTS,
+        baselines={"base": Some()},
+        tour=[Some(parts=2), Some(parts=4)],
+        seconds=0.05,
+    )
     assert [record.label for record in panel.pinned] == ["base", "parts 2"]
     assert panel.live.label == "parts 4"
     assert world.open == 0
@@ -210,7 +238,10 @@ def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeyp
 
 def test_a_watched_panel_shows_widgets_and_a_picture_that_is_renewed(panel, monkeypatch):
     shown, renewed = [], []
-    monkeypatch.setattr("accel_lab.workbench.panel.output.display", lambda bundle, **_: shown.append(bundle) or Handle())
+    monkeypatch.setattr(
+        "accel_lab.workbench.panel.output.display",
+        lambda bundle, **_: shown.append(bundle) or Handle(),
+    )
     Handle = type("Handle", (), {"update": lambda self, bundle, **_: renewed.append(bundle)})
     panel._ipython_display_()
     script, view, picture = shown
@@ -242,7 +273,14 @@ def test_every_kind_of_knob_gets_its_control():
     heard = []
     controls = Controls(All(), None, heard.append)
     kinds = [type(control) for control in controls._inputs.values()]
-    assert kinds == [w.IntSlider, w.SelectionSlider, w.FloatSlider, w.FloatLogSlider, w.ToggleButtons, w.Checkbox]
+    assert kinds == [
+        w.IntSlider,
+        w.SelectionSlider,
+        w.FloatSlider,
+        w.FloatLogSlider,
+        w.ToggleButtons,
+        w.Checkbox,
+    ]
     controls._inputs["power"].value = 32
     controls._inputs["on"].value = True
     assert heard == [All(power=32), All(power=32, on=True)]
@@ -254,7 +292,10 @@ def test_a_prediction_is_held_against_what_was_measured(monkeypatch):
     assert "No prediction was made" in prediction.against(2.0).data
     prediction._slider.value = 2.0
     prediction._button.click()
-    assert "You said <b>2 ×</b>; measured: <b>0.97 ×</b>, a factor of 2.1 between them." in prediction.against(0.97).data
+    assert (
+        "You said <b>2 ×</b>; measured: <b>0.97 ×</b>, a factor of 2.1 between them."
+        in prediction.against(0.97).data
+    )
     assert "spot on" in prediction.against(2.05).data
 
 
@@ -268,7 +309,10 @@ def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkey
     shown, renewed = [], []
     Handle = type("Handle", (), {"update": lambda self, picture: renewed.append(picture)})
     for module in ("output", "sliders"):
-        monkeypatch.setattr(f"accel_lab.workbench.panel.{module}.display", lambda one, **_: shown.append(one) or Handle())
+        monkeypatch.setattr(
+            f"accel_lab.workbench.panel.{module}.display",
+            lambda one, **_: shown.append(one) or Handle(),
+        )
     sliders = Sliders(line_up_to, end=(0, 9, 1))
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     sliders._ipython_display_()
@@ -282,7 +326,9 @@ def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkey
     assert list(renewed[0].axes[0].lines[0].get_ydata()) == [0, 7]
 
 
-def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(tmp_path, monkeypatch):
+def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     log_verdict("one", "slow")
@@ -290,7 +336,10 @@ def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
         file.write('{"half a li')
     log_verdict("two", "a|b")
     log_verdict("one", "fast")
-    assert [(e["technique"], e["verdict"]) for e in SpeedLog.read().entries] == [("two", "a|b"), ("one", "fast")]
+    assert [(e["technique"], e["verdict"]) for e in SpeedLog.read().entries] == [
+        ("two", "a|b"),
+        ("one", "fast"),
+    ]
     assert "| one | fast |" in SpeedLog.read()._repr_markdown_()
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert repr(log_verdict("three", "x")) == "Speed log: three"
@@ -299,14 +348,19 @@ def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
 
 def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():
     names = [f"{kind} {i}" for kind in ("forward", "backward") for i in range(3)]
-    spans = tuple(Span(rank, name, place, place + 1) for rank in range(2) for place, name in enumerate(names))
+    spans = tuple(
+        Span(rank, name, place, place + 1) for rank in range(2) for place, name in enumerate(names)
+    )
     _, (one,) = axes()
     draw_spans(one, spans)
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["forward", "backward"]
     assert sorted(text.get_text() for text in one.texts) == sorted(["0", "1", "2"] * 4)
     live = live_chart(Timeline())
     live.move(Record(Some(), "", spans=spans))
-    assert [len(mark.x) for mark in live._figure.marks] == [18, 18]  # three bars on each of two ranks: gap, start, end
+    assert [len(mark.x) for mark in live._figure.marks] == [
+        18,
+        18,
+    ]  # three bars on each of two ranks: gap, start, end
     forward = live._figure.marks[0]
     assert forward.x[2] < forward.x[4]  # a seam between neighbours
 

@@ -1,4 +1,6 @@
-"""Ours = one process with the whole batch = torch.distributed.pipelining, after every step; and the mistakes show."""
+"""Ours = one process with the whole batch = torch.distributed.pipelining, after every step; and the
+mistakes show.
+"""
 
 import copy
 import itertools
@@ -13,13 +15,22 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.functional import mse_loss
 
 from accel_lab import pipeline
-from accel_lab.pipeline import SCHEDULES, Knobs, Stage, balanced, bubble, layer_seconds, run, stage_of
-from accel_lab.workbench import data
+from accel_lab.pipeline import (
+    SCHEDULES,
+    Knobs,
+    Stage,
+    balanced,
+    bubble,
+    layer_seconds,
+    run,
+    stage_of,
+)
+from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
-from accel_lab.workbench.launch import RankFailed, launch
-from accel_lab.workbench.proof import prove, snapshot
-from accel_lab.workbench.rank import RanksDiffer
-from accel_lab.workbench.world import launch_steps
+from accel_lab.workbench.measure.proof import prove, snapshot
+from accel_lab.workbench.ranks.launch import RankFailed, launch
+from accel_lab.workbench.ranks.rank import RanksDiffer
+from accel_lab.workbench.ranks.world import launch_steps
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -27,8 +38,17 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not im
 def seeded(frozen=()):
     """Nine layers, of which some may be frozen."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 4),
-                          nn.Tanh(), nn.Linear(4, 3)).double()  # fmt: skip
+    model = nn.Sequential(
+        nn.Linear(5, 7),
+        nn.Tanh(),
+        nn.Linear(7, 7),
+        nn.Tanh(),
+        nn.Linear(7, 4),
+        nn.Tanh(),
+        nn.Linear(4, 4),
+        nn.Tanh(),
+        nn.Linear(4, 3),
+    ).double()
     for layer in frozen:
         model[layer].requires_grad_(False)
     return model
@@ -36,7 +56,10 @@ def seeded(frozen=()):
 
 def batches(steps=10):
     generator = torch.Generator().manual_seed(1)
-    return [[torch.randn(13, width, dtype=torch.float64, generator=generator) for width in (5, 3)] for _ in range(steps)]
+    return [
+        [torch.randn(13, width, dtype=torch.float64, generator=generator) for width in (5, 3)]
+        for _ in range(steps)
+    ]
 
 
 def optimizer_of(layers):
@@ -79,7 +102,10 @@ def train_ours(schedule, pieces, frozen):
 def states_of(heard, world):
     """One state of the whole model after each step, put together from the stages'."""
     of_rank = [[value[0] for rank, value in heard if rank == each] for each in range(world)]
-    return [{name: tensor for part in parts for name, tensor in part.items()} for parts in zip(*of_rank, strict=True)]
+    return [
+        {name: tensor for part in parts for name, tensor in part.items()}
+        for parts in zip(*of_rank, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("pieces", PIECES)
@@ -104,10 +130,15 @@ def train_torchs(schedule):
     layers = cut(seeded())
     optimizer = optimizer_of(layers)
     stage = PipelineStage(layers, rank, world, torch.device("cpu"))
-    stepper = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule](stage, n_microbatches=4, loss_fn=mse_loss)
+    stepper = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule](
+        stage, n_microbatches=4, loss_fn=mse_loss
+    )
     for x, y in batches():
         optimizer.zero_grad()
-        stepper.step(*([x[:12]] if rank == 0 else []), **({"target": y[:12], "losses": []} if rank == world - 1 else {}))
+        stepper.step(
+            *([x[:12]] if rank == 0 else []),
+            **({"target": y[:12], "losses": []} if rank == world - 1 else {}),
+        )
         optimizer.step()
         yield snapshot(layers), 0
 
@@ -126,7 +157,10 @@ def train_ours_beside_torch(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_pipeline_equals_torch_s(world, schedule):
-    ours, torchs = (states_of(list(launch(worker, world, schedule)), world) for worker in (train_ours_beside_torch, train_torchs))
+    ours, torchs = (
+        states_of(list(launch(worker, world, schedule)), world)
+        for worker in (train_ours_beside_torch, train_torchs)
+    )
     proof = prove({"torch": torchs, "ours": ours})
     assert proof.holds, proof
 
@@ -135,9 +169,13 @@ def test_a_pipeline_equals_torch_s(world, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("stages", "micro_batches"), list(itertools.product((1, 2, 3, 4), (1, 2, 3, 4, 8))))
+@pytest.mark.parametrize(
+    ("stages", "micro_batches"), list(itertools.product((1, 2, 3, 4), (1, 2, 3, 4, 8)))
+)
 def test_a_schedule_runs_through_in_the_time_the_formula_allows(schedule, stages, micro_batches):
-    """Played with a forward of 1 and a backward of 2: no deadlock, everything once, and just the bubble that is predicted."""
+    """Played with a forward of 1 and a backward of 2: no deadlock, everything once, and just the
+    bubble that is predicted.
+    """
     to_do = [SCHEDULES[schedule](stage, stages, micro_batches) for stage in range(stages)]
     assert all(sorted(actions) == sorted(to_do[0]) for actions in to_do)
     done, clock = {}, [0] * stages
@@ -149,7 +187,9 @@ def test_a_schedule_runs_through_in_the_time_the_formula_allows(schedule, stages
                 source = (kind, i, stage - 1) if kind == "forward" else (kind, i, stage + 1)
                 if 0 <= source[2] < stages and source not in done:
                     break
-                clock[stage] = max(clock[stage], done.get(source, 0)) + (1 if kind == "forward" else 2)
+                clock[stage] = max(clock[stage], done.get(source, 0)) + (
+                    1 if kind == "forward" else 2
+                )
                 done[kind, i, stage] = clock[stage]
                 actions.pop(0)
         assert len(done) > before, "deadlock"
@@ -192,14 +232,18 @@ def test_a_parameter_tied_across_stages_is_refused():
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU())
     with pytest.raises(ValueError, match=r"0\.weight.* is tied across stages"):
         stage_of(model, range(0, 2))
-    assert len(stage_of(model, range(0, 3))) == 3  # both uses in one stage: one parameter, as before
+    assert (
+        len(stage_of(model, range(0, 3))) == 3
+    )  # both uses in one stage: one parameter, as before
 
 
 def test_stages_that_do_not_fit_are_refused_before_anything_is_sent():
     def misfit():
         Stage(nn.Sequential(nn.Linear(3 + dist.get_rank(), 3)), torch.zeros(4, 3), summed_loss)
 
-    with pytest.raises(RankFailed, match=r"rank 0 sends \[3\] per sample, which does not fit the layers of rank 1") as failed:
+    with pytest.raises(
+        RankFailed, match=r"rank 0 sends \[3\] per sample, which does not fit the layers of rank 1"
+    ) as failed:
         list(launch(misfit, 2))
     assert isinstance(failed.value.cause, RanksDiffer)
     assert failed.value.rank == 1
@@ -210,7 +254,9 @@ def test_asking_for_shapes_leaves_batch_norm_alone():
         layers = nn.Sequential(nn.BatchNorm1d(3))
         before = copy.deepcopy(layers.state_dict())
         Stage(layers, torch.randn(4, 3), summed_loss)
-        return all(torch.equal(before[name], tensor) for name, tensor in layers.state_dict().items())
+        return all(
+            torch.equal(before[name], tensor) for name, tensor in layers.state_dict().items()
+        )
 
     assert list(launch(statistics, 1)) == [(0, True)]
 
@@ -229,7 +275,9 @@ def some_steps(n=3, **dials):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 3), (2, 4), (3, 5)])
 def test_a_run_makes_the_updates_of_one_process(schedule, ranks, micro_batches):
-    for step in some_steps(ranks=ranks, schedule=schedule, micro_batches=micro_batches, batch_size=101):
+    for step in some_steps(
+        ranks=ranks, schedule=schedule, micro_batches=micro_batches, batch_size=101
+    ):
         assert step.metrics["update_error"] < 1e-5
         assert step.samples == 101
         assert step.metrics["bubble_predicted"] == bubble(ranks, micro_batches)
@@ -240,13 +288,18 @@ def test_a_run_makes_the_updates_of_one_process(schedule, ranks, micro_batches):
 
 def with_an_idle_stage(knobs, digits):
     """As the cut may come out where layers take next to no time: one stage has nothing that learns."""
-    pipeline._my_layers = lambda whole, *_: [range(1), range(1, 2), range(2, len(whole))][dist.get_rank()]
+    pipeline._my_layers = lambda whole, *_: [range(1), range(1, 2), range(2, len(whole))][
+        dist.get_rank()
+    ]
     yield from pipeline.train_this_stage(knobs, digits)
 
 
 def test_a_stage_may_have_nothing_to_learn():
     stream = launch_steps(
-        with_an_idle_stage, Knobs(ranks=3, width=16, depth=4, twin=True), data.mnist5k(), merge=pipeline.one_behind_the_other
+        with_an_idle_stage,
+        Knobs(ranks=3, width=16, depth=4, twin=True),
+        datasets.mnist5k(),
+        merge=pipeline.one_behind_the_other,
     )
     for step in itertools.islice(stream, 3):
         assert step.metrics["update_error"] < 1e-5
@@ -254,7 +307,9 @@ def test_a_stage_may_have_nothing_to_learn():
 
 
 def test_gpipe_holds_more_than_1f1b():
-    gpipe, turns = (some_steps(1, schedule=schedule, micro_batches=8)[0].metrics for schedule in SCHEDULES)
+    gpipe, turns = (
+        some_steps(1, schedule=schedule, micro_batches=8)[0].metrics for schedule in SCHEDULES
+    )
     assert (gpipe["held_on_rank_0"], turns["held_on_rank_0"], turns["held_on_rank_1"]) == (8, 2, 1)
     assert gpipe["activation_bytes_on_rank_1"] > 4 * turns["activation_bytes_on_rank_1"]
 
@@ -270,18 +325,25 @@ def test_mishaps():
         some_steps(10, mistake="dying rank")
     with pytest.raises(RankFailed, match="does not fit the layers of rank 1"):
         some_steps(mistake="mismatched shapes")
-    # Rank 1 may have found messages for all it waited for, in the wrong order, and be done with its step.
-    with pytest.raises(RankFailed, match=r"(?s)rank 0 stands here.*_receive.*rank 1 stands here") as failed:
+    # Rank 1 may have found messages for all it waited for, in the wrong order, and be done with its
+    # step.
+    with pytest.raises(
+        RankFailed, match=r"(?s)rank 0 stands here.*_receive.*rank 1 stands here"
+    ) as failed:
         some_steps(mistake="two schedules", timeout=1.0)
     assert failed.value.how == "hung"
 
 
 def test_a_slow_or_overloaded_stage_makes_all_wait():
     fair, slow, unbalanced = (
-        some_steps(6, width=512, mistake=mistake)[-1] for mistake in ("none", "slow rank", "unbalanced stages")
+        some_steps(6, width=512, mistake=mistake)[-1]
+        for mistake in ("none", "slow rank", "unbalanced stages")
     )
     assert slow.seconds > 0.04
-    assert unbalanced.metrics["activation_bytes_on_rank_0"] > fair.metrics["activation_bytes_on_rank_0"]
+    assert (
+        unbalanced.metrics["activation_bytes_on_rank_0"]
+        > fair.metrics["activation_bytes_on_rank_0"]
+    )
 
 
 def test_knobs_that_do_not_go_together():

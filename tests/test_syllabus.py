@@ -1,4 +1,6 @@
-"""The front door reads the chapters that are there, and shows the reader's own verdicts to the reader alone."""
+"""The front door reads the chapters that are there, and shows the reader's own verdicts to the
+reader alone.
+"""
 
 import base64
 import io
@@ -8,9 +10,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from accel_lab.workbench import machine, syllabus
-from accel_lab.workbench.notebook import log_verdict
-from accel_lab.workbench.syllabus import Syllabus
+from accel_lab.workbench.measure import machine
+from accel_lab.workbench.notebook import syllabus
+from accel_lab.workbench.notebook.speed_log import log_verdict
+from accel_lab.workbench.notebook.syllabus import Syllabus
 
 
 def png(color: str = "white") -> str:
@@ -18,12 +21,19 @@ def png(color: str = "white") -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def chapter(words: int = 400, lines: int = 20, exercises: int = 0, panel: str | None = None) -> nbformat.NotebookNode:
+def chapter(
+    words: int = 400, lines: int = 20, exercises: int = 0, panel: str | None = None
+) -> nbformat.NotebookNode:
     shown = {"text/plain": "Panel", "image/png": panel} if panel else {"text/plain": "1"}
     cells = [
-        new_markdown_cell("# 07 · *Folding*\n\n## 1. The question\n\nCan **it** fold?\nSo they say. One reads:\n\n> It cannot."),
+        new_markdown_cell(
+            "# 07 · *Folding*\n\n## 1. The question\n\nCan **it** fold?\nSo they say. One "
+            "reads:\n\n> It cannot."
+        ),
         new_markdown_cell("word " * words),
-        new_code_cell("x = 1\n" * lines, outputs=[new_output("execute_result", data=shown, execution_count=1)]),
+        new_code_cell(
+            "x = 1\n" * lines, outputs=[new_output("execute_result", data=shown, execution_count=1)]
+        ),
         *(new_code_cell("f()", metadata={"tags": ["exercise"]}) for _ in range(exercises)),
     ]
     return new_notebook(cells=cells)
@@ -31,7 +41,11 @@ def chapter(words: int = 400, lines: int = 20, exercises: int = 0, panel: str | 
 
 @pytest.fixture
 def course(tmp_path):
-    for name, book in {"07_folding": chapter(panel=png()), "03_bending": chapter(), "00_start_here": chapter()}.items():
+    for name, book in {
+        "07_folding": chapter(panel=png()),
+        "03_bending": chapter(),
+        "00_start_here": chapter(),
+    }.items():
         nbformat.write(book, tmp_path / f"{name}.ipynb")
     nbformat.write(chapter(), tmp_path / "notes.ipynb")
     return tmp_path
@@ -48,9 +62,15 @@ def test_it_finds_the_chapters_in_their_order(course):
 
 
 def test_the_time_follows_from_what_is_there(course):
-    minutes = {name: syllabus._minutes(book.cells) for name, book in {
-        "short": chapter(), "long": chapter(words=4000), "with exercises": chapter(exercises=3), "panel": chapter(panel=png()),
-    }.items()}  # fmt: skip
+    minutes = {
+        name: syllabus._minutes(book.cells)
+        for name, book in {
+            "short": chapter(),
+            "long": chapter(words=4000),
+            "with exercises": chapter(exercises=3),
+            "panel": chapter(panel=png()),
+        }.items()
+    }
     assert minutes == {"short": 5, "long": 20, "with exercises": 20, "panel": 5}
 
 
@@ -96,4 +116,7 @@ def test_the_cores_decide_what_ranks_can_show(monkeypatch):
 def test_a_package_that_is_missing_is_in_the_table(monkeypatch):
     assert "missing" not in machine.Machine()._repr_markdown_()
     monkeypatch.setattr(machine, "NEEDS", [*machine.NEEDS, "no-such-package"])
-    assert "| no-such-package | missing; pip install no-such-package |" in machine.Machine()._repr_markdown_()
+    assert (
+        "| no-such-package | missing; pip install no-such-package |"
+        in machine.Machine()._repr_markdown_()
+    )

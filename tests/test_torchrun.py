@@ -1,4 +1,6 @@
-"""The same run on ranks that torchrun has started: two agents on one machine, two network namespaces, a rank that dies."""
+"""The same run on ranks that torchrun has started: two agents on one machine, two network
+namespaces, a rank that dies.
+"""
 
 import json
 import os
@@ -41,20 +43,36 @@ def driver(tmp_path):
 
 def agent(program, *options, before=(), interface="lo"):
     """One torchrun; several make up the nodes of a cluster."""
-    command = [*before, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", *options, *program]
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "1",
+        *options,
+        *program,
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "GLOO_SOCKET_IFNAME": interface,
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # without it a restart finds the former ranks' keys
+        # without it a restart finds the former ranks' keys
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def command_line(technique, steps, knobs):
     """What a reader of the README would type."""
-    given = [word for name, value in knobs.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = [
+        word
+        for name, value in knobs.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     return ["-m", "accel_lab", "run", technique, "--jsonl", "--steps", str(steps), *given]
 
 
@@ -67,13 +85,18 @@ def steps_from(agents):
             agent.terminate()  # torchrun ends its ranks
     for agent, (_, errors) in zip(agents, outputs, strict=True):
         assert agent.returncode == 0, errors[-3000:]
-    said = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in outputs]
+    said = [
+        [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        for out, _ in outputs
+    ]
     assert sum(bool(lines) for lines in said) == 1
     return max(said, key=len)
 
 
 def nodes(address, port, node):
-    """torchrun cannot tell by itself which of several agents on one machine is to hold the rendezvous."""
+    """torchrun cannot tell by itself which of several agents on one machine is to hold the
+    rendezvous.
+    """
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", "test"]
     return ["--nnodes", "2", *where, "--rdzv-conf", f"is_host={int(node == 0)}"]
 
@@ -95,11 +118,39 @@ def test_two_agents_on_one_machine(driver):
 
 
 def test_a_rank_that_was_killed_and_started_again_resumes_from_its_checkpoint(tmp_path):
-    knobs = {**SMALL, "mistake": "dying rank", "checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 2}
-    options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--local-addr", "127.0.0.1"]
+    knobs = {
+        **SMALL,
+        "mistake": "dying rank",
+        "checkpoint": str(tmp_path / "run.pt"),
+        "checkpoint_every": 2,
+    }
+    options = [
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--local-addr",
+        "127.0.0.1",
+    ]
     steps = steps_from([agent(command_line("ddp", 9, knobs), *options)])
     indices = [step["index"] for step in steps]
-    assert indices == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # rank 1 died after the fifth; the file knew of 4
+    assert indices == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+    ]  # rank 1 died after the fifth; the file knew of 4
     assert all(step["metrics"]["update_error"] < 1e-5 for step in steps)
     assert steps[5]["metrics"]["loss"] == pytest.approx(steps[4]["metrics"]["loss"], rel=1e-5)
 
@@ -115,12 +166,16 @@ def two_hosts():
     try:
         subprocess.run([*ip, "netns", "add", names[1]], check=True)
         ends = [f"ve{os.getpid() % 100000}{end}" for end in "ab"]
-        subprocess.run([*ip, "link", "add", ends[0], "type", "veth", "peer", "name", ends[1]], check=True)
+        subprocess.run(
+            [*ip, "link", "add", ends[0], "type", "veth", "peer", "name", ends[1]], check=True
+        )
         for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
             subprocess.run([*ip, "link", "set", end, "netns", name], check=True)
             inside = [*ip, "-n", name]
             subprocess.run([*inside, "link", "set", end, "name", "eth0"], check=True)
-            subprocess.run([*inside, "addr", "add", f"10.99.0.{number}/24", "dev", "eth0"], check=True)
+            subprocess.run(
+                [*inside, "addr", "add", f"10.99.0.{number}/24", "dev", "eth0"], check=True
+            )
             subprocess.run([*inside, "link", "set", "eth0", "up"], check=True)
             subprocess.run([*inside, "link", "set", "lo", "up"], check=True)
         yield names
@@ -130,13 +185,17 @@ def two_hosts():
 
 
 @pytest.mark.needs("ip")
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="network namespaces are root's")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="network namespaces are root's"
+)
 def test_two_hosts_joined_by_a_cable(two_hosts):
     agents = []
     for node, host in enumerate(two_hosts):
         options = [*nodes("10.99.0.1", 29400, node), "--local-addr", f"10.99.0.{node + 1}"]
         inside = ["ip", "netns", "exec", host]
-        agents.append(agent(command_line("ddp", 6, SMALL), *options, before=inside, interface="eth0"))
+        agents.append(
+            agent(command_line("ddp", 6, SMALL), *options, before=inside, interface="eth0")
+        )
     steps = steps_from(agents)
     assert [step["index"] for step in steps] == list(range(6))
     assert all(step["metrics"]["update_error"] < 1e-5 for step in steps)

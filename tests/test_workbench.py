@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from accel_lab.workbench import data, models
-from accel_lab.workbench.chart import Record, Sweep, kinds_of
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.drawing.chart import Sweep, kinds_of
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs, dial
-from accel_lab.workbench.loop import NonFiniteLoss, Spans, pick_device, train
-from accel_lab.workbench.memory import ActivationMeter, process_peak
-from accel_lab.workbench.proof import Twin, prove, snapshot, trajectory
+from accel_lab.workbench.loop import NonFiniteLoss, train
+from accel_lab.workbench.measure.memory_meter import ActivationMeter, process_peak
+from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
+from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
 
 X, Y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
@@ -39,7 +43,11 @@ def test_only_the_update_is_timed():
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_ends_it(loss):
     with pytest.raises(NonFiniteLoss, match=f"the loss is {loss} at step 1"):
-        list(train(lambda x, y: {"loss": next(losses)}, repeat((X, Y))) if (losses := iter([1.0, loss])) else [])
+        list(
+            train(lambda x, y: {"loss": next(losses)}, repeat((X, Y)))
+            if (losses := iter([1.0, loss]))
+            else []
+        )
 
 
 def test_closing_the_loop_closes_what_feeds_it():
@@ -67,7 +75,7 @@ def test_a_run_ends_after_its_steps():
 def test_spans_see_a_model_from_outside_and_leave_no_hook():
     model = nn.Sequential(nn.Linear(4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    spans = Spans()
+    spans = SpanRecorder()
 
     def update(x, y):
         for _ in range(2):
@@ -78,7 +86,14 @@ def test_spans_see_a_model_from_outside_and_leave_no_hook():
 
     with spans.watch(model, optimizer):
         (step,) = train(update, [(X, Y)], spans=spans)
-    assert [span.name for span in step.spans] == ["forward", "backward", "forward", "backward", "optimizer step", "own"]
+    assert [span.name for span in step.spans] == [
+        "forward",
+        "backward",
+        "forward",
+        "backward",
+        "optimizer step",
+        "own",
+    ]
     assert all(one.start <= one.end for one in step.spans)
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
@@ -95,7 +110,10 @@ def test_a_step_is_one_line_of_json():
 def test_a_device_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: this machine has no CUDA device that torch can use; take 'auto' or 'cpu'"):
+    with pytest.raises(
+        ValueError,
+        match="device: this machine has no CUDA device that torch can use; take 'auto' or 'cpu'",
+    ):
         pick_device("cuda")
 
 
@@ -103,11 +121,15 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch):
 
 
 def test_activations_are_counted_to_the_byte():
-    """A linear layer keeps its input (which exists anyway); tanh keeps its output: n · width · 4 bytes each."""
+    """A linear layer keeps its input (which exists anyway); tanh keeps its output: n · width · 4
+    bytes each.
+    """
     model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
     with ActivationMeter(model, X) as meter:
         out = model(X)
-        assert meter.held == 6 * 32 * 4 + 6 * 8 * 4  # the first tanh's output and the second layer's input are one tensor
+        assert (
+            meter.held == 6 * 32 * 4 + 6 * 8 * 4
+        )  # the first tanh's output and the second layer's input are one tensor
         out.sum().backward()
         assert meter.held == 0
     assert meter.peak == 6 * 32 * 4 + 6 * 8 * 4
@@ -133,9 +155,16 @@ def test_a_proof_finds_the_first_step_that_diverges():
         for step in range(5):
             yield {"w": torch.full((2, 2), float(step) + (by if step >= wrong_at else 0.0))}
 
-    proof = prove({"truth": way(9, 0), "same": way(9, 0), "off": way(3, 0.5), "nan": way(1, math.nan)}, steps=5)
+    proof = prove(
+        {"truth": way(9, 0), "same": way(9, 0), "off": way(3, 0.5), "nan": way(1, math.nan)},
+        steps=5,
+    )
     assert not proof.holds
-    assert str(proof) == "same = truth over 5 steps, within 1e-12; off ≠ truth from step 3 on; nan ≠ truth from step 1 on"
+    assert (
+        str(proof)
+        == "same = truth over 5 steps, within 1e-12; off ≠ truth from step 3 on; nan ≠ truth from "
+        "step 1 on"
+    )
     assert [agreement.worst for agreement in proof.compared] == [0.0, 0.5, math.inf]
     assert "✓" in proof._repr_html_()
     assert "✗" in proof._repr_html_()
@@ -157,7 +186,9 @@ def test_a_trajectory_leaves_its_model_alone():
         model(x).sum().backward()
         optimizer.step()
 
-    states = list(trajectory(model, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), update, [(X, Y)] * 2))
+    states = list(
+        trajectory(model, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), update, [(X, Y)] * 2)
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(model).items())
     assert not torch.equal(states[0]["weight"], states[1]["weight"])
 
@@ -182,7 +213,9 @@ def test_a_twin_measures_each_update_by_itself():
 # ---- data ----
 
 
-@pytest.mark.parametrize(("load", "total", "side"), [(data.digits, 1797, 8), (data.mnist5k, 5000, 28)])
+@pytest.mark.parametrize(
+    ("load", "total", "side"), [(datasets.digits, 1797, 8), (datasets.mnist5k, 5000, 28)]
+)
 def test_the_data_are_whole_and_split_by_class(load, total, side):
     found = load()
     assert len(found.train_x) + len(found.test_x) == total
@@ -195,13 +228,13 @@ def test_the_data_are_whole_and_split_by_class(load, total, side):
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    ours = torch.cat([data.digits().train_x, data.digits().test_x]).flatten(1) * 16
+    ours = torch.cat([datasets.digits().train_x, datasets.digits().test_x]).flatten(1) * 16
     theirs = torch.from_numpy(load_digits().data).float()
     assert torch.equal(ours.sort(dim=0).values, theirs.sort(dim=0).values)
 
 
 def test_batches_go_through_every_sample_once_an_epoch():
-    digits = data.digits()
+    digits = datasets.digits()
     feed = digits.batches(100, seed=3)
     seen = torch.cat([x for x, _ in islice(feed, 15)])[: len(digits.train_x)].flatten(1)
     assert torch.equal(seen.sort(dim=0).values, digits.train_x.flatten(1).sort(dim=0).values)
@@ -212,35 +245,51 @@ def test_batches_go_through_every_sample_once_an_epoch():
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"train_x": torch.empty(0, 1, 8, 8), "train_y": torch.empty(0)}, "data: the train part of 'toy' is empty"),
-        ({"test_y": torch.zeros(5).long()}, "data: the test part of 'toy' has 4 samples but 5 labels"),
-        ({"train_y": torch.tensor([0, 1, 2, 0])}, "data: label 2 in the train part of 'toy'; labels are 0 to 1"),
+        (
+            {"train_x": torch.empty(0, 1, 8, 8), "train_y": torch.empty(0)},
+            "data: the train part of 'toy' is empty",
+        ),
+        (
+            {"test_y": torch.zeros(5).long()},
+            "data: the test part of 'toy' has 4 samples but 5 labels",
+        ),
+        (
+            {"train_y": torch.tensor([0, 1, 2, 0])},
+            "data: label 2 in the train part of 'toy'; labels are 0 to 1",
+        ),
         ({"test_y": torch.tensor([0, -1, 1, 0])}, "data: label -1 in the test part of 'toy'"),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused_in_one_line(change, line):
     whole = {"train_x": torch.rand(4, 1, 8, 8), "train_y": torch.tensor([0, 1, 1, 0])}
     whole |= {"test_x": torch.rand(4, 1, 8, 8), "test_y": torch.tensor([0, 1, 1, 0])}
-    data.Data("toy", 2, **whole)
+    datasets.Data("toy", 2, **whole)
     with pytest.raises(ValueError, match=line):
-        data.Data("toy", 2, **(whole | change))
+        datasets.Data("toy", 2, **(whole | change))
 
 
 @pytest.mark.parametrize("size", [0, 5000])
 def test_a_batch_that_cannot_be_is_refused_at_once(size):
-    with pytest.raises(ValueError, match=f"batch_size: {size} is not within 1 and the 1438 training samples of 'digits'"):
-        data.digits().batches(size)
+    with pytest.raises(
+        ValueError,
+        match=f"batch_size: {size} is not within 1 and the 1438 training samples of 'digits'",
+    ):
+        datasets.digits().batches(size)
 
 
 def test_a_missing_package_is_named():
-    with pytest.raises(ModuleNotFoundError, match="the package 'no_such_package' carries this data set"):
-        data._table("no_such_package", "x")
+    with pytest.raises(
+        ModuleNotFoundError, match="the package 'no_such_package' carries this data set"
+    ):
+        datasets._table("no_such_package", "x")
 
 
 def test_models_have_the_shapes_they_say():
     assert models.mlp(64, 5, 10)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
     for batch_norm in (False, True):
-        assert models.cnn(channels=2, side=8, batch_norm=batch_norm)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+        assert models.cnn(channels=2, side=8, batch_norm=batch_norm)(
+            torch.rand(3, 1, 8, 8)
+        ).shape == (3, 10)
 
 
 # ---- records ----
@@ -267,9 +316,17 @@ def test_a_long_record_is_thinned_and_keeps_its_means_and_its_end():
         record.add(Step(index, 1, 1.0, {"loss": float(index)}))
         record.close_window(index + 1.0)
     assert len(record.seconds) <= Record.MOST_WINDOWS
-    assert len(record.seconds) == len(record.updates) == len(record.series["loss"]) == len(record._steps_of_window)
+    assert (
+        len(record.seconds)
+        == len(record.updates)
+        == len(record.series["loss"])
+        == len(record._steps_of_window)
+    )
     assert sum(record._steps_of_window) == 5000
-    mean = sum(v * n for v, n in zip(record.series["loss"], record._steps_of_window, strict=True)) / 5000
+    mean = (
+        sum(v * n for v, n in zip(record.series["loss"], record._steps_of_window, strict=True))
+        / 5000
+    )
     assert mean == pytest.approx(4999 / 2)
     assert (record.seconds[-1], record.updates[-1]) == (5000.0, 5000.0)
     assert record.seconds == sorted(record.seconds)
@@ -277,10 +334,21 @@ def test_a_long_record_is_thinned_and_keeps_its_means_and_its_end():
 
 def test_a_prediction_leaves_out_what_the_knobs_refuse():
     sweep = Sweep("parts", "bytes", "bytes", scale=2.0, predicted=lambda knobs: 6 / knobs.parts)
-    assert sweep.prediction(Half()) == ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [12.0, 6.0, 4.0, 3.0, pytest.approx(2.4), 2.0])
+    assert sweep.prediction(Half()) == (
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        [12.0, 6.0, 4.0, 3.0, pytest.approx(2.4), 2.0],
+    )
 
 
 def test_what_goes_on_beside_other_work_gets_a_lane_of_its_own():
-    spans = [Span(0, "forward 0", 0.0, 1.0), Span(0, "backward 0", 1.0, 2.0), Span(1, "bucket 0", 1.2, 2.0)]
+    spans = [
+        Span(0, "forward 0", 0.0, 1.0),
+        Span(0, "backward 0", 1.0, 2.0),
+        Span(1, "bucket 0", 1.2, 2.0),
+    ]
     assert kinds_of(spans) == {"forward": False, "backward": False, "bucket": False}
-    assert kinds_of([*spans, Span(0, "bucket 1", 1.5, 2.5)]) == {"forward": False, "backward": False, "bucket": True}
+    assert kinds_of([*spans, Span(0, "bucket 1", 1.5, 2.5)]) == {
+        "forward": False,
+        "backward": False,
+        "bucket": True,
+    }

@@ -18,17 +18,22 @@ def _normal(rng: random.Random, *shape: int) -> torch.Tensor:
 
 
 def _labels(rng: random.Random, *shape: int) -> torch.Tensor:
-    return torch.randint(CLASSES, shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
+    return torch.randint(
+        CLASSES, shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))
+    )
 
 
-# 1. build: padded sequences -----------------------------------------------------------------------------------------------
+# 1. build: padded sequences
+#   -----------------------------------------------------------------------------------------------
 
-TOKENS_TASK = """Sequences have different lengths, so they are padded: where `y` is `-100` there is no token, and
-`cross_entropy` leaves it out of its mean. The loss of a batch is the mean over **all its tokens**.
+TOKENS_TASK = """Sequences have different lengths, so they are padded: where `y` is `-100` there is
+no token, and `cross_entropy` leaves it out of its mean. The loss of a batch is the mean over **all
+its tokens**.
 
-Write `token_update(model, optimizer, micro_batches)`: make one update from that loss, one micro-batch in memory at a time, and return
-the loss. `micro_batches` is a list of pairs: x of shape [n_i, length, width] and y of shape [n_i, length]; `model(x)` has the shape
-[n_i, length, classes]. A micro-batch may be all padding; the whole batch never is. On a batch of 16 large micro-batches you
+Write `token_update(model, optimizer, micro_batches)`: make one update from that loss, one
+micro-batch in memory at a time, and return the loss. `micro_batches` is a list of pairs: x of shape
+[n_i, length, width] and y of shape [n_i, length]; `model(x)` has the shape [n_i, length, classes].
+A micro-batch may be all padding; the whole batch never is. On a batch of 16 large micro-batches you
 have 20 MB beyond the batch itself; the system counts them."""
 
 
@@ -56,7 +61,9 @@ def drive_token_update(answer, case):
     with torch.no_grad():
         model.weight.copy_(case["weight"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    losses = [float(answer(model, optimizer, [(x, y) for x, y in batch])) for batch in case["batches"]]
+    losses = [
+        float(answer(model, optimizer, [(x, y) for x, y in batch])) for batch in case["batches"]
+    ]
     return {"losses": losses, "weight": model.weight.detach().clone()}
 
 
@@ -81,14 +88,18 @@ def token_update(model, optimizer, micro_batches):
 
 
 def _weighted(weight, clear=True, step_each_time=False, reduction="mean"):
-    """A wrong answer: weight(y, micro_batches) times the loss of each micro-batch, and what else goes wrong."""
+    """A wrong answer: weight(y, micro_batches) times the loss of each micro-batch, and what else
+    goes wrong.
+    """
 
     def answer(model, optimizer, micro_batches):
         if clear:
             optimizer.zero_grad()
         total = 0.0
         for x, y in micro_batches:
-            loss = cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction=reduction) * weight(y, micro_batches)
+            loss = cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction=reduction) * weight(
+                y, micro_batches
+            )
             loss.backward()
             total += loss.detach()
             if step_each_time:
@@ -105,7 +116,9 @@ by_micro_batches = _weighted(lambda y, all_: 1 / len(all_))
 mean_times_share = _weighted(lambda y, all_: _tokens(y) / _all_tokens(all_))
 counts_padding = _weighted(lambda y, all_: 1 / sum(y.numel() for _, y in all_), reduction="sum")
 never_clears = _weighted(lambda y, all_: 1 / _all_tokens(all_), reduction="sum", clear=False)
-steps_each_time = _weighted(lambda y, all_: 1 / _all_tokens(all_), reduction="sum", step_each_time=True)
+steps_each_time = _weighted(
+    lambda y, all_: 1 / _all_tokens(all_), reduction="sum", step_each_time=True
+)
 
 
 def all_at_once(model, optimizer, micro_batches):
@@ -119,7 +132,8 @@ def all_at_once(model, optimizer, micro_batches):
 
 ALL_AT_ONCE = Wrong(
     all_at_once,
-    "The weights are right, but you put the whole batch through the model at once. That is the memory to be saved.",
+    "The weights are right, but you put the whole batch through the model at once. That is the "
+    "memory to be saved.",
 )
 
 
@@ -138,21 +152,33 @@ TOKENS = Exercise(
     wrong=(
         Wrong(
             by_samples,
-            "You weigh by samples. The mean runs over tokens, and a micro-batch of short sequences holds fewer of them.",
+            "You weigh by samples. The mean runs over tokens, and a micro-batch of short sequences "
+            "holds fewer of them.",
         ),
-        Wrong(by_micro_batches, "1/m gives every micro-batch the same say, however few tokens it holds."),
+        Wrong(
+            by_micro_batches,
+            "1/m gives every micro-batch the same say, however few tokens it holds.",
+        ),
         Wrong(
             mean_times_share,
-            "The mean over a micro-batch without a single token is 0/0, and NaN times a share of 0 is still NaN. Add up sums, "
+            "The mean over a micro-batch without a single token is 0/0, and NaN times a share of 0 "
+            "is still NaN. Add up sums, "
             "and divide them by the tokens of the whole batch.",
         ),
-        Wrong(counts_padding, "You divide by all places of y. The padded ones are no tokens: count where y is not -100."),
         Wrong(
-            never_clears,
-            "The first batch is right and the later ones are not: the gradients of former batches were never cleared.",
+            counts_padding,
+            "You divide by all places of y. The padded ones are no tokens: count where y is "
+            "not -100.",
         ),
         Wrong(
-            steps_each_time, "There is to be one step a batch, after the gradient is whole; yours steps after each micro-batch."
+            never_clears,
+            "The first batch is right and the later ones are not: the gradients of former batches "
+            "were never cleared.",
+        ),
+        Wrong(
+            steps_each_time,
+            "There is to be one step a batch, after the gradient is whole; yours steps after each "
+            "micro-batch.",
         ),
         ALL_AT_ONCE,
     ),
@@ -160,13 +186,16 @@ TOKENS = Exercise(
 )
 
 
-# 2. diagnose: the loop that went round ------------------------------------------------------------------------------------
+# 2. diagnose: the loop that went round
+#   ------------------------------------------------------------------------------------
 
-LOOP_TASK = """This loop is all over the internet, and it has three faults. Repair it, without changing what it takes and returns.
+LOOP_TASK = """This loop is all over the internet, and it has three faults. Repair it, without
+changing what it takes and returns.
 
-`loader` is a list of micro-batches (x, y), all of one size except that the last one may be shorter. Each update is to use `accumulate`
-micro-batches and the mean loss over **their samples**; what is left at the end makes one smaller update. Return the number of updates.
-With 16 large micro-batches to an update you have 20 MB beyond the data; the system counts them."""
+`loader` is a list of micro-batches (x, y), all of one size except that the last one may be shorter.
+Each update is to use `accumulate` micro-batches and the mean loss over **their samples**; what is
+left at the end makes one smaller update. Return the number of updates. With 16 large micro-batches
+to an update you have 20 MB beyond the data; the system counts them."""
 
 
 def loop_cases(rng: random.Random) -> Iterator[Case]:
@@ -264,7 +293,8 @@ def _each_group_at_once(model, optimizer, loader, accumulate):
 
 GROUP_AT_ONCE = Wrong(
     _each_group_at_once,
-    "The weights are right, but the micro-batches of a group were put together again: nothing is saved then.",
+    "The weights are right, but the micro-batches of a group were put together again: nothing is "
+    "saved then.",
 )
 
 
@@ -283,20 +313,27 @@ LOOP = Exercise(
     wrong=(
         Wrong(
             _as_found,
-            "`step % accumulate == 0` is true at step 0: the first update sees one micro-batch, and all later ones are shifted.",
+            "`step % accumulate == 0` is true at step 0: the first update sees one micro-batch, "
+            "and all later ones are shifted.",
         ),
-        Wrong(_drops_the_rest, "The micro-batches left over at the end take part in no update. They are data, too."),
+        Wrong(
+            _drops_the_rest,
+            "The micro-batches left over at the end take part in no update. They are data, too.",
+        ),
         Wrong(
             _one_over_accumulate,
-            "Dividing by `accumulate` shrinks the last update, whose group is smaller, or whose last micro-batch is.",
+            "Dividing by `accumulate` shrinks the last update, whose group is smaller, or whose "
+            "last micro-batch is.",
         ),
         Wrong(
             _mean_of_means,
-            "A mean of means is the mean only when all parts have one size. The last micro-batch of the loader is shorter.",
+            "A mean of means is the mean only when all parts have one size. The last micro-batch "
+            "of the loader is shorter.",
         ),
         Wrong(
             _forgets_to_clear,
-            "Each update repeats the gradients of all former ones: clear them once a group, before its first backward.",
+            "Each update repeats the gradients of all former ones: clear them once a group, before "
+            "its first backward.",
         ),
         GROUP_AT_ONCE,
     ),
@@ -304,24 +341,42 @@ LOOP = Exercise(
 )
 
 
-# 3. target: as few micro-batches as fit -----------------------------------------------------------------------------------
+# 3. target: as few micro-batches as fit
+#   -----------------------------------------------------------------------------------
 
-PLAN_TASK = """**Target:** the whole batch goes through, never more than `budget` bytes of activations are kept, and no backward pass is
-made in vain.
+PLAN_TASK = """**Target:** the whole batch goes through, never more than `budget` bytes of
+activations are kept, and no backward pass is made in vain.
 
-Write `fewest_micro_batches(batch_size, bytes_per_sample, budget)`: the smallest number of micro-batches, as equal as can be, whose
-largest one fits the budget; `None` when not even one sample fits. All three are whole numbers above zero."""
+Write `fewest_micro_batches(batch_size, bytes_per_sample, budget)`: the smallest number of
+micro-batches, as equal as can be, whose largest one fits the budget; `None` when not even one
+sample fits. All three are whole numbers above zero."""
 
 
 def plan_cases(rng: random.Random) -> Iterator[Case]:
-    yield {"batch_size": 5, "bytes_per_sample": 2, "budget": 5}  # ⌈5 · 2 / 5⌉ = 2 would put 3 samples, 6 bytes, in one
-    yield {"batch_size": rng.randrange(2, 99), "bytes_per_sample": 1000, "budget": rng.randrange(1, 1000)}
+    yield {
+        "batch_size": 5,
+        "bytes_per_sample": 2,
+        "budget": 5,
+    }  # ⌈5 · 2 / 5⌉ = 2 would put 3 samples, 6 bytes, in one
+    yield {
+        "batch_size": rng.randrange(2, 99),
+        "bytes_per_sample": 1000,
+        "budget": rng.randrange(1, 1000),
+    }
     for _ in range(12):
         bytes_per_sample = rng.randrange(100, 10_000)
         budget = bytes_per_sample * rng.randrange(1, 40) + rng.randrange(bytes_per_sample)
-        yield {"batch_size": rng.randrange(1, 513), "bytes_per_sample": bytes_per_sample, "budget": budget}
+        yield {
+            "batch_size": rng.randrange(1, 513),
+            "bytes_per_sample": bytes_per_sample,
+            "budget": budget,
+        }
     samples = rng.randrange(2, 20)
-    yield {"batch_size": samples * 7, "bytes_per_sample": 64, "budget": 64 * samples}  # fits to the byte
+    yield {
+        "batch_size": samples * 7,
+        "bytes_per_sample": 64,
+        "budget": 64 * samples,
+    }  # fits to the byte
 
 
 def drive_fewest_micro_batches(answer, case):
@@ -360,12 +415,22 @@ PLAN = Exercise(
     wrong=(
         Wrong(
             _divides_bytes,
-            "A sample cannot be cut: find how many whole samples fit the budget first. 5 samples of 2 bytes need 3 parts of 5.",
+            "A sample cannot be cut: find how many whole samples fit the budget first. 5 samples "
+            "of 2 bytes need 3 parts of 5.",
         ),
-        Wrong(_rounds_down, "Rounding down leaves samples over, and they make the largest micro-batch too large: round up."),
-        Wrong(_one_sample_each, "It fits, but with more backward passes than needed. As few micro-batches as fit."),
         Wrong(
-            _ignores_the_impossible, "Where not even one sample fits the budget no number of micro-batches helps: return None."
+            _rounds_down,
+            "Rounding down leaves samples over, and they make the largest micro-batch too large: "
+            "round up.",
+        ),
+        Wrong(
+            _one_sample_each,
+            "It fits, but with more backward passes than needed. As few micro-batches as fit.",
+        ),
+        Wrong(
+            _ignores_the_impossible,
+            "Where not even one sample fits the budget no number of micro-batches helps: "
+            "return None.",
         ),
     ),
 )

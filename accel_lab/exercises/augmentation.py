@@ -25,7 +25,9 @@ def shift_cases(rng: random.Random) -> Iterator[Case]:
         n = rng.randint(4, 6)
         x = torch.rand(n, rng.randint(1, 3), height, width, generator=generator) + 0.5
         right = torch.randint(1, 3, (n,), generator=generator) * torch.tensor([1, -1]).repeat(n)[:n]
-        down = torch.randint(1, 3, (n,), generator=generator) * torch.tensor([1, 1, -1]).repeat(n)[:n]
+        down = (
+            torch.randint(1, 3, (n,), generator=generator) * torch.tensor([1, 1, -1]).repeat(n)[:n]
+        )
         yield {"x": x, "right": right, "down": down}
 
 
@@ -38,9 +40,13 @@ def shift_each(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows = torch.arange(height) - down[:, None]
     columns = torch.arange(width) - right[:, None]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, None, :]
     each = torch.arange(len(x))[:, None, None]
-    taken = x.movedim(1, -1)[each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    taken = x.movedim(1, -1)[
+        each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]
     return taken.movedim(-1, 1) * inside
 
 
@@ -69,7 +75,8 @@ def _one_by_one(x, right, down):
 
 ONE_BY_ONE = Wrong(
     _one_by_one,
-    "Right pictures, one after the other: a small operation costs the same however small its picture is. Give every picture row and "
+    "Right pictures, one after the other: a small operation costs the same however small its "
+    "picture is. Give every picture row and "
     "column numbers of its own, and fetch all pixels with one index.",
 )
 
@@ -83,16 +90,24 @@ def many_pictures(rng: random.Random) -> Case:
 shift = Exercise(
     name="shift_each",
     points=4,
-    task="""Write `shift_each(x, right, down)`: `x` is `[n, channels, height, width]`, `right` and `down` are integer tensors
-`[n]`, which may be negative. Return the pictures, each moved by **its own** whole number of pixels, black (0) where nothing
-came in. No interpolation: pixels are copied. Leave `x` as it is. **Target:** on 4,096 pictures of 8 × 8, at most a third of the
-time that a loop over the pictures takes.""",
+    task="""Write `shift_each(x, right, down)`: `x` is `[n, channels, height, width]`, `right` and
+`down` are integer tensors `[n]`, which may be negative. Return the pictures, each moved by **its
+own** whole number of pixels, black (0) where nothing came in. No interpolation: pixels are copied.
+Leave `x` as it is. **Target:** on 4,096 pictures of 8 × 8, at most a third of the time that a loop
+over the pictures takes.""",
     cases=shift_cases,
     drive=shift_drive,
     reference=shift_each,
     wrong=(
-        Wrong(_rolled, "What left on one side came back on the other: roll() goes round. What comes in must be black."),
-        Wrong(_all_like_the_first, "All pictures moved like the first one. Each has its own right and down."),
+        Wrong(
+            _rolled,
+            "What left on one side came back on the other: roll() goes round. What comes in must "
+            "be black.",
+        ),
+        Wrong(
+            _all_like_the_first,
+            "All pictures moved like the first one. Each has its own right and down.",
+        ),
         Wrong(
             lambda x, right, down: shift_each(x, -right, -down),
             "The wrong way: moving right by 2 means that column j shows what was in column j − 2.",
@@ -101,7 +116,11 @@ time that a loop over the pictures takes.""",
             lambda x, right, down: shift_each(x, down, right),
             "Right and down were exchanged. The last dimension is the width: right moves along it.",
         ),
-        Wrong(_in_place, "Right pictures, but x was overwritten: the next epoch would move what has been moved already."),
+        Wrong(
+            _in_place,
+            "Right pictures, but x was overwritten: the next epoch would move what has been moved "
+            "already.",
+        ),
         ONE_BY_ONE,
     ),
     target=LessTime(many_pictures, 1 / 3, ONE_BY_ONE),
@@ -129,7 +148,9 @@ def enlarge_drive(answer, case):
         """Stands for any random transform: another one for each seed."""
         return pictures * (1 + seed) + pictures.flip(-1)
 
-    train_x, train_y, test_x, test_y = answer(case["x"], case["y"], case["tests"], case["copies"], change)
+    train_x, train_y, test_x, test_y = answer(
+        case["x"], case["y"], case["tests"], case["copies"], change
+    )
     return {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
 
 
@@ -147,7 +168,12 @@ def _augments_first(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor
 
 def _tests_too(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     train_x, train_y, test_x, test_y = enlarged(x, y, tests, copies, change)
-    return train_x, train_y, torch.cat([test_x, *(change(test_x, seed) for seed in range(copies))]), test_y.repeat(copies + 1)
+    return (
+        train_x,
+        train_y,
+        torch.cat([test_x, *(change(test_x, seed) for seed in range(copies))]),
+        test_y.repeat(copies + 1),
+    )
 
 
 def _without_originals(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -168,24 +194,34 @@ def _labels_side_by_side(x, y, tests, copies, change) -> tuple[Tensor, Tensor, T
 leak = Exercise(
     name="enlarged",
     points=3,
-    task="""A colleague reports 99.9 % on the test set, and half of that in the field: every test picture had changed copies
-of itself in the training set. Write `enlarged(x, y, tests, copies, change)`: the first `tests` samples are for testing, as
-they are; the others are for training. Return `(train_x, train_y, test_x, test_y)`, where training holds the originals and
-then `copies` changed versions of all of them, `change(pictures, seed)` with seed 0, 1, …, in this order, and their labels.""",
+    task="""A colleague reports 99.9 % on the test set, and half of that in the field: every test
+picture had changed copies of itself in the training set. Write `enlarged(x, y, tests, copies,
+change)`: the first `tests` samples are for testing, as they are; the others are for training.
+Return `(train_x, train_y, test_x, test_y)`, where training holds the originals and then `copies`
+changed versions of all of them, `change(pictures, seed)` with seed 0, 1, …, in this order, and
+their labels.""",
     cases=enlarge_cases,
     drive=enlarge_drive,
     reference=enlarged,
     wrong=(
         Wrong(
             _augments_first,
-            "Augmented first, split afterwards: changed copies of test pictures are in the training set. Split first.",
+            "Augmented first, split afterwards: changed copies of test pictures are in the "
+            "training set. Split first.",
         ),
-        Wrong(_tests_too, "The test pictures were augmented as well. The test asks about pictures as they come."),
+        Wrong(
+            _tests_too,
+            "The test pictures were augmented as well. The test asks about pictures as they come.",
+        ),
         Wrong(_without_originals, "The originals are missing from the training set."),
-        Wrong(_the_same_copies, "All copies are the same. Give change() another seed each time: 0, 1, …"),
+        Wrong(
+            _the_same_copies,
+            "All copies are the same. Give change() another seed each time: 0, 1, …",
+        ),
         Wrong(
             _labels_side_by_side,
-            "The labels are not those of the pictures: the copies come one whole set after the other. repeat(), not repeat_interleave().",
+            "The labels are not those of the pictures: the copies come one whole set after the "
+            "other. repeat(), not repeat_interleave().",
         ),
     ),
 )
@@ -211,8 +247,16 @@ def homophone_cases(rng: random.Random) -> Iterator[Case]:
     middle = ["and the son", "to see it", "was their story", "I know to", "is right there"]
     last = ["is not right.", "— no prison!", "🙂 their son?", "not to see", "know no unknown."]
     for _ in range(6):
-        yield {"text": " ".join(rng.choice(part) for part in (first, middle, last)), "table": GROUPS, "keep": ["not", "no"]}
-    yield {"text": "Their son is not right: no unknown reason to see THERE.", "table": GROUPS, "keep": ["not", "no"]}
+        yield {
+            "text": " ".join(rng.choice(part) for part in (first, middle, last)),
+            "table": GROUPS,
+            "keep": ["not", "no"],
+        }
+    yield {
+        "text": "Their son is not right: no unknown reason to see THERE.",
+        "table": GROUPS,
+        "keep": ["not", "no"],
+    }
 
 
 def homophone_drive(answer, case):
@@ -241,39 +285,50 @@ def _inside_words(text: str, table: dict[str, str], keep: set[str]) -> str:
 
 def _lower_case(text: str, table: dict[str, str], keep: set[str]) -> str:
     return re.sub(
-        r"[A-Za-z]+", lambda m: m.group() if m.group().lower() in keep else table.get(m.group().lower(), m.group()), text
+        r"[A-Za-z]+",
+        lambda m: (
+            m.group() if m.group().lower() in keep else table.get(m.group().lower(), m.group())
+        ),
+        text,
     )
 
 
 def _split_by_spaces(text: str, table: dict[str, str], keep: set[str]) -> str:
-    return " ".join(misheard(word, table, keep) if word.isalpha() else word for word in text.split(" "))
+    return " ".join(
+        misheard(word, table, keep) if word.isalpha() else word for word in text.split(" ")
+    )
 
 
 words = Exercise(
     name="misheard",
     points=3,
-    task="""Write `misheard(text, table, keep)`: replace every word that `table` (lower case → homophone) knows, unless it is
-in `keep`, the set of words that turn a sentence round. A word is a run of the letters A to Z, large or small. Its case is
-kept: `their`, `Their` and `THEIR` become `there`, `There` and `THERE`. Everything else, to the last space and emoji, stays as
-it is.""",
+    task="""Write `misheard(text, table, keep)`: replace every word that `table` (lower case →
+homophone) knows, unless it is in `keep`, the set of words that turn a sentence round. A word is a
+run of the letters A to Z, large or small. Its case is kept: `their`, `Their` and `THEIR` become
+`there`, `There` and `THERE`. Everything else, to the last space and emoji, stays as it is.""",
     cases=homophone_cases,
     drive=homophone_drive,
     reference=misheard,
     wrong=(
         Wrong(
             _inside_words,
-            'Parts of words were replaced: there is a "son" in "person". And what was replaced may be replaced again.',
+            'Parts of words were replaced: there is a "son" in "person". And what was replaced may '
+            "be replaced again.",
         ),
         Wrong(
             lambda text, table, keep: misheard(text, table, set()),
-            'A word to be kept was replaced. Without its "not" a sentence says the opposite, and its label is wrong.',
+            'A word to be kept was replaced. Without its "not" a sentence says the opposite, and '
+            "its label is wrong.",
         ),
         Wrong(
-            _lower_case, "The case was lost: a word at the start of a sentence stays capitalized, a shouted one stays shouted."
+            _lower_case,
+            "The case was lost: a word at the start of a sentence stays capitalized, a shouted one "
+            "stays shouted.",
         ),
         Wrong(
             _split_by_spaces,
-            "Words beside punctuation were passed over. Look for runs of letters, not for what lies between spaces.",
+            "Words beside punctuation were passed over. Look for runs of letters, not for what "
+            "lies between spaces.",
         ),
     ),
 )

@@ -1,4 +1,6 @@
-"""The side of an answer whose definitions come from a notebook: it is asked in boxes, one for each rank."""
+"""The side of an answer whose definitions come from a notebook: it is asked in boxes, one for each
+rank.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,26 @@ class Boxed:
         return of_ranks(self._converse(requests, exchange), exchange.messages)
 
     def _request(self, exercise: Exercise, case: Case, **more: object) -> dict:
-        return request(self._statements, self._function, _source(exercise.drive), exercise.drive.__name__, case, **more)
+        return request(
+            self._statements,
+            self._function,
+            _source(exercise.drive),
+            exercise.drive.__name__,
+            case,
+            **more,
+        )
 
-    def _converse(self, requests: list[dict], exchange: Exchange | None = None) -> list[Plain | Failure]:
+    def _converse(
+        self, requests: list[dict], exchange: Exchange | None = None
+    ) -> list[Plain | Failure]:
         while len(self._boxes) < len(requests):
             self._boxes.append(self._server.open_box())
         self._deadline = (
             self._deadline or monotonic() + self._server.limits.seconds
         )  # the first box may have waited for the server
-        return converse(self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange)
+        return converse(
+            self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange
+        )
 
     def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
         before = sum(box.computed() for box in self._boxes)
@@ -78,4 +91,6 @@ def _source(function: Callable) -> str:
 
 
 def _ran_out_of_memory(got: Plain | Failure) -> bool:
-    return isinstance(got, Failure) and (got.kind == "MemoryError" or "can't allocate memory" in got.text)
+    return isinstance(got, Failure) and (
+        got.kind == "MemoryError" or "can't allocate memory" in got.text
+    )

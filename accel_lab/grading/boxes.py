@@ -1,4 +1,6 @@
-"""Boxes: open one, ask it a question, hold it to its limits from outside, and see that nothing of it is left."""
+"""Boxes: open one, ask it a question, hold it to its limits from outside, and see that nothing of
+it is left.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from accel_lab.grading.inside import wire
 from accel_lab.grading.server import STARTING, GraderFault, Server
 
 LOOKS = 0.1  # seconds between two looks at the memory and the processes of a box
-CLOCK_OF_PROCESS = 2  # with a process, to clock_gettime: what it has computed, see clock_getcpuclockid(3)
+CLOCK_OF_PROCESS = (
+    2  # with a process, to clock_gettime: what it has computed, see clock_getcpuclockid(3)
+)
 
 
 class Line:
@@ -51,8 +55,9 @@ class Line:
             self._outgoing.clear()  # nobody reads any more
 
     def read(self, to_the_end: bool = False) -> list[object]:
-        """The frames that have come. Raises EOFError when no more can come, wire.BadFrame for what is none. to_the_end: all that is
-        there, where nobody writes any more."""
+        """The frames that have come. Raises EOFError when no more can come, wire.BadFrame for what
+        is none. to_the_end: all that is there, where nobody writes any more.
+        """
         with contextlib.suppress(BlockingIOError):
             while part := self.end.recv(1 << 20):
                 self._incoming += part
@@ -66,7 +71,12 @@ class Line:
             start, end = wire.LENGTHS.size + header, wire.LENGTHS.size + header + body
             if len(self._incoming) < end:
                 break
-            frames.append(wire.unpack(bytes(self._incoming[wire.LENGTHS.size : start]), bytes(self._incoming[start:end])))
+            frames.append(
+                wire.unpack(
+                    bytes(self._incoming[wire.LENGTHS.size : start]),
+                    bytes(self._incoming[start:end]),
+                )
+            )
             del self._incoming[:end]
         return frames
 
@@ -75,11 +85,25 @@ class Line:
 
 
 class Box:
-    """One box, seen from outside. ``keeper``: the line to the box's own first process, which is ours · ``channel``: to the process that
-    answers; what comes from there is taken for data of unknown origin."""
+    """One box, seen from outside. ``keeper``: the line to the box's own first process, which is
+    ours · ``channel``: to the process that answers; what comes from there is taken for data of
+    unknown origin.
+    """
 
-    def __init__(self, keeper: socket.socket, channel: socket.socket, output: int, handle: int, server: Server):
-        self.keeper, self.channel, self.output, self.handle = Line(keeper), Line(channel), output, handle
+    def __init__(
+        self,
+        keeper: socket.socket,
+        channel: socket.socket,
+        output: int,
+        handle: int,
+        server: Server,
+    ):
+        self.keeper, self.channel, self.output, self.handle = (
+            Line(keeper),
+            Line(channel),
+            output,
+            handle,
+        )
         self.limits, self.wall = server.limits, server.wall
         os.set_blocking(output, False)
         self.pid = _pid_behind(handle)
@@ -109,16 +133,24 @@ class Box:
         for process in _family(self.pid):
             memory += _memory(process)
             if memory > self.limits.memory:
-                return Failure("stopped", f"it took more than {self.limits.memory >> 20} MB of memory")
-            if len(_family(self.pid)) > self.limits.processes:  # that look takes a while, where they multiply
+                return Failure(
+                    "stopped", f"it took more than {self.limits.memory >> 20} MB of memory"
+                )
+            if (
+                len(_family(self.pid)) > self.limits.processes
+            ):  # that look takes a while, where they multiply
                 return Failure("stopped", f"it started more than {self.limits.processes} processes")
         return None
 
     def computed(self) -> float:
-        """Seconds on a core, of the process that may be asked again, as the system counts them: nobody can set that clock, and
-        waiting, for a busy core or a busy grader, is not on it. 0 when it has ended."""
+        """Seconds on a core, of the process that may be asked again, as the system counts them:
+        nobody can set that clock, and waiting, for a busy core or a busy grader, is not on it. 0
+        when it has ended.
+        """
         processes, patience = _family(self.pid)[1:], monotonic() + LOOKS
-        while any(map(_runs, processes)) and monotonic() < patience:  # what it does just now is counted when it comes to rest
+        while (
+            any(map(_runs, processes)) and monotonic() < patience
+        ):  # what it does just now is counted when it comes to rest
             sleep(0.0005)
         with contextlib.suppress(OSError):
             return sum(clock_gettime(~process << 3 | CLOCK_OF_PROCESS) for process in processes)
@@ -126,7 +158,9 @@ class Box:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Nothing in the box runs meanwhile, as long as what runs there can start nothing new (``again``)."""
+        """Nothing in the box runs meanwhile, as long as what runs there can start nothing new
+        (``again``).
+        """
         family = _family(self.pid)
         _tell(family, signal.SIGSTOP)
         try:
@@ -145,14 +179,18 @@ class Box:
             return
         if not self.wall.makes_a_mark:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # number 1 of its own processes takes all along, this one does not
+                os.killpg(
+                    self.pid, signal.SIGKILL
+                )  # number 1 of its own processes takes all along, this one does not
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
         if not select.select([self.handle], [], [], STARTING)[0]:
             raise GraderFault("a box would not end")
         patience = monotonic() + LOOKS
         with contextlib.suppress(ProcessLookupError):
-            while monotonic() < patience:  # it has ended; until the server has taken note of that, it can still be seen
+            while (
+                monotonic() < patience
+            ):  # it has ended; until the server has taken note of that, it can still be seen
                 signal.pidfd_send_signal(self.handle, 0)
                 sleep(0.0005)
         self.keeper.close()
@@ -181,7 +219,12 @@ def _family(pid: int) -> list[int]:
 
 def _runs(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].startswith("R")
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(errors="replace")
+            .rpartition(") ")[2]
+            .startswith("R")
+        )
     return False
 
 
@@ -201,16 +244,31 @@ def _tell(processes: list[int], what: signal.Signals) -> None:
             os.kill(one, what)
 
 
-def request(statements: list, function: str, driver: str, drive: str, case: object, **more: object) -> dict[str, object]:
-    """A question. Its number is used once, so that no answer can be there before the question. more: ``again``, ``on wires``, ``bytes``."""
+def request(
+    statements: list, function: str, driver: str, drive: str, case: object, **more: object
+) -> dict[str, object]:
+    """A question. Its number is used once, so that no answer can be there before the question.
+    more: ``again``, ``on wires``, ``bytes``.
+    """
     return {
-        "id": secrets.token_hex(8), "statements": statements, "function": function, "driver": driver, "drive": drive, "case": case,
-        "again": False, "on wires": False, "bytes": None, **more,
-    }  # fmt: skip
+        "id": secrets.token_hex(8),
+        "statements": statements,
+        "function": function,
+        "driver": driver,
+        "drive": drive,
+        "case": case,
+        "again": False,
+        "on wires": False,
+        "bytes": None,
+        **more,
+    }
 
 
-def converse(boxes: list[Box], requests: list[dict] | None, seconds: float, exchange: Exchange | None = None) -> list[object]:
-    """Put one question to each box, and carry what they say to one another; what each answered, or the Failure that came instead.
+def converse(
+    boxes: list[Box], requests: list[dict] | None, seconds: float, exchange: Exchange | None = None
+) -> list[object]:
+    """Put one question to each box, and carry what they say to one another; what each answered, or
+    the Failure that came instead.
 
     The first answer counts. When one fails, the others are not waited for.
     """
@@ -223,7 +281,10 @@ def converse(boxes: list[Box], requests: list[dict] | None, seconds: float, exch
     while not talk.over:
         lines = [line for box in talk.open for line in (box.keeper, box.channel)]
         readable, writable, _ = select.select(
-            lines + [box.output for box in talk.open], [line for line in lines if line.wants_to_write], [], LOOKS
+            lines + [box.output for box in talk.open],
+            [line for line in lines if line.wants_to_write],
+            [],
+            LOOKS,
         )
         now = monotonic()
         for rank, box in enumerate(boxes):
@@ -314,7 +375,9 @@ class _Talk:
         elif of_this and ("value" in frame or "failed" in frame):
             if rank not in self._answered:
                 self._answered.add(rank)
-                self.outcomes[rank] = frame["value"] if "value" in frame else Failure.said(frame["failed"])
+                self.outcomes[rank] = (
+                    frame["value"] if "value" in frame else Failure.said(frame["failed"])
+                )
             if asked["again"]:
                 self._finish(rank)
         else:
@@ -338,7 +401,9 @@ class _Talk:
         late = [rank for rank in range(len(self.boxes)) if rank not in self.finished]
         waiting = self.exchange.waiting() if self.exchange else {}
         blamed = next((rank for rank in late if rank not in waiting), late[0])
-        stands = "".join(f"; rank {rank} {stand}" for rank, stand in waiting.items() if rank != blamed)
+        stands = "".join(
+            f"; rank {rank} {stand}" for rank, stand in waiting.items() if rank != blamed
+        )
         self.fail(blamed, Failure("timeout", f"no answer within {seconds:.3g} s{stands}"))
 
     def _end_the_others(self, rank: int) -> None:

@@ -1,4 +1,6 @@
-"""Grades a class: finds the submissions, spreads them over the cores or a cluster, and writes down what came of each at once."""
+"""Grades a class: finds the submissions, spreads them over the cores or a cluster, and writes down
+what came of each at once.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,17 @@ class Stopped(RuntimeError):
 
 
 def grade(
-    submissions: list[Submission], out: Path, server: Server, jobs: int | None = None, scheduler: str = "", again: bool = False
+    submissions: list[Submission],
+    out: Path,
+    server: Server,
+    jobs: int | None = None,
+    scheduler: str = "",
+    again: bool = False,
 ) -> Iterator[Entry]:
-    """Grade submissions; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name holds the pages and the journal,
-    from which grading goes on where it was interrupted. scheduler: where they are spread over a cluster, instead of the server's
-    boxes here · again: everything anew, with the seeds of the time before.
+    """Grade submissions; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name
+    holds the pages and the journal, from which grading goes on where it was interrupted. scheduler:
+    where they are spread over a cluster, instead of the server's boxes here · again: everything
+    anew, with the seeds of the time before.
 
     Closing the iterator writes what has been graded so far, and ends the server. Raises Stopped.
     """
@@ -40,22 +48,32 @@ def grade(
         (folder / "journal.jsonl").touch()
     except OSError as error:
         raise Stopped(
-            f"{error.filename or folder}: {error.strerror}; --out names the table, and a folder beside it is needed"
+            f"{error.filename or folder}: {error.strerror}; --out names the table, and a folder "
+            "beside it is needed"
         ) from None
     todo = submissions if again else [one for one in submissions if not _is_known(one, journal)]
     seeds = {key: entry["seed"] for key, entry in journal.entries.items()} if again else {}
     if len(todo) < len(submissions):
-        print(f"{len(submissions) - len(todo)} of {len(submissions)} were graded before and have not changed", file=sys.stderr)
+        print(
+            f"{len(submissions) - len(todo)} of {len(submissions)} were graded before and have "
+            "not changed",
+            file=sys.stderr,
+        )
     tasks = [(one, seeds.get((one.learner, one.technique))) for one in todo]
     marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, server, jobs)
     written = 0
     try:
-        for submission, entry in tqdm(marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()):
+        for submission, entry in tqdm(
+            marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()
+        ):
             entry = {"learner": submission.learner, "path": str(submission.path), **entry}
             try:
                 journal.add(entry)
             except OSError as error:
-                kept = f"{written} of {len(todo)} are graded and kept, the same command goes on from there"
+                kept = (
+                    f"{written} of {len(todo)} are graded and kept, the same command goes on "
+                    "from there"
+                )
                 raise Stopped(f"{folder}: {error.strerror}; {kept}") from None
             written += 1
             yield entry
@@ -66,7 +84,10 @@ def grade(
         try:
             report.write(journal.entries.values(), out, folder)
         except OSError as error:
-            raise Stopped(f"{out}: {error.strerror}; the verdicts themselves are kept in {folder / 'journal.jsonl'}") from None
+            raise Stopped(
+                f"{out}: {error.strerror}; the verdicts themselves are kept in "
+                f"{folder / 'journal.jsonl'}"
+            ) from None
 
 
 def _is_known(submission: Submission, journal: Journal) -> bool:
@@ -83,12 +104,19 @@ def _is_known(submission: Submission, journal: Journal) -> bool:
         return False
 
 
-def _on_this_machine(tasks: list, server: Server, jobs: int | None) -> Iterator[tuple[Submission, Entry]]:
+def _on_this_machine(
+    tasks: list, server: Server, jobs: int | None
+) -> Iterator[tuple[Submission, Entry]]:
     torch.set_num_threads(1)  # each job has a core of its own
-    jobs = (jobs or len(os.sched_getaffinity(0))) if server.wall.makes_a_mark else 1  # a weaker wall does not keep boxes apart
+    jobs = (
+        (jobs or len(os.sched_getaffinity(0))) if server.wall.makes_a_mark else 1
+    )  # a weaker wall does not keep boxes apart
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {pool.submit(marking.mark, server, one.path, one.technique, seed): one for one, seed in tasks}
+        futures = {
+            pool.submit(marking.mark, server, one.path, one.technique, seed): one
+            for one, seed in tasks
+        }
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
     finally:
@@ -101,14 +129,18 @@ def _on_cluster(tasks: list, address: str) -> Iterator[tuple[Submission, Entry]]
     try:
         from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError:
-        raise Stopped("--scheduler needs the package distributed: pip install distributed") from None
+        raise Stopped(
+            "--scheduler needs the package distributed: pip install distributed"
+        ) from None
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
         raise Stopped(f"--scheduler {address}: {str(error).partition(chr(10))[0]}") from None
     with client:
         left, running, ahead = iter(tasks), as_completed(), {}
-        places = 2 * max(1, sum(client.nthreads().values()))  # a few ahead, so that a large class is never all in memory
+        places = 2 * max(
+            1, sum(client.nthreads().values())
+        )  # a few ahead, so that a large class is never all in memory
         while True:
             for submission, seed in islice(left, places - len(ahead)):
                 try:
@@ -116,7 +148,9 @@ def _on_cluster(tasks: list, address: str) -> Iterator[tuple[Submission, Entry]]
                 except (reader.Unreadable, OSError) as error:
                     yield submission, marking.refused(submission.technique, error)
                     continue
-                future = client.submit(marking.mark_elsewhere, content, submission.technique, seed, pure=False)
+                future = client.submit(
+                    marking.mark_elsewhere, content, submission.technique, seed, pure=False
+                )
                 ahead[future] = submission
                 running.add(future)
             if not ahead:

@@ -1,4 +1,6 @@
-"""Whether an answer is the expected one. Looks at plain data alone: no method of a learner's object is ever called."""
+"""Whether an answer is the expected one. Looks at plain data alone: no method of a learner's object
+is ever called.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ Plain = None | bool | int | float | str | Tensor | list["Plain"] | dict[str, "Pl
 def difference(got: object, want: Plain, tolerance: float) -> str:
     """'' when ``got`` is ``want``, otherwise in what it differs, in one line.
 
-    Types, shapes and dtypes must be the same; floating-point numbers may differ by tolerance · (1 + |want|), and NaN is wanted only
-    where it is expected.
+    Types, shapes and dtypes must be the same; floating-point numbers may differ by tolerance · (1 +
+    |want|), and NaN is wanted only where it is expected.
     """
     kind = type(want)
     if kind is float and type(got) in (int, float):
-        return "" if _close(float(got), want, tolerance) else f"{float(got):.6g} instead of {want:.6g}"
+        return (
+            "" if _close(float(got), want, tolerance) else f"{float(got):.6g} instead of {want:.6g}"
+        )
     if type(got) is not kind:
         return f"{_a(want)} was expected, {_a(got)} came"
     if kind is Tensor:
@@ -33,7 +37,9 @@ def difference(got: object, want: Plain, tolerance: float) -> str:
         pairs = [(key, got[key], want[key]) for key in want]
     else:
         return "" if got == want else f"{got!r} instead of {want!r}"
-    return next((f"{name}: {why}" for name, g, w in pairs if (why := difference(g, w, tolerance))), "")
+    return next(
+        (f"{name}: {why}" for name, g, w in pairs if (why := difference(g, w, tolerance))), ""
+    )
 
 
 def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
@@ -45,7 +51,9 @@ def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
         wrong = int((got != want).sum())
         return f"{wrong} of {want.numel()} values differ" if wrong else ""
     finite = want.isfinite()
-    if not torch.equal(got.isfinite(), finite) or not torch.equal(got[~finite].nan_to_num(0.0), want[~finite].nan_to_num(0.0)):
+    if not torch.equal(got.isfinite(), finite) or not torch.equal(
+        got[~finite].nan_to_num(0.0), want[~finite].nan_to_num(0.0)
+    ):
         return "NaN or infinite values"
     off = (got.double() - want.double()).abs()[finite]
     wrong = int((off > tolerance * (1 + want[finite].double().abs())).sum())
@@ -53,10 +61,16 @@ def _tensor_difference(got: Tensor, want: Tensor, tolerance: float) -> str:
 
 
 def _close(got: float, want: float, tolerance: float) -> bool:
-    return got == want or (got != got and want != want) or abs(got - want) <= tolerance * (1 + abs(want)) < math.inf
+    return (
+        got == want
+        or (got != got and want != want)
+        or abs(got - want) <= tolerance * (1 + abs(want)) < math.inf
+    )
 
 
 def _a(thing: object) -> str:
     if type(thing) is dict:
         return f"a dict of {', '.join(map(str, thing))}"
-    return {type(None): "None", Tensor: "a tensor", int: "an integer"}.get(type(thing), f"a {type(thing).__name__}")
+    return {type(None): "None", Tensor: "a tensor", int: "an integer"}.get(
+        type(thing), f"a {type(thing).__name__}"
+    )

@@ -1,6 +1,8 @@
-"""The wires between ranks, held by the grader: it carries each message, so it knows what was sent and who waits for whom.
+"""The wires between ranks, held by the grader: it carries each message, so it knows what was sent
+and who waits for whom.
 
-A rank is asked like any other answer, in a box of its own or, for practice, in a thread. It has no other way to reach its neighbours.
+A rank is asked like any other answer, in a box of its own or, for practice, in a thread. It has no
+other way to reach its neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ class ExchangeError(RuntimeError):
 
 
 class Exchange:
-    """What the ranks of one case say to each other. ``messages[rank]``: the tensors it has sent, or given to be summed, in turn."""
+    """What the ranks of one case say to each other. ``messages[rank]``: the tensors it has sent, or
+    given to be summed, in turn.
+    """
 
     def __init__(self, world: int):
         self.messages: list[list[Tensor]] = [[] for _ in range(world)]
@@ -28,16 +32,23 @@ class Exchange:
         self._given: dict[int, Tensor] = {}
         self._bytes = 0
 
-    def hear(self, rank: int, does: object, other: object, tensor: object, where: object) -> dict[int, Tensor]:
+    def hear(
+        self, rank: int, does: object, other: object, tensor: object, where: object
+    ) -> dict[int, Tensor]:
         """One thing that a rank does; what is due to which rank now. Raises ExchangeError."""
         world = len(self.messages)
-        if does in ("send", "receive") and not (type(other) is int and 0 <= other < world and other != rank):
+        if does in ("send", "receive") and not (
+            type(other) is int and 0 <= other < world and other != rank
+        ):
             raise ExchangeError(
-                f"rank {rank} cannot {does} {'to' if does == 'send' else 'from'} rank {other!r}: there are {world}"
+                f"rank {rank} cannot {does} {'to' if does == 'send' else 'from'} rank {other!r}: "
+                f"there are {world}"
             )
         if does in ("send", "all_reduce"):
             if type(tensor) is not Tensor:
-                raise ExchangeError(f"rank {rank} gave {type(tensor).__name__} to {does}, not a tensor")
+                raise ExchangeError(
+                    f"rank {rank} gave {type(tensor).__name__} to {does}, not a tensor"
+                )
             self.messages[rank].append(tensor)
             self._bytes += tensor.nbytes + 64
             if self._bytes > MOST:
@@ -61,13 +72,19 @@ class Exchange:
         return {}
 
     def _summed(self) -> dict[int, Tensor]:
-        kinds = {rank: f"{list(tensor.shape)} {str(tensor.dtype)[6:]}" for rank, tensor in sorted(self._given.items())}
+        kinds = {
+            rank: f"{list(tensor.shape)} {str(tensor.dtype)[6:]}"
+            for rank, tensor in sorted(self._given.items())
+        }
         if len(set(kinds.values())) > 1:
             raise ExchangeError(
-                "all_reduce of tensors that differ: " + ", ".join(f"rank {rank} has {kind}" for rank, kind in kinds.items())
+                "all_reduce of tensors that differ: "
+                + ", ".join(f"rank {rank} has {kind}" for rank, kind in kinds.items())
             )
         first, *others = (tensor for _, tensor in sorted(self._given.items()))
-        replies = dict.fromkeys(self._given, sum(others, start=first))  # of the same dtype, whichever it is
+        replies = dict.fromkeys(
+            self._given, sum(others, start=first)
+        )  # of the same dtype, whichever it is
         self._given.clear()
         self._waiting.clear()
         return replies
@@ -140,11 +157,15 @@ class _RankWires:
         return self._wires.ask(self._rank, "receive", source, None)
 
     def all_reduce(self, tensor: Tensor) -> None:
-        tensor.detach().copy_(self._wires.ask(self._rank, "all_reduce", None, tensor.detach().clone()))
+        tensor.detach().copy_(
+            self._wires.ask(self._rank, "all_reduce", None, tensor.detach().clone())
+        )
 
 
 def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange]:
-    """Run ``drive(answer, part, wires)`` for each rank's part: what each returned or raised, and what they said to each other."""
+    """Run ``drive(answer, part, wires)`` for each rank's part: what each returned or raised, and
+    what they said to each other.
+    """
     wires, came = ThreadedWires(len(parts)), [None] * len(parts)
 
     def run(rank: int) -> None:
@@ -154,7 +175,9 @@ def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange
             came[rank] = error
         wires.finish(rank)
 
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(parts))]
+    threads = [
+        threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(parts))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

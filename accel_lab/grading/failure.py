@@ -9,8 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Failure:
-    """kind: the exception's name, or what ended the box · text · where: the learner's line, '' if unknown · report: the whole
-    traceback, for whoever has to repair it · rank: of those that were asked together, the one that failed."""
+    """kind: the exception's name, or what ended the box · text · where: the learner's line, '' if
+    unknown · report: the whole traceback, for whoever has to repair it · rank: of those that were
+    asked together, the one that failed.
+    """
 
     kind: str
     text: str = ""
@@ -23,18 +25,29 @@ class Failure:
         """From what a box says of an exception in there: whatever it is, it is taken for text."""
         given = described if type(described) is dict else {}
         lengths = {"kind": 100, "text": 1000, "where": 100, "report": 4000}
-        return cls(**{name: printable(str(given.get(name, ""))[:most]) for name, most in lengths.items()})
+        return cls(
+            **{name: printable(str(given.get(name, ""))[:most]) for name, most in lengths.items()}
+        )
 
     def __str__(self) -> str:
         """One line."""
-        said = self.kind + (f" in {self.where}" if self.where else "") + (f": {self.text}" if self.text else "")
+        said = (
+            self.kind
+            + (f" in {self.where}" if self.where else "")
+            + (f": {self.text}" if self.text else "")
+        )
         return (f"rank {self.rank}: " if self.rank is not None else "") + said.partition("\n")[0]
 
 
 def printable(text: str) -> str:
-    """Without what could steer a terminal, or cannot be written to a file: of the characters that are not shown only newlines stay."""
+    """Without what could steer a terminal, or cannot be written to a file: of the characters that
+    are not shown only newlines stay.
+    """
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode() for letter in text
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
     )
 
 
@@ -47,7 +60,11 @@ def out_of_memory() -> Failure:
 
 def of_ranks(outcomes: list[object], messages: list[list[Tensor]]) -> dict[str, object] | Failure:
     """What ranks answered together, or the first failure among them that is not another one's echo."""
-    failed = [replace(one, rank=rank) for rank, one in enumerate(outcomes) if isinstance(one, Failure) and one != ECHO]
+    failed = [
+        replace(one, rank=rank)
+        for rank, one in enumerate(outcomes)
+        if isinstance(one, Failure) and one != ECHO
+    ]
     if together := [one for one in failed if one.kind == "ExchangeError"]:
         return replace(together[0], rank=None, where="")  # it speaks of all ranks
     return failed[0] if failed else {"ranks": outcomes, "messages": messages}

@@ -1,4 +1,6 @@
-"""What has been graded so far: one line of JSON for each submission, written as it comes, so that nothing is graded twice."""
+"""What has been graded so far: one line of JSON for each submission, written as it comes, so that
+nothing is graded twice.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from accel_lab.grading.marking import Entry
 
 
 class Journal:
-    """entries: the last one for each (learner, technique). A line that was cut off, by a full disk say, is left out."""
+    """entries: the last one for each (learner, technique). A line that was cut off, by a full disk
+    say, is left out.
+    """
 
     def __init__(self, path: Path):
         self._path, self.entries = path, {}

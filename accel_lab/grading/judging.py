@@ -1,6 +1,8 @@
-"""From an answer to a verdict: draw cases, ask, compute what is right, compare, explain. The same for practice and for a mark.
+"""From an answer to a verdict: draw cases, ask, compute what is right, compare, explain. The same
+for practice and for a mark.
 
-All that differs is the *side* that an answer is on: ``Here`` calls the function in this process, ``boxed.Boxed`` asks it in a box.
+All that differs is the *side* that an answer is on: ``Here`` calls the function in this process,
+``boxed.Boxed`` asks it in a box.
 """
 
 from __future__ import annotations
@@ -20,21 +22,24 @@ from accel_lab.grading.failure import Failure, of_ranks, out_of_memory, printabl
 from accel_lab.grading.inside import wire
 from accel_lab.grading.inside.answer import describe
 from accel_lab.workbench import look
-from accel_lab.workbench.comparison import Comparison
-from accel_lab.workbench.loop import threads
-from accel_lab.workbench.memory import process_peak
+from accel_lab.workbench.device import threads
+from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.memory_meter import process_peak
 
 if TYPE_CHECKING:
     from accel_lab.exercises import Case, Exercise, Wrong
 
 NOT_ATTEMPTED = "not attempted yet"
 MOST_REASON = 300  # characters
-PAIRS = 9  # timed; they are doubled, twice at most, while the target lies within what they leave possible
+# timed; they are doubled, twice at most, while the target lies within what they leave possible
+PAIRS = 9
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """points of most · reason: one line, '' when right · hint: what to think about, '' if none fits · report: a traceback, or ''."""
+    """points of most · reason: one line, '' when right · hint: what to think about, '' if none fits
+    · report: a traceback, or ''.
+    """
 
     exercise: str
     points: int
@@ -44,8 +49,12 @@ class Verdict:
     report: str = ""
 
     def __post_init__(self):
-        line = printable(self.reason[:MOST_REASON]).replace("\n", "\\n")  # it may quote what came out of a box
-        object.__setattr__(self, "reason", line if len(line) <= MOST_REASON else line[: MOST_REASON - 1] + "…")
+        line = printable(self.reason[:MOST_REASON]).replace(
+            "\n", "\\n"
+        )  # it may quote what came out of a box
+        object.__setattr__(
+            self, "reason", line if len(line) <= MOST_REASON else line[: MOST_REASON - 1] + "…"
+        )
 
     @property
     def attempted(self) -> bool:
@@ -53,21 +62,34 @@ class Verdict:
 
     def __repr__(self) -> str:
         said = f"{self.exercise}: {self.points} of {self.most} points"
-        return said + (f" ({self.reason})" if self.reason else "") + (f"\nHint: {self.hint}" if self.hint else "")
+        return (
+            said
+            + (f" ({self.reason})" if self.reason else "")
+            + (f"\nHint: {self.hint}" if self.hint else "")
+        )
 
     def _repr_html_(self) -> str:
         right, said = self.points == self.most, escape(repr(self)).replace("\n", "<br>")
         color, sign = look.VERDICTS[right if right or self.attempted else None]
-        return f'<div style="border-left:4px solid {color};padding:4px 10px"><b>{sign}</b> {said}</div>'
+        return (
+            f'<div style="border-left:4px solid {color};padding:4px 10px"><b>{sign}</b> '
+            f"{said}</div>"
+        )
 
 
 class Side(Protocol):
-    """Where an answer is asked. ``most_bytes``: of memory for one answer, beyond what is there when it is asked."""
+    """Where an answer is asked. ``most_bytes``: of memory for one answer, beyond what is there when
+    it is asked.
+    """
 
-    def ask(self, exercise: Exercise, case: Case, most_bytes: int | None = None) -> Plain | Failure: ...
+    def ask(
+        self, exercise: Exercise, case: Case, most_bytes: int | None = None
+    ) -> Plain | Failure: ...
 
     def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
-        """The same exercise as before, without anything being prepared in between, and the seconds that it computed."""
+        """The same exercise as before, without anything being prepared in between, and the seconds
+        that it computed.
+        """
 
     def beside(self, answer: Callable) -> AbstractContextManager[Side]:
         """An answer of ours on the same side: a function that needs nothing from outside itself."""
@@ -80,7 +102,10 @@ class Here:
     """In this process: for practice, and for answers of our own."""
 
     def __init__(self, answer: Callable):
-        self._answer, self._file = answer, getattr(getattr(answer, "__code__", None), "co_filename", "")
+        self._answer, self._file = (
+            answer,
+            getattr(getattr(answer, "__code__", None), "co_filename", ""),
+        )
 
     def ask(self, exercise: Exercise, case: Case, most_bytes: int | None = None) -> Plain | Failure:
         case = copy.deepcopy(case)
@@ -98,7 +123,9 @@ class Here:
                 got = exercise.drive(self._answer, case)
                 return got if as_it_is else _plain(got)
             came, exchange = on_threads(self._answer, exercise.drive, exercise.deal(case))
-            outcomes = [self._failure(one) if isinstance(one, Exception) else _plain(one) for one in came]
+            outcomes = [
+                self._failure(one) if isinstance(one, Exception) else _plain(one) for one in came
+            ]
             return of_ranks(outcomes, exchange.messages)
         except Exception as error:
             return self._failure(error)
@@ -128,7 +155,8 @@ def _plain(thing: object) -> Plain:
 
 
 def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
-    """All points when every case comes out as the reference's, and the target is met where there is one; none otherwise.
+    """All points when every case comes out as the reference's, and the target is met where there is
+    one; none otherwise.
 
     The first case that differs is explained.
     """
@@ -136,7 +164,11 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     cases, got = list(exercise.cases(rng)), []
     for case in cases:
         got.append(_assessed(exercise, side.ask(exercise, case), case))
-        if isinstance(got[-1], Failure) and got[-1].kind in ("stopped", "timeout", "NotImplementedError"):
+        if isinstance(got[-1], Failure) and got[-1].kind in (
+            "stopped",
+            "timeout",
+            "NotImplementedError",
+        ):
             break  # it would only be so again
     failures = [one for one in got if isinstance(one, Failure)]
     if any(one.kind == "NotImplementedError" for one in failures):
@@ -150,7 +182,12 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     if any(reasons):
         report = next((one.report for one in failures), "")
         return Verdict(
-            exercise.name, 0, exercise.points, next(filter(None, reasons)), _hint(exercise, cases, got, reasons), report
+            exercise.name,
+            0,
+            exercise.points,
+            next(filter(None, reasons)),
+            _hint(exercise, cases, got, reasons),
+            report,
         )
     if exercise.target and (reason := exercise.target.missed(exercise, side, rng)):
         return Verdict(exercise.name, 0, exercise.points, reason, exercise.target.refuses.hint)
@@ -166,14 +203,22 @@ def _assessed(exercise: Exercise, got: Plain | Failure, case: Case) -> Plain | F
         return Failure(type(error).__name__, f"what came back cannot be read: {error}")
 
 
-def _hint(exercise: Exercise, cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> str:
-    """The hint of the known wrong answer that does the same in most cases, at least one of those that are wrong among them."""
+def _hint(
+    exercise: Exercise, cases: list[Case], got: list[Plain | Failure], reasons: list[str]
+) -> str:
+    """The hint of the known wrong answer that does the same in most cases, at least one of those
+    that are wrong among them.
+    """
 
     def alike(wrong: Wrong) -> tuple[int, int]:
         side = Here(wrong.answer)
         theirs = [_assessed(exercise, side.ask(exercise, case), case) for case in cases]
-        same = [_same(one, other, exercise.tolerance) for one, other in zip(got, theirs, strict=True)]
-        return sum(both and bool(reason) for both, reason in zip(same, reasons, strict=True)), sum(same)
+        same = [
+            _same(one, other, exercise.tolerance) for one, other in zip(got, theirs, strict=True)
+        ]
+        return sum(both and bool(reason) for both, reason in zip(same, reasons, strict=True)), sum(
+            same
+        )
 
     scores = [(alike(wrong), wrong.hint) for wrong in exercise.wrong]
     (wrong_alike, _), hint = max(scores, key=lambda score: sum(score[0]))
@@ -188,7 +233,8 @@ def _same(one: Plain | Failure, other: Plain | Failure, tolerance: float) -> boo
 
 @dataclass(frozen=True)
 class LessMemory:
-    """A target: one larger case within so many bytes, beyond what is there when it is asked. refuses: the answer that needs more.
+    """A target: one larger case within so many bytes, beyond what is there when it is asked.
+    refuses: the answer that needs more.
 
     In a box the system itself refuses what goes beyond; in practice the process is watched.
     """
@@ -201,16 +247,20 @@ class LessMemory:
         case = self.case(rng)
         got = _assessed(exercise, side.ask(exercise, case, self.bytes), case)
         if isinstance(got, Failure):
-            return f"right, but on a larger case: {got}" + (f" ({self.bytes >> 20} MB)" if got == out_of_memory() else "")
+            return f"right, but on a larger case: {got}" + (
+                f" ({self.bytes >> 20} MB)" if got == out_of_memory() else ""
+            )
         want = _assessed(exercise, Here(exercise.reference).ask(exercise, case), case)
         return difference(got, want, exercise.tolerance)
 
 
 @dataclass(frozen=True)
 class LessTime:
-    """A target: at most ``ratio`` of a plain answer's time on larger cases, a fresh one for each pair. refuses: the plain answer.
+    """A target: at most ``ratio`` of a plain answer's time on larger cases, a fresh one for each
+    pair. refuses: the plain answer.
 
-    In a box the system counts what an answer computes, whatever else runs meanwhile; in practice the clock on the wall does.
+    In a box the system counts what an answer computes, whatever else runs meanwhile; in practice
+    the clock on the wall does.
     """
 
     case: Callable[[random.Random], Case]
@@ -231,13 +281,23 @@ class LessTime:
                     mine = copy.deepcopy(case)
                     with other.still():
                         answers[who], seconds[who] = who.ask_again(exercise, mine)
-                    if isinstance(answers[who], Failure):  # the plain version fails only where no time was left for it
+                    if isinstance(
+                        answers[who], Failure
+                    ):  # the plain version fails only where no time was left for it
                         return f"right, but on a larger case: {answers[who]}"
-                if wrong := difference(answers[ours], right.ask(exercise, case), exercise.tolerance):
+                if wrong := difference(
+                    answers[ours], right.ask(exercise, case), exercise.tolerance
+                ):
                     return f"right, but on a larger case: {wrong}"
                 pairs.append((seconds[ours], seconds[theirs]))
-            comparison = Comparison.of(pairs[1:], ("yours", "the plain version"))  # the first is a rehearsal
+            comparison = Comparison.of(
+                pairs[1:], ("yours", "the plain version")
+            )  # the first is a rehearsal
             low, high = comparison.interval
             if not low <= self.ratio <= high:
                 break
-        return "" if comparison.ratio <= self.ratio else f"right, but slow: {comparison}; the target is {self.ratio:g}×"
+        return (
+            ""
+            if comparison.ratio <= self.ratio
+            else f"right, but slow: {comparison}; the target is {self.ratio:g}×"
+        )

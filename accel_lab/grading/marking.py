@@ -27,7 +27,9 @@ Entry = dict
 
 
 def mark(server: Server, path: Path, technique: str, seed: int | None = None) -> Entry:
-    """Read a submission and judge it. Raises server.GraderFault where that says nothing about the learner."""
+    """Read a submission and judge it. Raises server.GraderFault where that says nothing about the
+    learner.
+    """
     try:
         content = reader.content(path)
     except (reader.Unreadable, OSError) as error:
@@ -47,7 +49,9 @@ def mark_content(server: Server, content: bytes, technique: str, seed: int | Non
         try:
             side = Boxed(server, notebook.answer(exercise.name), exercise.name)
         except Exception as error:
-            verdicts.append(Verdict(exercise.name, 0, exercise.points, f"unreadable: {_why(error)}"))
+            verdicts.append(
+                Verdict(exercise.name, 0, exercise.points, f"unreadable: {_why(error)}")
+            )
             continue
         try:
             verdicts.append(judge(exercise, side, seed))
@@ -57,23 +61,45 @@ def mark_content(server: Server, content: bytes, technique: str, seed: int | Non
             verdicts.append(Verdict(exercise.name, 0, exercise.points, _why(error)))
         finally:
             side.close()
-    return _entry(server.wall, technique, seed, digest, verdicts) | {"seconds": round(perf_counter() - start, 3)}
+    return _entry(server.wall, technique, seed, digest, verdicts) | {
+        "seconds": round(perf_counter() - start, 3)
+    }
 
 
 def _why(error: Exception) -> str:
     """The class goes on, whatever one notebook does to the grader; the teacher sees it."""
-    kind = "" if isinstance(error, reader.Unreadable) else f"the grader failed on this: {type(error).__name__}: "
+    kind = (
+        ""
+        if isinstance(error, reader.Unreadable)
+        else f"the grader failed on this: {type(error).__name__}: "
+    )
     return printable(kind + _one_line(error)[:200])
 
 
-def _entry(wall: Wall, technique: str, seed: int | None, digest: str, verdicts: list[Verdict], unreadable: str = "") -> Entry:
+def _entry(
+    wall: Wall,
+    technique: str,
+    seed: int | None,
+    digest: str,
+    verdicts: list[Verdict],
+    unreadable: str = "",
+) -> Entry:
     most = sum(exercise.points for exercise in exercises(technique))
     return {
-        "technique": technique, "points": sum(verdict.points for verdict in verdicts), "most": most, "unreadable": unreadable,
-        "verdicts": [asdict(verdict) for verdict in verdicts], "wall": wall.name, "isolated": wall.makes_a_mark, "why": wall.why,
-        "seed": seed, "notebook": digest, "tasks": tasks(technique), "version": __version__,
+        "technique": technique,
+        "points": sum(verdict.points for verdict in verdicts),
+        "most": most,
+        "unreadable": unreadable,
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "wall": wall.name,
+        "isolated": wall.makes_a_mark,
+        "why": wall.why,
+        "seed": seed,
+        "notebook": digest,
+        "tasks": tasks(technique),
+        "version": __version__,
         "graded": strftime("%Y-%m-%d %H:%M:%S"),
-    }  # fmt: skip
+    }
 
 
 @functools.cache
@@ -89,7 +115,9 @@ def refused(technique: str, error: Exception) -> Entry:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error.strerror if isinstance(error, OSError) and error.strerror else error).partition("\n")[0]
+    return str(
+        error.strerror if isinstance(error, OSError) and error.strerror else error
+    ).partition("\n")[0]
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """A chapter's exercises as a source assignment of nbgrader, for courses that already live there.
 
-nbgrader runs its checks inside the learner's kernel, where a learner can change what they say: its grades are worth as much as
-that. What is handed in can be graded by ``python -m accel_lab grade`` as well.
+nbgrader runs its checks inside the learner's kernel, where a learner can change what they say: its
+grades are worth as much as that. What is handed in can be graded by ``python -m accel_lab grade``
+as well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ class CannotExport(RuntimeError):
 
 
 def export(folder: Path, course: Path) -> list[Path]:
-    """Write ``folder/source/<chapter>/<chapter>.ipynb`` for each chapter with exercises, and nbgrader's configuration unless there is
-    one; returns the notebooks. Raises CannotExport; a file that is there already is never written over."""
+    """Write ``folder/source/<chapter>/<chapter>.ipynb`` for each chapter with exercises, and
+    nbgrader's configuration unless there is one; returns the notebooks. Raises CannotExport; a file
+    that is there already is never written over.
+    """
     chapters = [path for path in sorted(course.glob("[0-9]*_*.ipynb")) if _technique(path)]
     if not chapters:
-        raise CannotExport(f"{course}: the chapters are not there; export runs in a checkout of the course")
+        raise CannotExport(
+            f"{course}: the chapters are not there; export runs in a checkout of the course"
+        )
     written = []
     try:
         for chapter in chapters:
@@ -42,7 +47,9 @@ def export(folder: Path, course: Path) -> list[Path]:
         if not (folder / "nbgrader_config.py").exists():
             (folder / "nbgrader_config.py").write_text(CONFIGURATION, encoding="utf-8")
     except FileExistsError as error:
-        raise CannotExport(f"{error.filename}: is there already; move it away, or export to another folder") from None
+        raise CannotExport(
+            f"{error.filename}: is there already; move it away, or export to another folder"
+        ) from None
     except OSError as error:
         raise CannotExport(f"{error.filename}: {error.strerror}") from None
     return written
@@ -59,33 +66,60 @@ def _assignment(chapter: Path) -> nbformat.NotebookNode:
         new_markdown_cell(f"# Exercises of chapter {chapter.stem.replace('_', ': ')}"),
         new_code_cell("import torch\nfrom accel_lab.exercises import check"),
     ]
-    stubs = [cell.source for cell in nbformat.read(chapter, 4).cells if "exercise" in cell.metadata.get("tags", [])]
+    stubs = [
+        cell.source
+        for cell in nbformat.read(chapter, 4).cells
+        if "exercise" in cell.metadata.get("tags", [])
+    ]
     for exercise in exercises(_technique(chapter)):
         stub = next(source for source in stubs if f"def {exercise.name}(" in source)
         cells += [
-            _marked(new_markdown_cell(exercise._repr_markdown_()), f"{exercise.name}-task", locked=True),
+            _marked(
+                new_markdown_cell(exercise._repr_markdown_()), f"{exercise.name}-task", locked=True
+            ),
             _marked(new_code_cell(_with_solution(stub, exercise)), exercise.name, solution=True),
-            _marked(new_code_cell(_judged(exercise)), f"{exercise.name}-check", points=exercise.points, grade=True, locked=True),
+            _marked(
+                new_code_cell(_judged(exercise)),
+                f"{exercise.name}-check",
+                points=exercise.points,
+                grade=True,
+                locked=True,
+            ),
         ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    return new_notebook(
+        cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
 
 
 def _marked(cell: nbformat.NotebookNode, name: str, **more: object) -> nbformat.NotebookNode:
     about = {"grade": False, "solution": False, "locked": False, "task": False} | more
     cell.id = name
-    cell.metadata["nbgrader"] = {"grade_id": name, "schema_version": 3, "cell_type": cell.cell_type, **about}
+    cell.metadata["nbgrader"] = {
+        "grade_id": name,
+        "schema_version": 3,
+        "cell_type": cell.cell_type,
+        **about,
+    }
     return cell
 
 
 def _judged(exercise: Exercise) -> str:
-    return f"verdict = check({exercise.name})\nassert verdict.points == verdict.most, verdict\nverdict"
+    return (
+        f"verdict = check({exercise.name})\nassert verdict.points == verdict.most, verdict\nverdict"
+    )
 
 
 def _with_solution(stub: str, exercise: Exercise) -> str:
-    """The chapter's stub, and before what it leaves to the learner a region that nbgrader takes out: the right answer."""
+    """The chapter's stub, and before what it leaves to the learner a region that nbgrader takes
+    out: the right answer.
+    """
     lines = stub.split("\n")
-    [function] = [node for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef) and node.name == exercise.name]
+    [function] = [
+        node
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.FunctionDef) and node.name == exercise.name
+    ]
     arguments = ", ".join(argument.arg for argument in function.args.args)
     solution = [
         BEGIN,
@@ -94,7 +128,12 @@ def _with_solution(stub: str, exercise: Exercise) -> str:
         f'return find("{exercise.name}").reference({arguments})',
         END,
     ]
-    end_of_signature = max([function.lineno, *(argument.end_lineno for argument in function.args.args)])
-    first = next(i for i in range(end_of_signature - 1, len(lines)) if lines[i].rstrip().endswith(":")) + 1
+    end_of_signature = max(
+        [function.lineno, *(argument.end_lineno for argument in function.args.args)]
+    )
+    first = (
+        next(i for i in range(end_of_signature - 1, len(lines)) if lines[i].rstrip().endswith(":"))
+        + 1
+    )
     indented = [" " * function.body[0].col_offset + line if line else "" for line in solution]
     return "\n".join([*lines[:first], *indented, *lines[first : function.end_lineno]])

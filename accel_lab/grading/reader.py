@@ -1,8 +1,10 @@
-"""Finds answers in a notebook. The notebook is data: it is parsed, never run, and nothing in it can be too large or too deep.
+"""Finds answers in a notebook. The notebook is data: it is parsed, never run, and nothing in it can
+be too large or too deep.
 
-An answer is found by the name of its function, not by its cell. It takes along what it needs of the notebook and nothing more: the
-imports, definitions and assignments of the names that it uses, of the names that those use, and so on. A training loop or a
-plot elsewhere in the notebook is not its business, nor is a cell that is broken.
+An answer is found by the name of its function, not by its cell. It takes along what it needs of the
+notebook and nothing more: the imports, definitions and assignments of the names that it uses, of
+the names that those use, and so on. A training loop or a plot elsewhere in the notebook is not its
+business, nor is a cell that is broken.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOST_BYTES, MOST_CELLS = 20 << 20, 2000  # of a notebook, and in it
-MOST_CODE, MOST_LINES = 400_000, 20_000  # characters of code, and what is divided by line ends and semicolons
+MOST_CODE, MOST_LINES = (
+    400_000,
+    20_000,
+)  # characters of code, and what is divided by line ends and semicolons
 
 NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of it
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_PYTHON_CELLS = ("%%time", "%%capture", "%%prun")  # other cell magics give the text to something else
-_MAGIC = re.compile(r"^([ \t]*+)(?:[%!?].*|[\w ,.]++=[ \t]*+[%!].*|[\w.]++\?\??[ \t]*+)$", re.MULTILINE)
-_PARSING = threading.Lock()  # CPython before 3.11.8 counts the depth of all trees being made together, and then fails
+_PYTHON_CELLS = (
+    "%%time",
+    "%%capture",
+    "%%prun",
+)  # other cell magics give the text to something else
+_MAGIC = re.compile(
+    r"^([ \t]*+)(?:[%!?].*|[\w ,.]++=[ \t]*+[%!].*|[\w.]++\?\??[ \t]*+)$", re.MULTILINE
+)
+_PARSING = (
+    threading.Lock()
+)  # CPython before 3.11.8 counts the depth of all trees being made together, and then fails
 
 
 class Unreadable(ValueError):
@@ -56,15 +69,22 @@ class Notebook:
         self.statements, self._broken = statements, broken
 
     def answer(self, function: str) -> list[list]:
-        """The statements to run, [cell, line, text], so that ``function`` is defined. Raises Unreadable."""
+        """The statements to run, [cell, line, text], so that ``function`` is defined. Raises
+        Unreadable.
+        """
         if not any(function in statement.defines for statement in self.statements):
             for cell, (text, why) in self._broken.items():
                 if f"def {function}" in text:
                     raise Unreadable(f"cell {cell}, which defines {function}, is no Python: {why}")
             raise Unreadable(f"no cell defines the function {function}")
-        binding, imported = defaultdict(list), frozenset().union(*(statement.imports for statement in self.statements))
+        binding, imported = (
+            defaultdict(list),
+            frozenset().union(*(statement.imports for statement in self.statements)),
+        )
         for i, statement in enumerate(self.statements):
-            changed = frozenset() if function in statement.uses else statement.changes - imported  # what uses it is no part of it
+            changed = (
+                frozenset() if function in statement.uses else statement.changes - imported
+            )  # what uses it is no part of it
             for name in statement.binds | changed:
                 binding[name].append(i)
         chosen, wanted = set(), [function, "*"]
@@ -83,7 +103,10 @@ def content(path: Path) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise Unreadable("not a file")
     if status.st_size > MOST_BYTES:
-        raise Unreadable(f"{status.st_size >> 20} MB, more than {MOST_BYTES >> 20}: clear its outputs and hand it in again")
+        raise Unreadable(
+            f"{status.st_size >> 20} MB, more than {MOST_BYTES >> 20}: clear its outputs and hand "
+            "it in again"
+        )
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         return file.read(MOST_BYTES + 1)
 
@@ -111,7 +134,10 @@ def parse(content: bytes) -> Notebook:
         try:
             statements += _statements(number, text)
         except NO_PYTHON as error:
-            broken[number] = text, f"line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"[:200]
+            broken[number] = (
+                text,
+                f"line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"[:200],
+            )
     return Notebook(statements, broken)
 
 
@@ -124,7 +150,9 @@ def _code(cell: object) -> str:
 
 
 def _statements(cell: int, text: str) -> list[Statement]:
-    """The text is taken as it stands; where that is no Python, magics, shell commands and what indents all of it are left out."""
+    """The text is taken as it stands; where that is no Python, magics, shell commands and what
+    indents all of it are left out.
+    """
     if text.lstrip().startswith("%%") and not text.lstrip().startswith(_PYTHON_CELLS):
         return []
     try:
@@ -137,12 +165,16 @@ def _statements(cell: int, text: str) -> list[Statement]:
 
 
 def _read(cell: int, text: str) -> list[Statement]:
-    """The statements of a cell that give a name a value or change it. Raises SyntaxError and what else Python says of code that is none."""
+    """The statements of a cell that give a name a value or change it. Raises SyntaxError and what
+    else Python says of code that is none.
+    """
     tree = _parsed(text)
     lines = text.split("\n")
     statements = []
     for node in tree.body:
-        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+        first = min(
+            [node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]
+        )
         own = "\n".join(lines[first - 1 : node.end_lineno])
         if first == node.lineno and (node.col_offset or ";" in own):
             own = ast.unparse(node)  # several statements on one line
@@ -150,8 +182,14 @@ def _read(cell: int, text: str) -> list[Statement]:
         binds, changes = _bound(node, names), _changed(node)
         if binds or changes:
             imports = frozenset(one.get_name() for one in names.get_symbols() if one.is_imported())
-            defines = frozenset() if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) else binds
-            statements.append(Statement(cell, first, own, binds, imports, changes, _used(names), defines))
+            defines = (
+                frozenset()
+                if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
+                else binds
+            )
+            statements.append(
+                Statement(cell, first, own, binds, imports, changes, _used(names), defines)
+            )
     return statements
 
 
@@ -161,8 +199,12 @@ def _parsed(text: str) -> ast.Module:
 
 
 def _bound(node: ast.stmt, names: symtable.SymbolTable) -> frozenset[str]:
-    """The names that a statement of the notebook gives a value, or whose value it changes. names: of the statement, as a module."""
-    bound = {one.get_name() for one in names.get_symbols() if one.is_assigned() or one.is_imported()}
+    """The names that a statement of the notebook gives a value, or whose value it changes. names:
+    of the statement, as a module.
+    """
+    bound = {
+        one.get_name() for one in names.get_symbols() if one.is_assigned() or one.is_imported()
+    }
     for part in ast.walk(node) if not isinstance(node, _SCOPES) else ():
         if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store):
             bound |= _owner(part)
@@ -172,15 +214,21 @@ def _bound(node: ast.stmt, names: symtable.SymbolTable) -> frozenset[str]:
 
 
 def _changed(node: ast.stmt) -> frozenset[str]:
-    """The names of whose values a method is called where nobody takes what it returns, or decorates."""
+    """The names of whose values a method is called where nobody takes what it returns, or
+    decorates.
+    """
     alone = (part.value for part in ast.walk(node) if isinstance(part, ast.Expr))
     calls = node.decorator_list if isinstance(node, _SCOPES) else alone
     methods = [call.func if isinstance(call, ast.Call) else call for call in calls]
-    return frozenset().union(*(_owner(method) for method in methods if isinstance(method, ast.Attribute)))
+    return frozenset().union(
+        *(_owner(method) for method in methods if isinstance(method, ast.Attribute))
+    )
 
 
 def _owner(part: ast.expr) -> set[str]:
-    """The name at the root of an attribute, or of an entry: a of a.b[0].c; none where that is no name."""
+    """The name at the root of an attribute, or of an entry: a of a.b[0].c; none where that is no
+    name.
+    """
     while isinstance(part, ast.Attribute | ast.Subscript):
         part = part.value
     return {part.id} if isinstance(part, ast.Name) else set()
@@ -192,6 +240,12 @@ def _used(names: symtable.SymbolTable) -> frozenset[str]:
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        inner = table.get_type() == "function"  # a class may use a name of the notebook and then bind it, as in ``two = two``
-        used |= {one.get_name() for one in table.get_symbols() if (one.is_global() if inner else one.is_referenced())}
+        inner = (
+            table.get_type() == "function"
+        )  # a class may use a name of the notebook and then bind it, as in ``two = two``
+        used |= {
+            one.get_name()
+            for one in table.get_symbols()
+            if (one.is_global() if inner else one.is_referenced())
+        }
     return frozenset(used)

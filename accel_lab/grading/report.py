@@ -1,4 +1,6 @@
-"""What a class and each of its learners get to read: a table for the gradebook, a page for the teacher, a page for each learner."""
+"""What a class and each of its learners get to read: a table for the gradebook, a page for the
+teacher, a page for each learner.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,18 @@ from accel_lab.grading.journal import replace_file
 from accel_lab.grading.judging import NOT_ATTEMPTED
 from accel_lab.grading.marking import Entry
 
-COLUMNS = ["learner", "chapter", "points", "of", "practice_points", "remarks", "wall", "seed", "notebook", "graded"]
+COLUMNS = [
+    "learner",
+    "chapter",
+    "points",
+    "of",
+    "practice_points",
+    "remarks",
+    "wall",
+    "seed",
+    "notebook",
+    "graded",
+]
 NOT_ISOLATED = "NOT ISOLATED: practice result only"
 
 STYLE = """
@@ -75,7 +88,9 @@ LEARNER = PAGES.from_string(
 
 
 def write(entries: Iterable[Entry], table: Path, folder: Path) -> None:
-    """The table, ``report.html`` and one page for each learner. Raises OSError; a file that was there before stays whole."""
+    """The table, ``report.html`` and one page for each learner. Raises OSError; a file that was
+    there before stays whole.
+    """
     entries = sorted(entries, key=lambda entry: (entry["learner"], entry["technique"]))
     replace_file(table, lambda path: _write_table(entries, path))
     learners: dict[str, dict[str, Entry]] = {}
@@ -84,41 +99,78 @@ def write(entries: Iterable[Entry], table: Path, folder: Path) -> None:
     (folder / "learners").mkdir(exist_ok=True)
     pages = {learner: f"learners/{_file_name(learner)}" for learner in learners}
     for learner, by in learners.items():
-        _write_page(folder / pages[learner], LEARNER.render(style=STYLE, learner=learner, entries=by.values()))
+        _write_page(
+            folder / pages[learner],
+            LEARNER.render(style=STYLE, learner=learner, entries=by.values()),
+        )
     techniques = sorted({entry["technique"] for entry in entries})
     unmarked = sum(not entry["isolated"] for entry in entries)
     links = {learner: quote(page) for learner, page in pages.items()}
-    what = {"learners": learners, "entries": entries, "techniques": techniques, "unmarked": unmarked}
+    what = {
+        "learners": learners,
+        "entries": entries,
+        "techniques": techniques,
+        "unmarked": unmarked,
+    }
     page = CLASS.render(style=STYLE, pages=links, difficulty=_difficulty(entries), **what)
     _write_page(folder / "report.html", page)
 
 
 def _write_table(entries: list[Entry], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8-sig") as file:  # the mark tells Excel that this is UTF-8
+    with path.open(
+        "w", newline="", encoding="utf-8-sig"
+    ) as file:  # the mark tells Excel that this is UTF-8
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
         for entry in entries:
-            said = [f"{verdict['exercise']}: {verdict['reason']}" for verdict in entry["verdicts"] if verdict["reason"]]
+            said = [
+                f"{verdict['exercise']}: {verdict['reason']}"
+                for verdict in entry["verdicts"]
+                if verdict["reason"]
+            ]
             remarks = "; ".join([entry["unreadable"], *said] if entry["unreadable"] else said)
             marked, practice = (entry["points"], "") if entry["isolated"] else ("", entry["points"])
             wall = entry["wall"] if entry["isolated"] else f"{entry['wall']}: {NOT_ISOLATED}"
-            row = [entry["learner"], entry["technique"], marked, entry["most"], practice, remarks, wall]
-            rows.writerow([_harmless(cell) for cell in [*row, entry["seed"], entry["notebook"][:16], entry["graded"]]])
+            row = [
+                entry["learner"],
+                entry["technique"],
+                marked,
+                entry["most"],
+                practice,
+                remarks,
+                wall,
+            ]
+            rows.writerow(
+                [
+                    _harmless(cell)
+                    for cell in [*row, entry["seed"], entry["notebook"][:16], entry["graded"]]
+                ]
+            )
 
 
 def _harmless(cell: object) -> object:
     """A spreadsheet takes text that begins so for a formula, and part of it is what learners wrote."""
     text = cell.encode(errors="backslashreplace").decode() if isinstance(cell, str) else cell
-    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return (
+        f"'{text}"
+        if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else text
+    )
 
 
 def _write_page(path: Path, page: str) -> None:
-    replace_file(path, lambda fresh: fresh.write_text(page, encoding="utf-8", errors="backslashreplace"))
+    replace_file(
+        path, lambda fresh: fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
+    )
 
 
 def _file_name(learner: str) -> str:
     safe = quote(learner, safe=" ()'")
-    return f"{safe}.html" if len(safe) < 150 else f"{safe[:100]}-{hashlib.sha256(learner.encode()).hexdigest()[:16]}.html"
+    return (
+        f"{safe}.html"
+        if len(safe) < 150
+        else f"{safe[:100]}-{hashlib.sha256(learner.encode()).hexdigest()[:16]}.html"
+    )
 
 
 def _difficulty(entries: list[Entry]) -> list[dict]:
@@ -128,8 +180,20 @@ def _difficulty(entries: list[Entry]) -> list[dict]:
             rows.setdefault((entry["technique"], verdict["exercise"]), []).append(verdict)
     table = []
     for (technique, exercise), verdicts in rows.items():
-        reasons = [verdict["hint"] or verdict["reason"] for verdict in verdicts if verdict["reason"] not in ("", NOT_ATTEMPTED)]
+        reasons = [
+            verdict["hint"] or verdict["reason"]
+            for verdict in verdicts
+            if verdict["reason"] not in ("", NOT_ATTEMPTED)
+        ]
         right = sum(verdict["points"] == verdict["most"] for verdict in verdicts)
         [(reason, _)] = Counter(reasons).most_common(1) or [("", 0)]
-        table.append({"technique": technique, "exercise": exercise, "right": right, "tried": len(verdicts), "reason": reason})
+        table.append(
+            {
+                "technique": technique,
+                "exercise": exercise,
+                "right": right,
+                "tried": len(verdicts),
+                "reason": reason,
+            }
+        )
     return table

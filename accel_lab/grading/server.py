@@ -29,7 +29,8 @@ class GraderFault(RuntimeError):
 
 
 class Server:
-    """The fork server behind its wall, which gets ready while others get on with theirs: nothing here imports torch.
+    """The fork server behind its wall, which gets ready while others get on with theirs: nothing
+    here imports torch.
 
     Start it once; then a box takes hundredths of a second. ``close`` leaves nothing behind.
     """
@@ -66,16 +67,22 @@ class Server:
         if not self._is_ready:
             why = (self._scratch / "errors").read_text(errors="replace").strip().rpartition("\n")[2]
             self._stop()
-            raise GraderFault(f"no box could be prepared behind {self.wall.name}: {why or 'it took too long'}")
+            raise GraderFault(
+                f"no box could be prepared behind {self.wall.name}: {why or 'it took too long'}"
+            )
 
     def open_box(self) -> Box:
-        """Raises GraderFault. Behind a wall that does not keep boxes apart there must be only one at a time."""
+        """Raises GraderFault. Behind a wall that does not keep boxes apart there must be only one
+        at a time.
+        """
         with self._lock:
             for _ in range(2):
                 self._await_ready()
                 try:
                     return self._open_box()
-                except OSError as error:  # the server was ended, by a machine out of memory for instance
+                except (
+                    OSError
+                ) as error:  # the server was ended, by a machine out of memory for instance
                     if self._closed:
                         raise GraderFault("grading was ended") from None
                     why = error
@@ -90,7 +97,11 @@ class Server:
         output, writing = os.pipe()
         user = FIRST_USER + next(self._users) % USERS
         try:
-            socket.send_fds(self._control, [str(user).encode()], [their_line.fileno(), their_channel.fileno(), writing])
+            socket.send_fds(
+                self._control,
+                [str(user).encode()],
+                [their_line.fileno(), their_channel.fileno(), writing],
+            )
             said, handles, *_ = socket.recv_fds(self._control, 100, 1)
             if not handles:
                 raise OSError(said.decode() or "the server is gone")

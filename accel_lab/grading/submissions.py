@@ -23,11 +23,14 @@ class Submission:
 def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submission], list[str]]:
     """The submissions below these paths, and a line for whatever cannot be graded.
 
-    A notebook's name ends with its chapter: ``Ann_11_accumulation.ipynb`` is Ann's, and so is ``Ann/11_accumulation.ipynb``. Where a
-    learner has two for one chapter neither is taken: which one counts is not for a program to guess. Raises NothingToGrade.
+    A notebook's name ends with its chapter: ``Ann_11_accumulation.ipynb`` is Ann's, and so is
+    ``Ann/11_accumulation.ipynb``. Where a learner has two for one chapter neither is taken: which
+    one counts is not for a program to guess. Raises NothingToGrade.
     """
     chapter = re.compile(
-        rf"(?:^|(?P<learner>.*?)[_\-. ])(?:\d+[_\-. ])?(?P<technique>{'|'.join(map(re.escape, techniques))})$", re.DOTALL
+        r"(?:^|(?P<learner>.*?)[_\-. ])(?:\d+[_\-. "
+        rf"])?(?P<technique>{'|'.join(map(re.escape, techniques))})$",
+        re.DOTALL,
     )
     found: dict[tuple[str, str], list[Path]] = {}
     notes = []
@@ -35,19 +38,29 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
         notebooks = list(_notebooks(root))
         if not notebooks:
             raise NothingToGrade(
-                f"{root}: there is no notebook in it" if root.is_dir() else f"{root}: no such notebook or folder"
+                f"{root}: there is no notebook in it"
+                if root.is_dir()
+                else f"{root}: no such notebook or folder"
             )
         for path in notebooks:
             match = chapter.match(path.stem)
             if not match:
-                notes.append(f"{_shown(path)}: passed over, its name does not end with a chapter's (such as 11_accumulation)")
+                notes.append(
+                    f"{_shown(path)}: passed over, its name does not end with a chapter's (such as "
+                    "11_accumulation)"
+                )
                 continue
-            found.setdefault((_shown(match["learner"] or _folder(path, root)), match["technique"]), []).append(path)
-    submissions = [Submission(*key, paths[0]) for key, paths in sorted(found.items()) if len(set(paths)) == 1]
+            found.setdefault(
+                (_shown(match["learner"] or _folder(path, root)), match["technique"]), []
+            ).append(path)
+    submissions = [
+        Submission(*key, paths[0]) for key, paths in sorted(found.items()) if len(set(paths)) == 1
+    ]
     for (learner, technique), paths in sorted(found.items()):
         if len(set(paths)) > 1:
             notes.append(
-                f"{learner} has handed in {technique} more than once ({', '.join(map(_shown, paths))}): keep one, then grade again"
+                f"{learner} has handed in {technique} more than once "
+                f"({', '.join(map(_shown, paths))}): keep one, then grade again"
             )
     if not submissions:
         raise NothingToGrade(notes[0])
@@ -59,7 +72,11 @@ def _notebooks(root: Path) -> Iterator[Path]:
         yield root
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".ipynb") and not name.startswith("."))
+        yield from (
+            Path(folder, name)
+            for name in sorted(files)
+            if name.endswith(".ipynb") and not name.startswith(".")
+        )
 
 
 def _folder(path: Path, root: Path) -> str:
@@ -69,6 +86,8 @@ def _folder(path: Path, root: Path) -> str:
 
 
 def _shown(name: str | Path) -> str:
-    """A name that can stand in a line of text: file systems allow newlines, and bytes that are none."""
+    """A name that can stand in a line of text: file systems allow newlines, and bytes that are
+    none.
+    """
     name = str(name).encode(errors="surrogateescape").decode(errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in name).strip() or "?"

@@ -1,8 +1,9 @@
 """What holds learners' code: the best wall that this machine has, by name.
 
-- ``bubblewrap``: no file but Python's own (read-only), no network, no other process; the boxes inside are walled off from one
-  another as well (see ``inside.keeper``). Only this makes a mark.
-- ``landlock``: the kernel refuses files and TCP, but a box sees other processes and what it has started can outlive it.
+- ``bubblewrap``: no file but Python's own (read-only), no network, no other process; the boxes
+  inside are walled off from one another as well (see ``inside.keeper``). Only this makes a mark.
+- ``landlock``: the kernel refuses files and TCP, but a box sees other processes and what it has
+  started can outlive it.
 - ``none``: limits of time and memory alone.
 """
 
@@ -24,7 +25,9 @@ MB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: for all cases of one exercise · memory, output: bytes of all processes of a box · processes: of a box."""
+    """seconds: for all cases of one exercise · memory, output: bytes of all processes of a box ·
+    processes: of a box.
+    """
 
     seconds: float = 20.0
     memory: int = 2048 * MB
@@ -33,8 +36,10 @@ class Limits:
     folder: int = 64 * MB
 
     def inside(self) -> dict[str, int]:
-        """What the system holds each process to. It counts processes by user, and without root all boxes are one user's: there is room
-        for those of others until one that starts too many is seen."""
+        """What the system holds each process to. It counts processes by user, and without root all
+        boxes are one user's: there is room for those of others until one that starts too many is
+        seen.
+        """
         cores = len(os.sched_getaffinity(0))
         return {
             "address space": self.memory,
@@ -65,7 +70,9 @@ def best() -> Wall:
     why = _no_bubblewrap()
     if not why:
         return Wall("bubblewrap")
-    from accel_lab.grading.inside import keeper  # with torch, which takes a while and is rarely needed here
+    from accel_lab.grading.inside import (
+        keeper,
+    )  # with torch, which takes a while and is rarely needed here
 
     return Wall("landlock" if keeper.landlock_version() else "none", why)
 
@@ -77,9 +84,12 @@ def _no_bubblewrap() -> str:
     return tried.stderr.strip().partition("\n")[0] if tried.returncode else ""
 
 
-def command(wall: Wall, control: int, limits: Limits, scratch: Path) -> tuple[list[str], dict[str, str]]:
-    """How to start the fork server behind a wall: the command, and its whole environment. scratch: the only writable folder
-    where there is no folder of its own."""
+def command(
+    wall: Wall, control: int, limits: Limits, scratch: Path
+) -> tuple[list[str], dict[str, str]]:
+    """How to start the fork server behind a wall: the command, and its whole environment. scratch:
+    the only writable folder where there is no folder of its own.
+    """
     inside = limits.inside()
     if wall.name == "landlock":
         inside |= {
@@ -102,13 +112,33 @@ def command(wall: Wall, control: int, limits: Limits, scratch: Path) -> tuple[li
 
 
 def _bubblewrap() -> list[str]:
-    """As root, who needs no user namespace, the server keeps what it takes to make boxes; each box gives that up first of all."""
+    """As root, who needs no user namespace, the server keeps what it takes to make boxes; each box
+    gives that up first of all.
+    """
     if os.geteuid() == 0:
         kept = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP")
-        apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        apart = [
+            "--unshare-ipc",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ]
     else:
-        kept, apart = ("SYS_ADMIN", "SETPCAP"), ["--unshare-all", "--unshare-user", "--uid", "60000", "--gid", "60000"]
-    line = ["bwrap", *apart, "--die-with-parent", "--new-session", "--hostname", "box", "--cap-drop", "ALL"]
+        kept, apart = (
+            ("SYS_ADMIN", "SETPCAP"),
+            ["--unshare-all", "--unshare-user", "--uid", "60000", "--gid", "60000"],
+        )
+    line = [
+        "bwrap",
+        *apart,
+        "--die-with-parent",
+        "--new-session",
+        "--hostname",
+        "box",
+        "--cap-drop",
+        "ALL",
+    ]
     for capability in kept:
         line += ["--cap-add", f"CAP_{capability}"]
     line += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
@@ -119,15 +149,42 @@ def _bubblewrap() -> list[str]:
         line += ["--ro-bind", path, path]
     if any(PACKAGE.is_relative_to(path) for path in bound):
         line += ["--tmpfs", str(PACKAGE)]  # the references are no learner's to import
-    line += ["--dir", "/box", "--ro-bind", str(INSIDE), "/box/inside", "--remount-ro", "/", "--chdir", "/tmp", "--"]
+    line += [
+        "--dir",
+        "/box",
+        "--ro-bind",
+        str(INSIDE),
+        "/box/inside",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/tmp",
+        "--",
+    ]
     return line
 
 
 def _readable() -> list[str]:
     """The folders of Python, of its packages and of the system's libraries."""
     system = [
-        path for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/sys/devices/system/cpu") if os.path.exists(path)
+        path
+        for path in (
+            "/usr",
+            "/lib",
+            "/lib64",
+            "/bin",
+            "/etc/ld.so.cache",
+            "/sys/devices/system/cpu",
+        )
+        if os.path.exists(path)
     ]
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    python = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1]), *packages}
-    return system + sorted(path for path in python if not any(Path(path).is_relative_to(one) for one in system))
+    python = {
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(sys.executable).resolve().parents[1]),
+        *packages,
+    }
+    return system + sorted(
+        path for path in python if not any(Path(path).is_relative_to(one) for one in system)
+    )

@@ -1,7 +1,7 @@
 """Knobs: the dials of an experiment, declared once.
 
-A technique declares a subclass; the same declaration becomes the panel's controls, command-line options,
-papermill parameters and validation with a one-line message::
+A technique declares a subclass; the same declaration becomes the panel's controls, command-line
+options, papermill parameters and validation with a one-line message::
 
     class Knobs(workbench.knobs.Knobs):
         micro_batches: int = dial(4, ge=1, le=32, description="backward passes per update")
@@ -27,9 +27,11 @@ class KnobError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """What a control or a command-line option needs to know of one knob. ``log``: steps are ratios, not differences.
+    """What a control or a command-line option needs to know of one knob. ``log``: steps are ratios,
+    not differences.
 
-    ``panel``: worth a control; the others (seed, number of steps, …) stay at the command line and in papermill.
+    ``panel``: worth a control; the others (seed, number of steps, …) stay at the command line and
+    in papermill.
     """
 
     name: str
@@ -48,15 +50,18 @@ class Dial:
 
 
 def dial(default: Any, *, log: bool = False, panel: bool = True, **field: Any) -> Any:
-    """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, and whether it is on the ``panel``."""
+    """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, and whether it
+    is on the ``panel``.
+    """
     return Field(default, json_schema_extra={"log": log, "panel": panel}, **field)
 
 
 class Knobs(BaseModel):
     """Base of every technique's knobs: frozen, nothing unknown, one line when something is wrong.
 
-    Raises ``KnobError`` (a ``ValueError``) on a value out of range, of the wrong type, or a knob that does not exist.
-    A rule between two knobs is a ``model_validator`` that raises ``KnobError(knob, reason)`` itself.
+    Raises ``KnobError`` (a ``ValueError``) on a value out of range, of the wrong type, or a knob
+    that does not exist. A rule between two knobs is a ``model_validator`` that raises
+    ``KnobError(knob, reason)`` itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -72,7 +77,9 @@ class Knobs(BaseModel):
         return [_dial(name, field) for name, field in cls.model_fields.items()]
 
     def turned(self, **changes: Any) -> Knobs:
-        """The same knobs with some turned, checked again (pydantic's ``model_copy`` does not check)."""
+        """The same knobs with some turned, checked again (pydantic's ``model_copy`` does not
+        check).
+        """
         return type(self)(**{**self.model_dump(), **changes})
 
     def changed_from_default(self) -> dict[str, Any]:
@@ -81,7 +88,10 @@ class Knobs(BaseModel):
         return {name: value for name, value in self if value != getattr(default, name)}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.changed_from_default().items()) or "defaults"
+        return (
+            ", ".join(f"{name} {value}" for name, value in self.changed_from_default().items())
+            or "defaults"
+        )
 
 
 def _dial(name: str, field: Any) -> Dial:
@@ -111,11 +121,15 @@ def _one_line(knobs: type[Knobs], error: ValidationError) -> KnobError:
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return KnobError("", no_such("knob", name, knobs.model_fields))
-    return KnobError(name, f"{_reason(first)} ({knobs.model_fields[name].description}), not {first['input']!r}")
+    return KnobError(
+        name, f"{_reason(first)} ({knobs.model_fields[name].description}), not {first['input']!r}"
+    )
 
 
 def _reason(error: dict) -> str:
-    """pydantic's reason in our words: its subject ("Input …") is the knob, which the line already names."""
+    """pydantic's reason in our words: its subject ("Input …") is the knob, which the line already
+    names.
+    """
     return error["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 
@@ -123,4 +137,6 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     """One line for a name that does not exist, with the nearest one that does."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"no {what} is called {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}")
+    return f"no {what} is called {name!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    )

@@ -28,9 +28,10 @@ class Span:
 class Step:
     """One update of a model.
 
-    index: 0 for the first update · samples: how many the update used · seconds: wall time inside the
-    update alone (loading, drawing and waiting between updates are not in it) · metrics: name → float,
-    with ``loss`` among them where there is one · spans: when each piece of the update ran, may be empty.
+    index: 0 for the first update · samples: how many the update used · seconds: wall time inside
+    the update alone (loading, drawing and waiting between updates are not in it) · metrics: name →
+    float, with ``loss`` among them where there is one · spans: when each piece of the update ran,
+    may be empty.
     """
 
     index: int

@@ -1,4 +1,6 @@
-"""One JupyterLab for all browser tests, a fresh copy of the course in it for each; Debian's Chromium; screenshots in artefacts/."""
+"""One JupyterLab for all browser tests, a fresh copy of the course in it for each; Debian's
+Chromium; screenshots in artefacts/.
+"""
 
 import shutil
 import tempfile
@@ -37,7 +39,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 
 @pytest.fixture
 def lab(served: tuple[Path, str], page: Page) -> Iterator[str]:
-    """The address of a copy of the course that no other test has saved anything in, and whose kernels end with the test."""
+    """The address of a copy of the course that no other test has saved anything in, and whose
+    kernels end with the test.
+    """
     root, address = served
     copy = Path(tempfile.mkdtemp(dir=root))
     for notebook in (ROOT / "course").glob("*.ipynb"):
@@ -51,7 +55,9 @@ def complaints(page: Page) -> list[str]:
     """What the page's console complains of: exceptions, and messages of the kind error."""
     heard: list[str] = []
     page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("console", lambda message: heard.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: heard.append(message.text) if message.type == "error" else None
+    )
     return heard
 
 

@@ -34,38 +34,70 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }
-# What only the tests' environment brings along: a reader's JupyterLab has none of their menus and buttons.
+# What only the tests' environment brings along: a reader's JupyterLab has none of their menus and
+# buttons.
 STRANGERS = ("@jupyter/nbgrader", "@jupyter-notebook/lab-extension", "jupyterlab-jupytext")
 STRANGE_SERVERS = (
-    *(f"nbgrader.server_extensions.{part}" for part in ("assignment_list", "course_list", "formgrader", "validate_assignment")),
+    *(
+        f"nbgrader.server_extensions.{part}"
+        for part in ("assignment_list", "course_list", "formgrader", "validate_assignment")
+    ),
     *("notebook", "jupyterlab_jupytext"),
 )
 CONFIG = {
     "config/labconfig/page_config.json": {"disabledExtensions": dict.fromkeys(STRANGERS, True)},
-    "config/jupyter_server_config.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(STRANGE_SERVERS, False)}},
+    "config/jupyter_server_config.json": {
+        "ServerApp": {"jpserver_extensions": dict.fromkeys(STRANGE_SERVERS, False)}
+    },
 }
 
 
 @contextlib.contextmanager
 def jupyter_lab(root: Path, home: Path, settings: dict | None = None) -> Iterator[str]:
-    """Serve ``root`` on a free port of 127.0.0.1, everything it writes under ``home``; yields its address with the token."""
+    """Serve ``root`` on a free port of 127.0.0.1, everything it writes under ``home``; yields its
+    address with the token.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    wanted = {f"settings/{name}.jupyterlab-settings": value for name, value in (SETTINGS | (settings or {})).items()}
+    wanted = {
+        f"settings/{name}.jupyterlab-settings": value
+        for name, value in (SETTINGS | (settings or {})).items()
+    }
     for name, value in (CONFIG | wanted).items():
         path = home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
     places = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
     env = {f"JUPYTER_{name}": str(home / place) for name, place in places.items()}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+    ]
+    command += [
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={root}",
+    ]
     command += ["--expose-app-in-browser"]
     with (home / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | env,
+            start_new_session=True,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_until_it_answers(server, f"{address}/api/status?token={token}", home / "lab.log")
@@ -113,7 +145,9 @@ def run_all(page: Page, timeout: float = 300) -> None:
 
 
 def run_cell(page: Page, text: str, above: bool = False) -> None:
-    """Run the one cell that holds this text, and before it all ``above`` it if so wished; wait until it has ended."""
+    """Run the one cell that holds this text, and before it all ``above`` it if so wished; wait
+    until it has ended.
+    """
     page.evaluate(
         """async ([text, above]) => {
             const notebook = window.jupyterapp.shell.currentWidget.content;
@@ -149,12 +183,19 @@ def picture(locator: Locator) -> str:
 def barriers(page: Page, within: str = ".accel-panel") -> list[str]:
     """What axe-core finds there that keeps somebody out: its violations called serious or critical."""
     found = Axe().run(page, context=within).response["violations"]
-    return [f"{one['id']}: {node['html']}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+    return [
+        f"{one['id']}: {node['html']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
 
 
 @contextlib.contextmanager
 def theme(page: Page, name: str) -> Iterator[None]:
-    """Everything in this theme of JupyterLab's, the light one again afterwards: the setting outlives the page."""
+    """Everything in this theme of JupyterLab's, the light one again afterwards: the setting
+    outlives the page.
+    """
     change = """async (theme) => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
                                    while (document.body.dataset.jpThemeName !== theme) await new Promise(r => setTimeout(r, 50)) }"""
     page.evaluate(change, name)
@@ -170,9 +211,14 @@ def save(page: Page) -> None:
 
 def trust(page: Page) -> None:
     """As if the reader had run every cell."""
-    page.evaluate("() => { for (const cell of window.jupyterapp.shell.currentWidget.content.model.cells) cell.trusted = true }")
+    page.evaluate(
+        "() => { for (const cell of window.jupyterapp.shell.currentWidget.content.model.cells) "
+        "cell.trusted = true }"
+    )
 
 
 def end_kernels(page: Page) -> None:
-    """End all kernels of this page's JupyterLab, whatever they are doing: memory and cores are for the next one."""
+    """End all kernels of this page's JupyterLab, whatever they are doing: memory and cores are for
+    the next one.
+    """
     page.evaluate("async () => { await window.jupyterapp?.serviceManager.sessions.shutdownAll() }")

@@ -1,4 +1,6 @@
-"""Every chapter as its reader meets it: opened, run, a panel started, a knob moved, stopped, and the page loaded anew."""
+"""Every chapter as its reader meets it: opened, run, a panel started, a knob moved, stopped, and
+the page loaded anew.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +8,18 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.lab import ask_kernel, barriers, end_kernels, open_notebook, picture, run_all, run_cell, save, theme, trust
+from tests.browser.lab import (
+    ask_kernel,
+    barriers,
+    end_kernels,
+    open_notebook,
+    picture,
+    run_all,
+    run_cell,
+    save,
+    theme,
+    trust,
+)
 
 pytestmark = pytest.mark.needs("chromium")
 AT_NIGHT = "invert(0.93) hue-rotate(180deg)"
@@ -15,7 +28,8 @@ FITS = """panel => panel.scrollWidth <= panel.clientWidth && [...panel.querySele
     const inSight = there.bottom > page.top && there.top < page.bottom;  // others are drawn anew when they are
     return !inSight || [...graph.querySelectorAll('.axis')].every(axis => axis.getBoundingClientRect().right <= there.right) })"""
 CHAPTERS = sorted(path.name for path in (Path(__file__).parents[2] / "course").glob("*.ipynb"))
-OF_AN_END = "Could not restore the debugger state"  # JupyterLab says so now and then, of a kernel that is ended just then
+# JupyterLab says so now and then, of a kernel that is ended just then
+OF_AN_END = "Could not restore the debugger state"
 
 
 def status(panel: Locator) -> Locator:
@@ -48,7 +62,9 @@ def wait_until_it_moves(chart: Locator, seconds: int = 10) -> None:
 
 
 def wait_until_still(chart: Locator, seconds: int = 20) -> None:
-    """What was under way when it stopped is drawn, which takes a busy machine a while; then nothing moves."""
+    """What was under way when it stopped is drawn, which takes a busy machine a while; then nothing
+    moves.
+    """
     for _ in range(seconds):
         frozen = picture(chart)
         chart.page.wait_for_timeout(1000)
@@ -64,7 +80,9 @@ def fits_on_small_screens(page: Page, panels: Locator, look: Callable[[str], Non
         page.set_viewport_size(usual | {"width": width})
         for panel in panels.all():
             panel.scroll_into_view_if_needed()
-            page.wait_for_function(FITS, arg=panel.element_handle(), timeout=10_000)  # graphs take their new size a little later
+            page.wait_for_function(
+                FITS, arg=panel.element_handle(), timeout=10_000
+            )  # graphs take their new size a little later
             look(str(width))
     page.set_viewport_size(usual)
 
@@ -137,8 +155,12 @@ def test_a_panel_in_the_dark(page: Page, lab, complaints, artefacts):
         expect(drawn).to_have_css("filter", AT_NIGHT)
         drawn.scroll_into_view_if_needed()
         page.screenshot(path=artefacts / "16_ddp-dark-picture.png")
-        panel.locator(".noUi-handle").first.evaluate("handle => handle.setAttribute('aria-label', '')")
-        assert any("noUi-handle" in barrier for barrier in barriers(page)), "a handle without a name must be noticed"
+        panel.locator(".noUi-handle").first.evaluate(
+            "handle => handle.setAttribute('aria-label', '')"
+        )
+        assert any("noUi-handle" in barrier for barrier in barriers(page)), (
+            "a handle without a name must be noticed"
+        )
         # Taken for gone before it came, as on a slow machine, and there all the same.
         panel.locator("xpath=..").evaluate("output => output.classList.add('jupyter-widgets')")
         start(panel)
@@ -146,13 +168,18 @@ def test_a_panel_in_the_dark(page: Page, lab, complaints, artefacts):
 
 
 def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, artefacts):
-    """The next day a picture of the panel stands where the panel was, and the questions where their sliders were."""
+    """The next day a picture of the panel stands where the panel was, and the questions where their
+    sliders were.
+    """
     chapter = "11_accumulation.ipynb"
     open_notebook(page, lab, chapter)
     run_cell(page, "panel = Panel(", above=True)
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
-    instead = page.locator(".jp-OutputArea-child:has(.accel-panel, .accel-ask, .jupyter-widgets) + .jp-OutputArea-child")
+    instead = page.locator(
+        ".jp-OutputArea-child:has(.accel-panel, .accel-ask, .jupyter-widgets) + "
+        ".jp-OutputArea-child"
+    )
     expect(instead).to_have_count(3)
     before = instead.last.locator("img").get_attribute("src")
     start(panel)
@@ -163,7 +190,9 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     save(page)
     end_kernels(page)
 
-    open_notebook(page, lab, chapter)  # not all of it was run, so JupyterLab trusts it with no widget
+    open_notebook(
+        page, lab, chapter
+    )  # not all of it was run, so JupyterLab trusts it with no widget
     still = page.locator(".jp-CodeCell:has-text('panel = Panel(') img").first
     expect(still).to_be_visible(timeout=30_000)
     assert [one for one in complaints if not one.startswith(OF_AN_END)] == []
@@ -172,24 +201,37 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     end_kernels(page)
 
     open_notebook(page, lab, chapter)
-    gone = page.locator(".jp-OutputArea-output.jupyter-widgets", has_text="The kernel behind these controls has ended.")
+    gone = page.locator(
+        ".jp-OutputArea-output.jupyter-widgets",
+        has_text="The kernel behind these controls has ended.",
+    )
     expect(gone).to_have_count(3, timeout=30_000)
-    for one, shown in zip(instead.all(), ("how many times those", "how many times that", ""), strict=True):
+    for one, shown in zip(
+        instead.all(), ("how many times those", "how many times that", ""), strict=True
+    ):
         expect(one).to_be_visible()
         expect(one).to_contain_text(shown)
     still.scroll_into_view_if_needed()
     assert still.evaluate("img => img.naturalWidth") > 0
     said, place = gone.last.bounding_box(), still.bounding_box()
-    assert 0 <= place["y"] - said["y"] - said["height"] < 20, "the picture is not in the place of the panel"
+    assert 0 <= place["y"] - said["y"] - said["height"] < 20, (
+        "the picture is not in the place of the panel"
+    )
     page.screenshot(path=artefacts / "11_accumulation-6-the-next-day.png")
     with theme(page, "JupyterLab Dark"):
         expect(still).to_have_css("filter", AT_NIGHT)
         page.screenshot(path=artefacts / "11_accumulation-6-the-next-night.png")
-    assert [one for one in complaints if not one.startswith((OF_AN_END, "Error: widget model not found"))] == []
+    assert [
+        one
+        for one in complaints
+        if not one.startswith((OF_AN_END, "Error: widget model not found"))
+    ] == []
 
 
 def accumulation(page: Page, look: Callable[[str], None]) -> None:
-    """Its mistakes turn the badge; and the cell of a panel run again while it trains leaves one panel, at rest, and no thread."""
+    """Its mistakes turn the badge; and the cell of a panel run again while it trains leaves one
+    panel, at rest, and no thread.
+    """
     panel = page.locator(".accel-panel").nth(1)
     panel.scroll_into_view_if_needed()
     badge = panel.locator(".accel-badge")
@@ -202,7 +244,9 @@ def accumulation(page: Page, look: Callable[[str], None]) -> None:
     run_cell(page, "break_it = Panel(")
     expect(status(panel)).to_contain_text("ready", timeout=30_000)
     assert page.locator(".accel-panel").count() == 2
-    assert "training" not in ask_kernel(page, "import threading; print([t.name for t in threading.enumerate()])")
+    assert "training" not in ask_kernel(
+        page, "import threading; print([t.name for t in threading.enumerate()])"
+    )
 
 
 def augmentation(page: Page, look: Callable[[str], None]) -> None:

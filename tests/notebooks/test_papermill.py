@@ -16,14 +16,21 @@ every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: pa
 
 
 def dials(chapter: Path) -> list[Dial]:
-    """Those of the technique that the chapter imports first: its own, and for the front door the one that it gives a taste of."""
-    technique = re.search(r"from accel_lab import (\w+)", (COURSE / f"source/{chapter.stem}.py").read_text(encoding="utf-8"))[1]
+    """Those of the technique that the chapter imports first: its own, and for the front door the
+    one that it gives a taste of.
+    """
+    technique = re.search(
+        r"from accel_lab import (\w+)",
+        (COURSE / f"source/{chapter.stem}.py").read_text(encoding="utf-8"),
+    )[1]
     return importlib.import_module(f"accel_lab.{technique}").Knobs.dials()
 
 
 def other_knobs(chapter: Path) -> dict:
     """One knob turned: the seed where there is one, else the first whole number, by one."""
-    turned = sorted((dial for dial in dials(chapter) if dial.type is int), key=lambda dial: dial.name != "seed")[0]
+    turned = sorted(
+        (dial for dial in dials(chapter) if dial.type is int), key=lambda dial: dial.name != "seed"
+    )[0]
     return {turned.name: turned.default + (1 if turned.default < turned.high else -1)}
 
 
@@ -34,11 +41,15 @@ def wrong_knobs(chapter: Path) -> tuple[dict, str]:
 
 
 def execute(chapter: Path, knobs: dict, out: Path) -> nbformat.NotebookNode:
-    return papermill.execute_notebook(chapter, out, {"knobs": knobs}, cwd=COURSE, kernel_name="python3", progress_bar=False)
+    return papermill.execute_notebook(
+        chapter, out, {"knobs": knobs}, cwd=COURSE, kernel_name="python3", progress_bar=False
+    )
 
 
 def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 def pictures(outputs: list[nbformat.NotebookNode]) -> int:
@@ -57,7 +68,11 @@ def test_a_chapter_runs_with_other_knobs(chapter, tmp_path):
     outputs, stored = outputs_of(done), outputs_of(nbformat.read(chapter, 4))
     assert not [output for output in outputs if output.output_type == "error"]
     assert pictures(outputs) == pictures(stored) > 0
-    assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    assert not [
+        output
+        for output in outputs
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
 
 
 @every_chapter

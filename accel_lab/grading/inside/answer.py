@@ -1,7 +1,8 @@
-"""One question to one answer, in a process of its own: load the learner's definitions, let the driver ask, send what came of it.
+"""One question to one answer, in a process of its own: load the learner's definitions, let the
+driver ask, send what came of it.
 
-Everything in here can be seen and changed by the learner's code, and that does not matter: the grader takes no more from it than
-plain data, or that it failed.
+Everything in here can be seen and changed by the learner's code, and that does not matter: the
+grader takes no more from it than plain data, or that it failed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ NAME = "__main__"  # the module that a learner's definitions are in, as in a not
 
 
 def give(request: dict, channel: int) -> None:
-    """Answer the request, and more of the same kind in this process while ``again`` says that more will come.
+    """Answer the request, and more of the same kind in this process while ``again`` says that more
+    will come.
 
-    Where time or memory is measured (``again``, ``bytes``) the answer is this one process, of one thread.
+    Where time or memory is measured (``again``, ``bytes``) the answer is this one process, of one
+    thread.
     """
     asked = None
     while True:
@@ -49,11 +52,15 @@ def _stay_one() -> None:
 
 
 def _hold_to(most: int) -> None:
-    """No more memory than this beyond what is there now, its own or shared, and none in files: the system refuses what goes beyond
-    it, and nobody can take that back."""
+    """No more memory than this beyond what is there now, its own or shared, and none in files: the
+    system refuses what goes beyond it, and nobody can take that back.
+    """
     import resource
 
-    for kind, size in ((resource.RLIMIT_DATA, most + status("VmData")), (resource.RLIMIT_AS, most + status("VmSize"))):
+    for kind, size in (
+        (resource.RLIMIT_DATA, most + status("VmData")),
+        (resource.RLIMIT_AS, most + status("VmSize")),
+    ):
         resource.setrlimit(kind, (size, size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -67,7 +74,9 @@ def status(name: str) -> int:
 def _prepare(request: dict, channel: int):
     names, trouble = _load(request["statements"])
     if request["function"] not in names:
-        raise NameError(f"{request['function']} is not defined: {trouble or 'no statement defines it'}")
+        raise NameError(
+            f"{request['function']} is not defined: {trouble or 'no statement defines it'}"
+        )
     driver: dict = {"__name__": "driver"}
     exec(compile(request["driver"], "<driver>", "exec"), driver)
     drive, function = driver[request["drive"]], names[request["function"]]
@@ -78,14 +87,18 @@ def _prepare(request: dict, channel: int):
             return drive(function, request["case"], *wires)
         except NameError as error:
             if trouble:
-                raise NameError(f"{error} ({trouble})").with_traceback(error.__traceback__) from None
+                raise NameError(f"{error} ({trouble})").with_traceback(
+                    error.__traceback__
+                ) from None
             raise
 
     return ask
 
 
 def _load(statements: list) -> tuple[dict, str]:
-    """Run each statement as its cell would; one that fails leaves the others alone, as in a notebook."""
+    """Run each statement as its cell would; one that fails leaves the others alone, as in a
+    notebook.
+    """
     module = types.ModuleType(NAME)
     sys.modules[NAME], trouble = module, ""
     module.display = print  # a notebook has it without an import
@@ -99,12 +112,16 @@ def _load(statements: list) -> tuple[dict, str]:
         try:
             exec(compile("\n" * (line - 1) + text, file, "exec"), module.__dict__)
         except Exception as error:
-            trouble = trouble or f"line {line} of cell {cell} failed with {type(error).__name__}: {error}"
+            trouble = (
+                trouble or f"line {line} of cell {cell} failed with {type(error).__name__}: {error}"
+            )
     return module.__dict__, trouble
 
 
 class Wires:
-    """A rank's connection to the others. The grader carries every message, so it knows what was sent, and who waits for whom."""
+    """A rank's connection to the others. The grader carries every message, so it knows what was
+    sent, and who waits for whom.
+    """
 
     def __init__(self, number: str, channel: int):
         self._number, self._channel = number, channel
@@ -124,7 +141,10 @@ class Wires:
         while frame and not _cell(frame.f_code.co_filename):
             frame = frame.f_back
         line = f"line {frame.f_lineno} of {_cell(frame.f_code.co_filename)}" if frame else ""
-        wire.send(self._channel, {"id": self._number, "does": what, "other": other, "tensor": tensor, "where": line})
+        wire.send(
+            self._channel,
+            {"id": self._number, "does": what, "other": other, "tensor": tensor, "where": line},
+        )
 
     def _ask(self, what: str, other: int | None, tensor: torch.Tensor | None) -> torch.Tensor:
         self._tell(what, other, tensor)
@@ -132,16 +152,25 @@ class Wires:
 
 
 def describe(error: BaseException, file: str = "", called: str = "its cell") -> dict[str, str]:
-    """An exception as plain data. ``where``: the last line of it in a cell, or in the ``file`` that is ``called`` so."""
+    """An exception as plain data. ``where``: the last line of it in a cell, or in the ``file`` that
+    is ``called`` so.
+    """
     told = traceback.TracebackException.from_exception(error)
-    theirs = [i for i, frame in enumerate(told.stack) if frame.filename == file or _cell(frame.filename)]
+    theirs = [
+        i for i, frame in enumerate(told.stack) if frame.filename == file or _cell(frame.filename)
+    ]
     where = ""
     if theirs:
         last = told.stack[theirs[-1]]
         where = f"line {last.lineno} of {_cell(last.filename) or called}"
         told.stack[:] = told.stack[theirs[0] :]  # how we came there is nobody's business
     report = "".join(told.format())
-    return {"kind": type(error).__name__, "text": str(error)[:1000], "where": where, "report": report[-4000:]}
+    return {
+        "kind": type(error).__name__,
+        "text": str(error)[:1000],
+        "where": where,
+        "report": report[-4000:],
+    }
 
 
 def _cell(file: str) -> str:

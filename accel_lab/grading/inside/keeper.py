@@ -1,8 +1,10 @@
-"""The life of a box: it walls itself in, then answers question after question, each in a process of its own.
+"""The life of a box: it walls itself in, then answers question after question, each in a process of
+its own.
 
-Around all boxes stands the outer wall (bubblewrap: no file but Python's, no network, see ``grading.walls``). A box adds what keeps it
-from other boxes and from the server: processes, mounts, network and shared memory of its own, a user without any right, limits,
-and no system call that could undo any of it. It does so itself, before it has seen a line of a learner's code.
+Around all boxes stands the outer wall (bubblewrap: no file but Python's, no network, see
+``grading.walls``). A box adds what keeps it from other boxes and from the server: processes,
+mounts, network and shared memory of its own, a user without any right, limits, and no system call
+that could undo any of it. It does so itself, before it has seen a line of a learner's code.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ from . import answer, wire
 
 C = ctypes.CDLL(None, use_errno=True)
 NEW_MOUNTS, NEW_HOSTNAME, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = (
-    0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
-)  # fmt: skip
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 PRIVATE, RECURSIVE, NO_SUID, NO_DEVICES, NO_EXEC = 1 << 18, 1 << 14, 2, 4, 8
 MB = 1 << 20
 
@@ -38,7 +45,9 @@ def unshare(flags: int) -> None:
 
 
 def keep_large_memory_apart() -> None:
-    """Blocks of a MB and more are given back when freed, so that what a process holds is what it uses."""
+    """Blocks of a MB and more are given back when freed, so that what a process holds is what it
+    uses.
+    """
     map_threshold = -3
     C.mallopt(map_threshold, MB)
 
@@ -52,11 +61,15 @@ def adopt_orphans() -> None:
 def live(line: int, channel: int, output: int, wall: str, limits: dict, user: int) -> NoReturn:
     """All of a box's life, which ends when the grader closes the line, or ends it.
 
-    line: questions come from there, and what became of the process that was asked is told there; that process has it no more, so
-    what is said there is true · channel: is that process's.
+    line: questions come from there, and what became of the process that was asked is told there;
+    that process has it no more, so what is said there is true · channel: is that process's.
     """
     try:
-        for signal_ in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT):  # whose default cannot touch number 1 of a box
+        for signal_ in (
+            signal.SIGCHLD,
+            signal.SIGPIPE,
+            signal.SIGINT,
+        ):  # whose default cannot touch number 1 of a box
             signal.signal(signal_, signal.SIG_DFL)
         line, channel = _keep_only(line, channel, output)
         _enclose(wall, limits, user)
@@ -73,7 +86,9 @@ def live(line: int, channel: int, output: int, wall: str, limits: dict, user: in
 def _keep_only(line: int, channel: int, output: int) -> tuple[int, int]:
     """Close every other descriptor: the server's own socket among them."""
     nothing = os.open(os.devnull, os.O_RDONLY)
-    line, channel, output, nothing = (os.dup2(os.dup(one), 200 + i) for i, one in enumerate((line, channel, output, nothing)))
+    line, channel, output, nothing = (
+        os.dup2(os.dup(one), 200 + i) for i, one in enumerate((line, channel, output, nothing))
+    )
     os.closerange(3, 200)
     os.dup2(nothing, 0)
     os.dup2(output, 1), os.dup2(output, 2)
@@ -90,7 +105,11 @@ def _answer_in_a_process(line: int, channel: int, request: dict, wall: str) -> N
     status = os.waitpid(process, 0)[1]
     if wall == "bubblewrap":
         with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # whatever it has left behind: we are number 1 of the box, so this reaches the box alone
+            os.kill(
+                -1,
+                signal.SIGKILL,
+                # whatever it has left behind: we are number 1 of the box, so this reaches the box alone
+            )
     try:
         while os.waitpid(-1, 0):
             pass
@@ -102,7 +121,9 @@ def _fork() -> int:
     for _ in range(200):
         try:
             return os.fork()
-        except BlockingIOError:  # another box of the same user has just used up its processes, and is about to be ended
+        except (
+            BlockingIOError
+        ):  # another box of the same user has just used up its processes, and is about to be ended
             time.sleep(0.05)
     return os.fork()
 
@@ -119,7 +140,9 @@ def _enclose(wall: str, limits: dict, user: int) -> None:
         for folder in (b"/tmp", b"/dev/shm"):
             size = b"mode=1777,size=%d,nr_inodes=%d" % (limits["folder bytes"], limits["files"])
             _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, size)
-        _mount(b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096")  # terminals are another way to meet
+        _mount(
+            b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096"
+        )  # terminals are another way to meet
         os.chdir("/tmp")
     limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
     for name, which in RESOURCES.items():
@@ -145,7 +168,9 @@ def _mount(what: bytes, where: bytes, kind: bytes, flags: int, options: bytes) -
 
 
 def _renounce(user: int | None) -> None:
-    """Every capability, for good; and root, to be a user of whom nothing else here is, with a count of processes of its own."""
+    """Every capability, for good; and root, to be a user of whom nothing else here is, with a count
+    of processes of its own.
+    """
     drop_from_bounding_set, no_new_privileges, be_dumpable = 24, 38, 4
     for capability in range(64):
         C.prctl(drop_from_bounding_set, capability, 0, 0, 0)
@@ -159,20 +184,68 @@ def _renounce(user: int | None) -> None:
     C.prctl(be_dumpable, 0, 0, 0, 0)  # nobody of the same user looks into its memory
 
 
-FORBIDDEN = {  # by machine: the audit number, the numbers of these calls there, and those of four that are refused in part
-    "x86_64": (0xC000003E, {"unshare": 272, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
-        "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321,
-        "perf_event_open": 298, "inotify_add_watch": 254, "fanotify_init": 300,
-        "shmget": 29, "msgget": 68, "semget": 64, "memfd_create": 319, "flock": 73,
-        "userfaultfd": 323, "io_uring_setup": 425, "pidfd_getfd": 438},
-        {"clone": 56, "clone3": 435, "fcntl": 72, "socket": 41}),
-    "aarch64": (0xC00000B7, {"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
-        "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280,
-        "perf_event_open": 241, "inotify_add_watch": 27, "fanotify_init": 262,
-        "shmget": 194, "msgget": 186, "semget": 190, "memfd_create": 279, "flock": 32,
-        "userfaultfd": 282, "io_uring_setup": 425, "pidfd_getfd": 438},
-        {"clone": 220, "clone3": 435, "fcntl": 25, "socket": 198}),
-}  # fmt: skip
+# by machine: the audit number, the numbers of these calls there, and those of four that are refused
+# in part
+FORBIDDEN = {
+    "x86_64": (
+        0xC000003E,
+        {
+            "unshare": 272,
+            "setns": 308,
+            "mount": 165,
+            "umount2": 166,
+            "pivot_root": 155,
+            "ptrace": 101,
+            "process_vm_readv": 310,
+            "process_vm_writev": 311,
+            "add_key": 248,
+            "request_key": 249,
+            "keyctl": 250,
+            "bpf": 321,
+            "perf_event_open": 298,
+            "inotify_add_watch": 254,
+            "fanotify_init": 300,
+            "shmget": 29,
+            "msgget": 68,
+            "semget": 64,
+            "memfd_create": 319,
+            "flock": 73,
+            "userfaultfd": 323,
+            "io_uring_setup": 425,
+            "pidfd_getfd": 438,
+        },
+        {"clone": 56, "clone3": 435, "fcntl": 72, "socket": 41},
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "unshare": 97,
+            "setns": 268,
+            "mount": 40,
+            "umount2": 39,
+            "pivot_root": 41,
+            "ptrace": 117,
+            "process_vm_readv": 270,
+            "process_vm_writev": 271,
+            "add_key": 217,
+            "request_key": 218,
+            "keyctl": 219,
+            "bpf": 280,
+            "perf_event_open": 241,
+            "inotify_add_watch": 27,
+            "fanotify_init": 262,
+            "shmget": 194,
+            "msgget": 186,
+            "semget": 190,
+            "memfd_create": 279,
+            "flock": 32,
+            "userfaultfd": 282,
+            "io_uring_setup": 425,
+            "pidfd_getfd": 438,
+        },
+        {"clone": 220, "clone3": 435, "fcntl": 25, "socket": 198},
+    ),
+}
 LOCKS_AND_LEASES = (
     5,
     6,
@@ -184,16 +257,25 @@ LOCKS_AND_LEASES = (
     1026,
     1031,
 )  # of fcntl: on a file that all boxes see they say something; and F_SETPIPE_SZ
-LOCAL, INTERNET, INTERNET_6, NETLINK = 1, 2, 10, 16  # families of sockets that a network of one's own keeps in
+LOCAL, INTERNET, INTERNET_6, NETLINK = (
+    1,
+    2,
+    10,
+    16,
+)  # families of sockets that a network of one's own keeps in
 
 
 def _forbid_system_calls() -> None:
-    """A seccomp filter: what could open a new namespace, look into another process, or reach another box is refused."""
+    """A seccomp filter: what could open a new namespace, look into another process, or reach
+    another box is refused.
+    """
     if platform.machine() not in FORBIDDEN:
         return
     audit, calls, partly = FORBIDDEN[platform.machine()]
     load, equal, any_bit, leave = 0x20, 0x15, 0x45, 0x06
-    allow, refuse, unknown = ((leave, 0, 0, value) for value in (0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38))
+    allow, refuse, unknown = (
+        (leave, 0, 0, value) for value in (0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38)
+    )
     at_number, at_machine, arguments = 0, 4, (16, 24)
 
     def of(call: str, lines: list[tuple]) -> list[tuple]:
@@ -202,14 +284,21 @@ def _forbid_system_calls() -> None:
 
     program = [(load, 0, 0, at_machine), (equal, 1, 0, audit), refuse, (load, 0, 0, at_number)]
     if platform.machine() == "x86_64":
-        program += [(0x35, 0, 1, 0x40000000), refuse]  # the same calls by their 32-bit-pointer numbers
+        program += [
+            (0x35, 0, 1, 0x40000000),
+            refuse,
+        ]  # the same calls by their 32-bit-pointer numbers
     for number in calls.values():
         program += [(equal, 0, 1, number), refuse]
     program += of("clone3", [unknown])  # the C library then uses clone, whose flags can be seen
     program += of("clone", [(load, 0, 0, arguments[0]), (any_bit, 0, 1, NEW_USERS), refuse, allow])
     locks = [line for command in LOCKS_AND_LEASES for line in ((equal, 0, 1, command), refuse)]
     program += of("fcntl", [(load, 0, 0, arguments[1]), *locks, allow])
-    families = [line for family in (LOCAL, INTERNET, INTERNET_6, NETLINK) for line in ((equal, 0, 1, family), allow)]
+    families = [
+        line
+        for family in (LOCAL, INTERNET, INTERNET_6, NETLINK)
+        for line in ((equal, 0, 1, family), allow)
+    ]
     program += of("socket", [(load, 0, 0, arguments[0]), *families, refuse])
     program += [allow]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
@@ -224,18 +313,27 @@ def landlock_version() -> int:
 
 
 def _landlock(readable: list[str], writable: list[str]) -> None:
-    """Nothing but these folders, for this process and all that come from it, and no TCP (Linux ≥ 6.7). Needs no right."""
+    """Nothing but these folders, for this process and all that come from it, and no TCP (Linux ≥
+    6.7). Needs no right.
+    """
     version = landlock_version()
     every_access = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     of_files, read_and_execute = 0b111 | 1 << 14 | 1 << 15, 0b1101
     every_tcp, every_scope = 3, 3
-    rules = struct.pack("<QQQ", every_access, every_tcp, every_scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-    rule_set = _succeed(C.syscall(444, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint(0)), "landlock")
+    rules = struct.pack("<QQQ", every_access, every_tcp, every_scope)[
+        : 24 if version >= 6 else 16 if version >= 4 else 8
+    ]
+    rule_set = _succeed(
+        C.syscall(444, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint(0)), "landlock"
+    )
     for paths, access in ((readable, read_and_execute), (writable, every_access)):
         for path in filter(os.path.exists, paths):
             folder = os.open(path, os.O_PATH)
             allowed = access if os.path.isdir(path) else access & of_files & every_access
-            _succeed(C.syscall(445, rule_set, 1, struct.pack("<Qi", allowed, folder), ctypes.c_uint(0)), f"landlock {path}")
+            _succeed(
+                C.syscall(445, rule_set, 1, struct.pack("<Qi", allowed, folder), ctypes.c_uint(0)),
+                f"landlock {path}",
+            )
             os.close(folder)
     _succeed(C.syscall(446, rule_set, ctypes.c_uint(0)), "landlock")
     os.close(rule_set)

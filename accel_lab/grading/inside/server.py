@@ -1,10 +1,12 @@
-"""The fork server: has loaded torch once, and forks a box whenever it is asked to. No learner's code ever runs in this process.
+"""The fork server: has loaded torch once, and forks a box whenever it is asked to. No learner's
+code ever runs in this process.
 
     python -m inside.server CONTROL WALL LIMITS
 
-CONTROL is a socket of the grader's. For each message there, which carries the three descriptors of a box (its line, its channel
-and where its output goes) and the number of its user, a child is forked that walls itself in and answers; its pidfd goes back.
-The grader then speaks with the box alone, and with the pidfd it can tell when the box is gone and end it, whatever runs in there.
+CONTROL is a socket of the grader's. For each message there, which carries the three descriptors of
+a box (its line, its channel and where its output goes) and the number of its user, a child is
+forked that walls itself in and answers; its pidfd goes back. The grader then speaks with the box
+alone, and with the pidfd it can tell when the box is gone and end it, whatever runs in there.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def main(control: socket.socket, wall: str, limits: dict) -> None:
     torch.set_num_threads(1)
     keeper.keep_large_memory_apart()
     gc.freeze()  # a collection in a child would write to, and so copy, all that it shares
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a box that has ended leaves nothing behind to be waited for
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # a box that has ended leaves nothing behind to be waited for
     walled = wall == "bubblewrap"
     keeper.adopt_orphans()
     control.sendall(b"ready")
@@ -47,11 +51,17 @@ def main(control: socket.socket, wall: str, limits: dict) -> None:
             os.close(descriptor)
 
 
-def open_box(control: socket.socket, descriptors: list[int], wall: str, limits: dict, user: int) -> NoReturn:
-    """In a process between the server and the box: it alone can give its child processes of its own, and then it is gone."""
+def open_box(
+    control: socket.socket, descriptors: list[int], wall: str, limits: dict, user: int
+) -> NoReturn:
+    """In a process between the server and the box: it alone can give its child processes of its
+    own, and then it is gone.
+    """
     try:
         if wall == "bubblewrap":
-            keeper.unshare(keeper.NEW_PROCESSES)  # the child is number 1 there: when it ends, all in it do
+            keeper.unshare(
+                keeper.NEW_PROCESSES
+            )  # the child is number 1 there: when it ends, all in it do
         box = os.fork()
         if box == 0:
             keeper.live(*descriptors, wall, limits, user)
@@ -64,7 +74,9 @@ def open_box(control: socket.socket, descriptors: list[int], wall: str, limits: 
 
 
 def end_strays() -> None:
-    """Without processes of its own, what a box has started outlives it; but then boxes are opened one at a time."""
+    """Without processes of its own, what a box has started outlives it; but then boxes are opened
+    one at a time.
+    """
     me = os.getpid()
     for _ in range(100):
         with open(f"/proc/{me}/task/{me}/children") as file:

@@ -1,8 +1,9 @@
-"""Frames of plain data: the length of a JSON header and of a body, the header, then the raw bytes of all tensors. No pickle.
+"""Frames of plain data: the length of a JSON header and of a body, the header, then the raw bytes
+of all tensors. No pickle.
 
-Plain data are None, bool, int (64 bits), float, str, ``torch.Tensor`` itself (no subclass), and lists and dicts of those with
-text as keys; a number of NumPy's goes as Python's. What comes out of ``unpack`` is always made of exactly these types, whoever
-wrote the frame.
+Plain data are None, bool, int (64 bits), float, str, ``torch.Tensor`` itself (no subclass), and
+lists and dicts of those with text as keys; a number of NumPy's goes as Python's. What comes out of
+``unpack`` is always made of exactly these types, whoever wrote the frame.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ LENGTHS = struct.Struct("<II")
 MOST_HEADER, MOST_BODY = 4 << 20, 64 << 20  # bytes
 DTYPES = {
     name: getattr(torch, name)
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    for name in (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    )
 }
 DEEPEST = 20
 
@@ -40,7 +52,9 @@ def pack(thing: object) -> bytes:
 def parts(thing: object) -> list[bytes | memoryview]:
     """The same without a copy of any tensor."""
     body: list[memoryview] = []
-    header = json.dumps(_encode(thing, body, DEEPEST), ensure_ascii=False).encode(errors="surrogatepass")
+    header = json.dumps(_encode(thing, body, DEEPEST), ensure_ascii=False).encode(
+        errors="surrogatepass"
+    )
     size = sum(map(len, body))
     if len(header) > MOST_HEADER or size > MOST_BODY:
         raise NotPlain(f"{(len(header) + size) >> 20} MB are too much for an answer")
@@ -68,7 +82,9 @@ def _encode(thing: object, body: list[memoryview], depth: int) -> object:
         if plain.numel():
             body.append(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
         return {"tensor": [str(thing.dtype)[6:], list(thing.shape)]}
-    name = {int: "an integer of more than 64 bits", torch.Tensor: "a tensor of this kind"}.get(kind, f"a {kind.__name__}")
+    name = {int: "an integer of more than 64 bits", torch.Tensor: "a tensor of this kind"}.get(
+        kind, f"a {kind.__name__}"
+    )
     raise NotPlain(f"{name} is not plain data")
 
 
@@ -76,7 +92,9 @@ def lengths(start: bytes) -> tuple[int, int]:
     """Of header and body, from the first ``LENGTHS.size`` bytes of a frame. Raises BadFrame."""
     header, body = LENGTHS.unpack(start)
     if header > MOST_HEADER or body > MOST_BODY:
-        raise BadFrame(f"a reply of {(header + body) >> 20} MB, more than {(MOST_HEADER + MOST_BODY) >> 20} MB")
+        raise BadFrame(
+            f"a reply of {(header + body) >> 20} MB, more than {(MOST_HEADER + MOST_BODY) >> 20} MB"
+        )
     return header, body
 
 
@@ -101,7 +119,9 @@ def _decode(code: object, body: memoryview, depth: int) -> tuple[object, memoryv
             things.append(thing)
         return things, body
     if type(code) is not dict:
-        if (type(code) is float and not math.isfinite(code)) or (type(code) is int and abs(code) >= 1 << 63):
+        if (type(code) is float and not math.isfinite(code)) or (
+            type(code) is int and abs(code) >= 1 << 63
+        ):
             raise BadFrame("a number that is none")
         return code, body
     [(kind, content)] = code.items()

@@ -1,8 +1,10 @@
-"""The panel: knobs, live charts and the still picture of one experiment. The only part of the house that draws widgets.
+"""The panel: knobs, live charts and the still picture of one experiment. The only part of the house
+that draws widgets.
 
-Training runs in a daemon thread, so that the cell returns at once and the kernel hears the sliders; the panel redraws at most
-five times a second and never while an update is timed. Where nobody watches (papermill, nbclient, nbval) the same runs
-are made in the foreground, briefly, and only the picture is shown.
+Training runs in a daemon thread, so that the cell returns at once and the kernel hears the sliders;
+the panel redraws at most five times a second and never while an update is timed. Where nobody
+watches (papermill, nbclient, nbval) the same runs are made in the foreground, briefly, and only the
+picture is shown.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from html import escape
 import ipywidgets as w
 from IPython.display import DisplayHandle, display
 
-from accel_lab.workbench import figure
-from accel_lab.workbench.chart import Badge, Chart, Record
+from accel_lab.workbench.drawing import figure
+from accel_lab.workbench.drawing.chart import Badge, Chart
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.look import BLUE, GREY, ON_PAPER, badge
-from accel_lab.workbench.notebook import someone_watches
+from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart, styled
 from accel_lab.workbench.panel.output import show
@@ -61,10 +64,10 @@ STYLE = """<style>
 class Panel:
     """Show an experiment: ``run(knobs)`` under its knobs, drawn as ``charts``.
 
-    controls: names of the knobs to show, by default those declared for the panel · baselines: name → knobs, each run for
-    ``seconds`` when the panel is made, and pinned · tour: what to run, for as long, where nobody watches · badge: a
-    verdict on the latest window. Put the panel last in a cell to show it. ``start``, ``stop``, ``pin`` and ``wait`` do what the
-    buttons do.
+    controls: names of the knobs to show, by default those declared for the panel · baselines: name
+    → knobs, each run for ``seconds`` when the panel is made, and pinned · tour: what to run, for as
+    long, where nobody watches · badge: a verdict on the latest window. Put the panel last in a cell
+    to show it. ``start``, ``stop``, ``pin`` and ``wait`` do what the buttons do.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class Panel:
         self.live: Record | None = None
         self._base = knobs
         self._shown: DisplayHandle | None = None
-        self._trainer = Trainer(run, label=self._label, began=self._began, moved=self._moved, ended=self._ended)
+        self._trainer = Trainer(
+            run, label=self._label, began=self._began, moved=self._moved, ended=self._ended
+        )
         Trainer.stop_whoever_trains()
         for name, baseline in (baselines or {}).items():
             self.pinned.append(observe(run, baseline, name, seconds))
@@ -125,7 +130,10 @@ class Panel:
     def pin(self) -> None:
         """Keep the run at hand, by its knobs' names, until three later ones are pinned."""
         if self.live and self.live.seconds:
-            baselines, later = self.pinned[:1], [record for record in self.pinned[1:] if record.label != self.live.label]
+            baselines, later = (
+                self.pinned[:1],
+                [record for record in self.pinned[1:] if record.label != self.live.label],
+            )
             self.pinned = baselines + [*later, self.live][1 - MOST_PINNED :]
             self._redraw_what_stays()
 
@@ -151,7 +159,11 @@ class Panel:
         if error is not None:
             self._say(f'<span class="accel-error" role="alert">{escape(_one_line(error))}</span>')
         else:
-            at = f" after {self.live.updates[-1]:,.0f} updates, {self.live.samples:,} samples" if self.live.seconds else ""
+            at = (
+                f" after {self.live.updates[-1]:,.0f} updates, {self.live.samples:,} samples"
+                if self.live.seconds
+                else ""
+            )
             self._say(f"stopped{at}")
         self._show_buttons(training=False)
         if self._shown:
@@ -162,20 +174,38 @@ class Panel:
     def _build(self, knobs: Knobs, controls: Sequence[str] | None) -> None:
         self._controls = Controls(knobs, controls, self._turned)
         self._live_charts = [live_chart(chart) for chart in self.charts]
-        self._start = w.Button(description="Start", icon="play", button_style="success", tooltip="train with these knobs")
-        self._stop = w.Button(description="Stop", icon="stop", tooltip="stop training", disabled=True)
-        self._pin = w.Button(description="Pin", icon="thumb-tack", tooltip="keep this run to compare with")
-        for button, action in ((self._start, self.start), (self._stop, self.stop), (self._pin, self.pin)):
+        self._start = w.Button(
+            description="Start",
+            icon="play",
+            button_style="success",
+            tooltip="train with these knobs",
+        )
+        self._stop = w.Button(
+            description="Stop", icon="stop", tooltip="stop training", disabled=True
+        )
+        self._pin = w.Button(
+            description="Pin", icon="thumb-tack", tooltip="keep this run to compare with"
+        )
+        for button, action in (
+            (self._start, self.start),
+            (self._stop, self.stop),
+            (self._pin, self.pin),
+        ):
             button.on_click(lambda _, action=action: action())
             button.layout.width = "6.5em"
         self._status = w.HTML()
-        self._legend = w.HTML(layout={"min_height": "30px"})  # room for what comes: nothing below may jump
+        self._legend = w.HTML(
+            layout={"min_height": "30px"}
+        )  # room for what comes: nothing below may jump
         self._verdict = w.HTML(layout={"min_height": "30px"})
         self._say("ready: press Start, then move a knob")
         rows = [
             w.HTML(STYLE),
             self._controls.box,
-            w.HBox([self._start, self._stop, self._pin, self._status], layout={"flex_flow": "row wrap", "margin": "6px 0"}),
+            w.HBox(
+                [self._start, self._stop, self._pin, self._status],
+                layout={"flex_flow": "row wrap", "margin": "6px 0"},
+            ),
             *([self._verdict] if self.badge else []),
             self._legend,
             w.HBox([chart.view for chart in self._live_charts], layout={"flex_flow": "row wrap"}),
@@ -193,13 +223,21 @@ class Panel:
         for chart in self._live_charts:
             chart.keep(pinned, self.ghosts)
         entries = [(self.live.label, BLUE, "-")] if self.live else []
-        entries += [(record.label, color, style) for record, color, style in reversed(styled(pinned, []))]
+        entries += [
+            (record.label, color, style) for record, color, style in reversed(styled(pinned, []))
+        ]
         entries += [("former runs", GREY, "-")] if self.ghosts else []
-        entries += [(chart.formula, "currentColor", "--") for chart in self.charts if getattr(chart, "formula", "")]
+        entries += [
+            (chart.formula, "currentColor", "--")
+            for chart in self.charts
+            if getattr(chart, "formula", "")
+        ]
         self._legend.value = "".join(_legend_entry(*entry) for entry in entries)
 
     def _retire(self, record: Record | None) -> None:
-        """A run that is over becomes a ghost; with the knobs of a baseline it renews that one, whose curve was taken in a hurry."""
+        """A run that is over becomes a ghost; with the knobs of a baseline it renews that one,
+        whose curve was taken in a hurry.
+        """
         if record is None or record in self.pinned or len(record.seconds) < WORTH_A_GHOST:
             return
         for place, pinned in enumerate(self.pinned):
@@ -224,7 +262,9 @@ class Panel:
     def _label(self, knobs: Knobs) -> str:
         """The knobs that differ from the panel's own."""
         changes = [
-            f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+            f"{name.replace('_', ' ')} {value:.3g}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' ')} {value}"
             for name, value in knobs
             if value != getattr(self._base, name)
         ]
@@ -245,10 +285,21 @@ class Panel:
 
 def _legend_entry(text: str, color: str, style: str) -> str:
     dash = {"-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3"}[style]
-    line = f'<line x1="0" y1="5" x2="26" y2="5" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"/>'
-    return f'<span class="accel-entry"><svg width="26" height="10" aria-hidden="true">{line}</svg> {escape(text)}</span>'
+    line = (
+        f'<line x1="0" y1="5" x2="26" y2="5" stroke="{color}" stroke-width="2.5" '
+        f'stroke-dasharray="{dash}"/>'
+    )
+    return (
+        '<span class="accel-entry"><svg width="26" height="10" '
+        f'aria-hidden="true">{line}</svg> '
+        f"{escape(text)}</span>"
+    )
 
 
 def _one_line(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
-    return text if isinstance(error, (ValueError, FloatingPointError)) and text else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, (ValueError, FloatingPointError)) and text
+        else f"{type(error).__name__}: {text}"
+    )

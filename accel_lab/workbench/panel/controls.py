@@ -1,4 +1,6 @@
-"""Controls made from the declaration of the knobs: a slider, a choice or a switch each, with its unit, and room for a complaint."""
+"""Controls made from the declaration of the knobs: a slider, a choice or a switch each, with its
+unit, and room for a complaint.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,38 @@ LABEL = {"description_width": "8.5em"}
 
 
 class Controls:
-    """The controls of some knobs. ``on_change(knobs)`` hears each change that leaves valid knobs; others are shown beside the knob."""
+    """The controls of some knobs. ``on_change(knobs)`` hears each change that leaves valid knobs;
+    others are shown beside the knob.
+    """
 
-    def __init__(self, knobs: Knobs, names: Iterable[str] | None, on_change: Callable[[Knobs], None]):
+    def __init__(
+        self, knobs: Knobs, names: Iterable[str] | None, on_change: Callable[[Knobs], None]
+    ):
         self.knobs = knobs
         self._on_change = on_change
         dials = {dial.name: dial for dial in knobs.dials()}
-        names = list(names) if names is not None else [name for name, dial in dials.items() if dial.panel]
+        names = (
+            list(names)
+            if names is not None
+            else [name for name, dial in dials.items() if dial.panel]
+        )
         self._inputs = {name: _input(dials[name], getattr(knobs, name)) for name in names}
         self._notes = {name: w.HTML(_note(dials[name].description)) for name in names}
         self._descriptions = {name: dials[name].description for name in names}
         for control in self._inputs.values():
             control.observe(lambda change: self._changed(), "value")
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        self.box = w.VBox([w.HBox([self._inputs[name], self._notes[name]], layout=row) for name in names])
+        self.box = w.VBox(
+            [w.HBox([self._inputs[name], self._notes[name]], layout=row) for name in names]
+        )
 
     def _changed(self) -> None:
         for name, note in self._notes.items():
             note.value = _note(self._descriptions[name])
         try:
-            knobs = self.knobs.turned(**{name: control.value for name, control in self._inputs.items()})
+            knobs = self.knobs.turned(
+                **{name: control.value for name, control in self._inputs.items()}
+            )
         except KnobError as error:
             at = error.knob if error.knob in self._notes else next(iter(self._notes))
             self._notes[at].value = _complaint(error.reason)
@@ -53,8 +67,15 @@ def _complaint(text: str) -> str:
 
 
 def _input(dial: Dial, value: Any) -> w.ValueWidget:
-    common = {"value": value, "description": dial.label, "tooltip": dial.description, "style": LABEL}
-    if dial.choices and sum(len(str(choice)) for choice in dial.choices) <= 70:  # few enough for a row of buttons
+    common = {
+        "value": value,
+        "description": dial.label,
+        "tooltip": dial.description,
+        "style": LABEL,
+    }
+    if (
+        dial.choices and sum(len(str(choice)) for choice in dial.choices) <= 70
+    ):  # few enough for a row of buttons
         buttons = {"style": {**LABEL, "button_width": "auto"}, "layout": {"width": "100%"}}
         return w.ToggleButtons(options=list(dial.choices), **{**common, **buttons})
     common["layout"] = {"width": "min(27em, 100%)"}
@@ -71,5 +92,13 @@ def _input(dial: Dial, value: Any) -> w.ValueWidget:
     if dial.type is int:
         return w.IntSlider(min=int(dial.low), max=int(dial.high), **common)
     if dial.log:
-        return w.FloatLogSlider(min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common)
-    return w.FloatSlider(min=dial.low, max=dial.high, step=(dial.high - dial.low) / 100, readout_format=".3g", **common)
+        return w.FloatLogSlider(
+            min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common
+        )
+    return w.FloatSlider(
+        min=dial.low,
+        max=dial.high,
+        step=(dial.high - dial.low) / 100,
+        readout_format=".3g",
+        **common,
+    )

@@ -1,8 +1,9 @@
-"""A widget in the output of its cell: what a screen reader is told of it, and what stands in for it once its kernel is gone.
+"""A widget in the output of its cell: what a screen reader is told of it, and what stands in for it
+once its kernel is gone.
 
-ipywidgets leaves the handles of its sliders without a name, and bqplot its graphs: a script beside them gives them one. A notebook
-that is opened again without the kernel that ran it has no widgets, so the next output holds what stands in for them, out of sight
-while they are there.
+ipywidgets leaves the handles of its sliders without a name, and bqplot its graphs: a script beside
+them gives them one. A notebook that is opened again without the kernel that ran it has no widgets,
+so the next output holds what stands in for them, out of sight while they are there.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ STYLE = f"""{AT_NIGHT}
 .jp-OutputArea-child:has(> .accel-script) + :has(> .jp-OutputArea-output:not(.jupyter-widgets)) + .jp-OutputArea-child {{
   display: none; }}"""
 
-# Run before the widgets, which may come later than it, and again after the page was loaded anew; the output that it is run in is
-# not on the page yet. A block, because what exports a notebook as a page runs all of its scripts as one.
+# Run before the widgets, which may come later than it, and again after the page was loaded anew;
+# the output that it is run in is not on the page yet. A block, because what exports a notebook as a
+# page runs all of its scripts as one.
 SCRIPT = """{
 element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
@@ -56,7 +58,9 @@ begin();
 }""".replace("STYLE", STYLE)
 
 
-def show(box: w.Widget, stand_in: dict[str, str], metadata: dict[str, str] | None = None) -> DisplayHandle:
+def show(
+    box: w.Widget, stand_in: dict[str, str], metadata: dict[str, str] | None = None
+) -> DisplayHandle:
     """Show the widgets, and behind them the bundle that stands in for them. The handle renews that."""
     display({"application/javascript": SCRIPT}, raw=True)
     display({VIEW: box._repr_mimebundle_()[VIEW]}, raw=True)

@@ -8,21 +8,26 @@ from inspect import signature
 import ipywidgets as w
 from IPython.display import display
 
-from accel_lab.workbench.figure import Picture
-from accel_lab.workbench.notebook import someone_watches
+from accel_lab.workbench.drawing.figure import Picture
+from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.output import show
 
 
 class Sliders:
-    """``draw(**values)``, drawn anew whenever a slider is moved. Put last in a cell; where nobody watches it shows the picture alone.
+    """``draw(**values)``, drawn anew whenever a slider is moved. Put last in a cell; where nobody
+    watches it shows the picture alone.
 
-    draw: returns a picture, and has a default for each argument · ranges: for each argument (lowest, highest, step)
+    draw: returns a picture, and has a default for each argument · ranges: for each argument
+    (lowest, highest, step)
     """
 
     def __init__(self, draw: Callable[..., Picture], **ranges: tuple[float, float, float]):
         defaults = {name: signature(draw).parameters[name].default for name in ranges}
         self._draw = draw
-        self._sliders = {name: w.interactive.widget_from_abbrev(ends, defaults[name]) for name, ends in ranges.items()}
+        self._sliders = {
+            name: w.interactive.widget_from_abbrev(ends, defaults[name])
+            for name, ends in ranges.items()
+        }
         for name, slider in self._sliders.items():
             slider.description = name
             slider.observe(self._moved, "value")

@@ -1,4 +1,6 @@
-"""Training in the background of a kernel: one thread, one run at a time, in this panel and in all of them together."""
+"""Training in the background of a kernel: one thread, one run at a time, in this panel and in all
+of them together.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from time import perf_counter
 
 import torch
 
-from accel_lab.workbench.chart import Record
+from accel_lab.workbench.device import threads
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.loop import threads
 from accel_lab.workbench.step import Step
 
 Run = Callable[[Knobs], Iterator[Step]]
@@ -22,7 +24,8 @@ ENOUGH_TO_SEE = 4
 
 
 def observe(run: Run, knobs: Knobs, label: str, seconds: float) -> Record:
-    """Train in the foreground for about ``seconds`` and return the record. An interrupt ends the run, too.
+    """Train in the foreground for about ``seconds`` and return the record. An interrupt ends the
+    run, too.
 
     On a slow machine it takes up to four times as long, for enough windows to draw a curve through.
     """
@@ -33,11 +36,15 @@ def observe(run: Run, knobs: Knobs, label: str, seconds: float) -> Record:
     return record
 
 
-def windows(run: Run, record: Record, interrupted: threading.Event | None = None) -> Iterator[float]:
-    """Train and keep the record; yields the seconds since the first step began after each window, the first one being that step.
+def windows(
+    run: Run, record: Record, interrupted: threading.Event | None = None
+) -> Iterator[float]:
+    """Train and keep the record; yields the seconds since the first step began after each window,
+    the first one being that step.
 
-    One core is left to the browser: threads that share the work wait for the one that drawing holds up, all of them.
-    Ends after the step during which ``interrupted`` was set. Whatever ends it, the run is closed.
+    One core is left to the browser: threads that share the work wait for the one that drawing holds
+    up, all of them. Ends after the step during which ``interrupted`` was set. Whatever ends it, the
+    run is closed.
     """
     steps = run(record.knobs)
     zero = perf_counter()
@@ -63,9 +70,10 @@ def windows(run: Run, record: Record, interrupted: threading.Event | None = None
 class Trainer:
     """Runs ``run(knobs)`` in a daemon thread and calls back from that thread.
 
-    ``began(record)`` at the start of each run, ``moved(record)`` after each window, ``ended(error)`` when training ends, with
-    what ended it or None. ``train`` while training is under way switches to the new knobs; there is never a second thread at
-    work in a process, because two that train would measure each other: whoever starts last stops the other.
+    ``began(record)`` at the start of each run, ``moved(record)`` after each window,
+    ``ended(error)`` when training ends, with what ended it or None. ``train`` while training is
+    under way switches to the new knobs; there is never a second thread at work in a process,
+    because two that train would measure each other: whoever starts last stops the other.
     """
 
     _at_work: Trainer | None = None
@@ -80,10 +88,21 @@ class Trainer:
         moved: Callable[[Record], None],
         ended: Callable[[Exception | None], None],
     ):
-        self._run, self._label, self._began, self._moved, self._ended = run, label, began, moved, ended
+        self._run, self._label, self._began, self._moved, self._ended = (
+            run,
+            label,
+            began,
+            moved,
+            ended,
+        )
         self._lock = threading.Lock()
-        self._wanted: Knobs | None = None  # what to train next; set by the kernel's main thread, taken by the training thread
-        self._interrupted = threading.Event()  # leave the run at hand: something else is wanted, or nothing any more
+        self._wanted: Knobs | None = (
+            # what to train next; set by the kernel's main thread, taken by the training thread
+            None
+        )
+        self._interrupted = (
+            threading.Event()
+        )  # leave the run at hand: something else is wanted, or nothing any more
         self._thread: threading.Thread | None = None
         self._open = False  # the thread still looks at _wanted
 
@@ -105,7 +124,10 @@ class Trainer:
             if self._open:
                 return
             self._open = True
-            before, self._thread = [self._thread], threading.Thread(target=self._work, daemon=True, name="training")
+            before, self._thread = (
+                [self._thread],
+                threading.Thread(target=self._work, daemon=True, name="training"),
+            )
         with Trainer._choosing:
             other, Trainer._at_work = Trainer._at_work, self
         if other is not None and other is not self:

@@ -1,18 +1,23 @@
-"""Which of two programs is faster, and how sure is that? Paired, alternated, and judged by a test that load cannot mislead.
+"""Which of two programs is faster, and how sure is that? Paired, alternated, and judged by a test
+that load cannot mislead.
 
-A machine's speed drifts while it is measured: clocks change, other programs come and go. So both programs are timed within
-moments of each other, again and again, and only the ratio of each such pair counts. Inside a pair they alternate, A B B A A B …,
-which cancels what drifts steadily, and a coin decides who is A. The coin is what makes the verdict safe: between equal programs
-it alone decides which way a pair leans, whatever the load does.
+A machine's speed drifts while it is measured: clocks change, other programs come and go. So both
+programs are timed within moments of each other, again and again, and only the ratio of each such
+pair counts. Inside a pair they alternate, A B B A A B …, which cancels what drifts steadily, and a
+coin decides who is A. The coin is what makes the verdict safe: between equal programs it alone
+decides which way a pair leans, whatever the load does.
 
-A program is timed a few times within each pair and its fastest time taken, because other programs can only add to it.
+A program is timed a few times within each pair and its fastest time taken, because other programs
+can only add to it.
 
-The verdict is Wilcoxon's signed-rank test, shown as the interval of ratios it does not refuse. It needs no bell curve and bears
-outliers. While it is undecided and time permits, more pairs are taken, and looking again is paid for by being 99 % sure each time.
+The verdict is Wilcoxon's signed-rank test, shown as the interval of ratios it does not refuse. It
+needs no bell curve and bears outliers. While it is undecided and time permits, more pairs are
+taken, and looking again is paid for by being 99 % sure each time.
 
-Sources: Fisher 1935, "The Design of Experiments", section 21 (why a coin); Wilcoxon 1945, "Individual comparisons by ranking
-methods"; Hodges and Lehmann 1963, "Estimates of location based on rank tests" (the interval); Mytkowicz et al. 2009,
-"Producing wrong data without doing anything obviously wrong!" (why a fraction of a percent proves nothing).
+Sources: Fisher 1935, "The Design of Experiments", section 21 (why a coin); Wilcoxon 1945,
+"Individual comparisons by ranking methods"; Hodges and Lehmann 1963, "Estimates of location based
+on rank tests" (the interval); Mytkowicz et al. 2009, "Producing wrong data without doing anything
+obviously wrong!" (why a fraction of a percent proves nothing).
 """
 
 from __future__ import annotations
@@ -30,23 +35,30 @@ import torch
 
 SURE = 0.99  # of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
-LEAST_SECONDS = (
-    50e-6  # of one reading: reading the clock itself takes a three-hundredth of it, and a short one escapes interruptions
+# of one reading: reading the clock itself takes a three-hundredth of it, and a short one escapes
+# interruptions
+LEAST_SECONDS = 50e-6
+PAIR_SECONDS = (
+    0.1  # a pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here
 )
-PAIR_SECONDS = 0.1  # a pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here
 MOST_ROUNDS = 7
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Two programs, timed in pairs. ``pairs``: (seconds of ours, seconds of the peer), at least one, all above zero."""
+    """Two programs, timed in pairs. ``pairs``: (seconds of ours, seconds of the peer), at least
+    one, all above zero.
+    """
 
     pairs: list[tuple[float, float]]
     names: tuple[str, str] = ("ours", "peer")
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[float, float]], names: tuple[str, str] = ("ours", "peer")) -> Comparison:
-        """From pairs already measured: each within moments of each other, the order within a pair left to chance.
+    def of(
+        cls, pairs: Iterable[tuple[float, float]], names: tuple[str, str] = ("ours", "peer")
+    ) -> Comparison:
+        """From pairs already measured: each within moments of each other, the order within a pair
+        left to chance.
 
         Raises ValueError, one line, without pairs, or for seconds that are not above zero.
         """
@@ -77,7 +89,9 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The ratios that these pairs leave possible, ``SURE``; (0, ∞) with fewer than eight pairs, which can prove nothing."""
+        """The ratios that these pairs leave possible, ``SURE``; (0, ∞) with fewer than eight pairs,
+        which can prove nothing.
+        """
         logs = [math.log(ratio) for ratio in self.ratios]
         at_each_end = _refused(len(logs))
         if at_each_end == 0:
@@ -93,7 +107,9 @@ class Comparison:
 
     @property
     def settled(self) -> bool:
-        """More pairs would not change the verdict: it differs, or what it could differ by is not ``WORTH_SAYING``."""
+        """More pairs would not change the verdict: it differs, or what it could differ by is not
+        ``WORTH_SAYING``.
+        """
         low, high = self.interval
         return self.differs or (low > 1 / (1 + WORTH_SAYING) and high < 1 + WORTH_SAYING)
 
@@ -110,8 +126,13 @@ class Comparison:
     __repr__ = __str__
 
     def line(self, case: str, peer: str) -> str:
-        """How a benchmark reports it: the median, and the least and the greatest ratio of all pairs."""
-        return f"{case}: ratio {self.ratio:.2f} ({self.low:.2f}–{self.high:.2f} of {len(self.pairs)} pairs) vs {peer}"
+        """How a benchmark reports it: the median, and the least and the greatest ratio of all
+        pairs.
+        """
+        return (
+            f"{case}: ratio {self.ratio:.2f} ({self.low:.2f}–{self.high:.2f} of "
+            f"{len(self.pairs)} pairs) vs {peer}"
+        )
 
 
 def compare(
@@ -124,8 +145,9 @@ def compare(
 ) -> Comparison:
     """Time two programs that do the same work, both on this machine, now.
 
-    ``warmup``: how often each runs before it is timed · ``patience``: seconds within which an undecided comparison may take up
-    to four times as many pairs; the first ``pairs`` are always taken, however long they last. Raises ValueError for pairs < 1.
+    ``warmup``: how often each runs before it is timed · ``patience``: seconds within which an
+    undecided comparison may take up to four times as many pairs; the first ``pairs`` are always
+    taken, however long they last. Raises ValueError for pairs < 1.
     """
     if pairs < 1:
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
@@ -142,7 +164,9 @@ def compare(
     return Comparison.of(taken, names)
 
 
-def _measure(ours: Callable[[], object], peer: Callable[[], object]) -> Iterator[tuple[float, float]]:
+def _measure(
+    ours: Callable[[], object], peer: Callable[[], object]
+) -> Iterator[tuple[float, float]]:
     """Pairs of seconds a call, without end."""
     coin = random.Random()  # not the global one: a learner's seed stays untouched
     calls = min(enough_calls(ours), enough_calls(peer))
@@ -184,10 +208,11 @@ def _wait_for_device() -> None:
 
 @cache
 def _refused(pairs: int) -> int:
-    """How many of the sorted means of two log-ratios to leave out at each end, so that the rest holds the truth, ``SURE``.
+    """How many of the sorted means of two log-ratios to leave out at each end, so that the rest
+    holds the truth, ``SURE``.
 
-    Each pair leans either way with a chance of one half: ways[w] counts in how many of the 2^pairs outcomes the ranks of the
-    pairs that lean one way add up to w.
+    Each pair leans either way with a chance of one half: ways[w] counts in how many of the 2^pairs
+    outcomes the ranks of the pairs that lean one way add up to w.
     """
     ways = [1]
     for rank in range(1, pairs + 1):

@@ -21,10 +21,12 @@ class Stateful(Protocol):
 
 
 class Checkpoint:
-    """Saves ``parts`` (model, optimizer, …) on rank 0 and, where the file exists, restores them on every rank.
+    """Saves ``parts`` (model, optimizer, …) on rank 0 and, where the file exists, restores them on
+    every rank.
 
-    ``updates``: how many had been made when the file was written, 0 without one. Only rank 0 needs the file: it tells the
-    others, which may be on other machines. An empty path saves nothing. Every rank has to construct it.
+    ``updates``: how many had been made when the file was written, 0 without one. Only rank 0 needs
+    the file: it tells the others, which may be on other machines. An empty path saves nothing.
+    Every rank has to construct it.
     """
 
     def __init__(self, path: str, **parts: Stateful):
@@ -38,20 +40,31 @@ class Checkpoint:
                 part.load_state_dict(state[name])
 
     def _read(self) -> dict[str, Any] | None:
-        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path and self.path.exists() else None
+        return (
+            torch.load(self.path, map_location="cpu", weights_only=True)
+            if self.path and self.path.exists()
+            else None
+        )
 
     def save(self, updates: int) -> None:
-        """Replace the file in one go: a rank that dies while writing leaves the former one. To be called by all ranks alike."""
+        """Replace the file in one go: a rank that dies while writing leaves the former one. To be
+        called by all ranks alike.
+        """
         if self.path is None:
             return
-        state = {"updates": updates, **{name: part.state_dict() for name, part in self.parts.items()}}
+        state = {
+            "updates": updates,
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
         if dist.get_rank() == 0:
             fresh = self.path.with_name(self.path.name + ".new")
             torch.save(state, fresh)
             os.replace(fresh, self.path)
 
     def steps(self, steps: Iterable[Step], every: int) -> Iterator[Step]:
-        """These Steps, numbered on from where the file left off; saves after each ``every``-th update, before passing it on."""
+        """These Steps, numbered on from where the file left off; saves after each ``every``-th
+        update, before passing it on.
+        """
         for step in steps:
             index = self.updates + step.index
             if (index + 1) % every == 0:

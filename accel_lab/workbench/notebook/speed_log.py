@@ -1,4 +1,4 @@
-"""What the notebook around a chapter knows: whether somebody watches, and the log of what this machine has shown."""
+"""The speed log: what this machine has shown its reader, one verdict for each technique."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from IPython import get_ipython
-
-
-def someone_watches() -> bool:
-    """Whether a person sits at the front end: one who could answer an ``input()``. ACCEL_LAB_HEADLESS=1 or 0 overrides."""
-    if (told := os.environ.get("ACCEL_LAB_HEADLESS")) is not None:
-        return told == "0"
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "get_parent"):
-        return False
-    return bool(shell.get_parent().get("content", {}).get("allow_stdin"))
+from accel_lab.workbench.notebook.watched import someone_watches
 
 
 def speed_log_path() -> Path:
@@ -26,11 +16,16 @@ def speed_log_path() -> Path:
 
 
 def log_verdict(technique: str, verdict: str) -> SpeedLog:
-    """Add this machine's verdict on a technique to the reader's speed log, and return the log, to show.
+    """Add this machine's verdict on a technique to the reader's speed log, and return the log, to
+    show.
 
     Where nobody watches nothing is written: a test's verdict is not the reader's.
     """
-    entry = {"when": datetime.now(UTC).strftime("%Y-%m-%d"), "technique": technique, "verdict": verdict}
+    entry = {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "technique": technique,
+        "verdict": verdict,
+    }
     log = SpeedLog.of_the_reader()
     log.entries = [old for old in log.entries if old["technique"] != technique] + [entry]
     if someone_watches():
@@ -60,7 +55,9 @@ class SpeedLog:
 
     @classmethod
     def of_the_reader(cls) -> SpeedLog:
-        """What is on disk; empty where nobody watches, so that what is built or tested shows nobody's own."""
+        """What is on disk; empty where nobody watches, so that what is built or tested shows
+        nobody's own.
+        """
         return cls.read() if someone_watches() else cls([])
 
     def write(self) -> None:
@@ -68,7 +65,10 @@ class SpeedLog:
         path = speed_log_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries), encoding="utf-8")
+        beside.write_text(
+            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries),
+            encoding="utf-8",
+        )
         beside.replace(path)
 
     def __repr__(self) -> str:
@@ -78,5 +78,10 @@ class SpeedLog:
         if not self.entries:
             return "Your speed log is empty: the verdict at the end of each chapter goes in here."
         days = [e["when"].replace("-", "\N{NON-BREAKING HYPHEN}") for e in self.entries]
-        rows = [f"| {e['technique']} | {e['verdict'].replace('|', '/')} | {d} |" for e, d in zip(self.entries, days, strict=True)]
-        return "\n".join(["| your speed log | what this machine showed | when |", "| --- | --- | --- |", *rows])
+        rows = [
+            f"| {e['technique']} | {e['verdict'].replace('|', '/')} | {d} |"
+            for e, d in zip(self.entries, days, strict=True)
+        ]
+        return "\n".join(
+            ["| your speed log | what this machine showed | when |", "| --- | --- | --- |", *rows]
+        )

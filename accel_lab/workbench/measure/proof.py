@@ -16,7 +16,9 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one way compares with the first one. ``diverges_at``: index of the first step beyond the tolerance, or None."""
+    """How one way compares with the first one. ``diverges_at``: index of the first step beyond the
+    tolerance, or None.
+    """
 
     name: str
     worst: float
@@ -25,7 +27,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Proof:
-    """What ``prove`` found. In a notebook it is a badge; as text it is one line that does not vary between machines."""
+    """What ``prove`` found. In a notebook it is a badge; as text it is one line that does not vary
+    between machines.
+    """
 
     truth: str
     steps: int
@@ -43,7 +47,10 @@ class Proof:
 
     def _say(self, agreement: Agreement) -> str:
         if agreement.diverges_at is None:
-            return f"{agreement.name} = {self.truth} over {self.steps} steps, within {self.tolerance:g}"
+            return (
+                f"{agreement.name} = {self.truth} over {self.steps} steps, within "
+                f"{self.tolerance:g}"
+            )
         return f"{agreement.name} ≠ {self.truth} from step {agreement.diverges_at} on"
 
     def _repr_html_(self) -> str:
@@ -55,11 +62,14 @@ class Proof:
         return f'<div style="margin:3px 0">{said} &nbsp;max |Δ| = {agreement.worst:.2g}</div>'
 
 
-def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: float = 1e-12) -> Proof:
+def prove(
+    ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: float = 1e-12
+) -> Proof:
     """Advance every way by one step at a time and compare each with the first, the truth.
 
-    A way is an iterable of states (name → tensor, the same names and shapes in all ways), one after each step. Differences
-    are absolute, and NaN differs from everything. Raises ValueError when a way ends before ``steps`` or its names differ.
+    A way is an iterable of states (name → tensor, the same names and shapes in all ways), one after
+    each step. Differences are absolute, and NaN differs from everything. Raises ValueError when a
+    way ends before ``steps`` or its names differ.
     """
     iterators = {name: iter(states) for name, states in ways.items()}
     truth, *others = iterators
@@ -72,20 +82,34 @@ def prove(ways: Mapping[str, Iterable[State]], *, steps: int = 10, tolerance: fl
             worst[name] = max(worst[name], difference)
             if diverges_at[name] is None and difference > tolerance:
                 diverges_at[name] = step
-    return Proof(truth, steps, tolerance, tuple(Agreement(name, worst[name], diverges_at[name]) for name in others))
+    return Proof(
+        truth,
+        steps,
+        tolerance,
+        tuple(Agreement(name, worst[name], diverges_at[name]) for name in others),
+    )
 
 
 def _next(name: str, states: Iterator[State], step: int) -> State:
     try:
         return next(states)
     except StopIteration:
-        raise ValueError(f"proof: {name!r} ended before step {step}; every way must go the same number of steps") from None
+        raise ValueError(
+            f"proof: {name!r} ended before step {step}; every way must go the same number of steps"
+        ) from None
 
 
 def _max_difference(name: str, truth: State, other: State) -> float:
     if truth.keys() != other.keys():
-        raise ValueError(f"proof: {name!r} has other tensors than the truth: {sorted(truth.keys() ^ other.keys())}")
-    differences = [(truth[key].cpu().double() - other[key].cpu().double()).abs().max() for key in truth if truth[key].numel()]
+        raise ValueError(
+            f"proof: {name!r} has other tensors than the truth: "
+            f"{sorted(truth.keys() ^ other.keys())}"
+        )
+    differences = [
+        (truth[key].cpu().double() - other[key].cpu().double()).abs().max()
+        for key in truth
+        if truth[key].numel()
+    ]
     worst = torch.stack(differences).max().item()
     return float("inf") if worst != worst else worst
 
@@ -101,7 +125,8 @@ def trajectory(
     update: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], object],
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> Iterator[State]:
-    """A way for ``prove``: train a copy of ``model`` by ``update(model, optimizer, x, y)`` and yield its state after each batch.
+    """A way for ``prove``: train a copy of ``model`` by ``update(model, optimizer, x, y)`` and
+    yield its state after each batch.
 
     ``optimizer`` makes one for the copy.
     """
@@ -113,14 +138,18 @@ def trajectory(
 
 
 class Twin:
-    """Repeats every update by a reference rule, from exactly where the model stands: the error of single updates, free of drift.
+    """Repeats every update by a reference rule, from exactly where the model stands: the error of
+    single updates, free of drift.
 
     ``reference(model, optimizer, x, y)`` is applied to a copy of both.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, reference: Callable[..., object]):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, reference: Callable[..., object]
+    ):
         self.model, self.optimizer, self.reference = model, optimizer, reference
-        # One copy, brought up to date again and again: a new one each time would leave holes in memory that never fill.
+        # One copy, brought up to date again and again: a new one each time would leave holes in
+        # memory that never fill.
         self.twin, self.twins_optimizer = copy.deepcopy((model, optimizer))
         self._before = [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -135,9 +164,13 @@ class Twin:
             yield x, y
 
     def error(self) -> float:
-        """‖Δw − Δw_reference‖ / ‖Δw_reference‖ of the last update; 0 when they agree, 1 when all of it is wrong."""
+        """‖Δw − Δw_reference‖ / ‖Δw_reference‖ of the last update; 0 when they agree, 1 when all of
+        it is wrong.
+        """
         off = wanted = 0.0
-        for mine, twins, before in zip(self.model.parameters(), self.twin.parameters(), self._before, strict=True):
+        for mine, twins, before in zip(
+            self.model.parameters(), self.twin.parameters(), self._before, strict=True
+        ):
             off += (mine.detach().double() - twins.detach().double()).square().sum()
             wanted += (twins.detach().double() - before.double()).square().sum()
         return float((off / wanted).sqrt())

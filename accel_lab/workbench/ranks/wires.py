@@ -1,7 +1,9 @@
-"""How sums over ranks travel: through the network, or, on one machine, through memory that they share.
+"""How sums over ranks travel: through the network, or, on one machine, through memory that they
+share.
 
-gloo sends even to a neighbour by TCP, and copying in and out of the kernel takes as much processor time as a small model's
-training. NCCL and MPI use shared memory between processes of one machine for the same reason.
+gloo sends even to a neighbour by TCP, and copying in and out of the kernel takes as much processor
+time as a small model's training. NCCL and MPI use shared memory between processes of one machine
+for the same reason.
 """
 
 from __future__ import annotations
@@ -12,19 +14,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from accel_lab.workbench.rank import shared_between_ranks
+from accel_lab.workbench.ranks.rank import shared_between_ranks
 
 Wire = "Network | SharedMemory"
 
 
 def bytes_on_the_ring(tensor: Tensor, world: int | None = None) -> int:
-    """What each rank sends in an all-reduce of this tensor by a ring, the least possible. world: ranks, by default those there are."""
+    """What each rank sends in an all-reduce of this tensor by a ring, the least possible. world:
+    ranks, by default those there are.
+    """
     world = world or dist.get_world_size()
     return 2 * (world - 1) * tensor.nbytes // world
 
 
 class Network:
-    """Carries gradients by all-reduce, from one machine to another if need be. flat: [n], where their averages go."""
+    """Carries gradients by all-reduce, from one machine to another if need be. flat: [n], where
+    their averages go.
+    """
 
     def __init__(self, flat: Tensor, compress: bool):
         self.flat, self._out = flat, flat.bfloat16() if compress else flat
@@ -46,10 +52,11 @@ class Network:
 
 
 class SharedMemory:
-    """Carries gradients between ranks of one machine: each writes its share where all can read it, and only says so.
+    """Carries gradients between ranks of one machine: each writes its share where all can read it,
+    and only says so.
 
-    There are two pages for alternate steps. Who writes on a page again has heard of all, in the step between, that they have
-    read it; so nobody is ever waited for twice.
+    There are two pages for alternate steps. Who writes on a page again has heard of all, in the
+    step between, that they have read it; so nobody is ever waited for twice.
     """
 
     def __init__(self, flat: Tensor, pages: list[list[Tensor]]):
@@ -74,7 +81,9 @@ class SharedMemory:
 
 
 def wire_for(flat: Tensor, compress: bool, wire: str) -> Network | SharedMemory:
-    """``auto`` takes shared memory where the ranks have it: on one Linux machine, for what is computed on the CPU."""
+    """``auto`` takes shared memory where the ranks have it: on one Linux machine, for what is
+    computed on the CPU.
+    """
     if wire == "auto" and flat.device.type == "cpu" and dist.get_world_size() > 1:
         dtype = torch.bfloat16 if compress else flat.dtype
         if all(pages := [shared_between_ranks(len(flat), dtype) for _ in range(2)]):

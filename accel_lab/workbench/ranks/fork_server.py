@@ -1,6 +1,8 @@
-"""What the fork server imports before it forks ranks, so that no rank has to: torch, and what the first optimizer pulls in.
+"""What the fork server imports before it forks ranks, so that no rank has to: torch, and what the
+first optimizer pulls in.
 
-Only imported there. A server whose caller was killed also removes the folder of its socket, which multiprocessing leaves.
+Only imported there. A server whose caller was killed also removes the folder of its socket, which
+multiprocessing leaves.
 """
 
 import atexit

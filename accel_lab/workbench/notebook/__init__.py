@@ -1,0 +1,1 @@
+"""What surrounds a chapter: who watches, what was found, which chapters there are."""

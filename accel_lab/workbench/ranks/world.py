@@ -1,0 +1,103 @@
+"""A run of several ranks, seen as one: what techniques that train on ranks have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.knobs import Knobs, dial
+from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.ranks.launch import RankFailed, launch, under_torchrun
+from accel_lab.workbench.step import Span, Step
+
+
+class RankKnobs(Knobs):
+    """Dials of every run on ranks; a technique adds its own, ``ranks`` among them."""
+
+    threads: int = dial(1, ge=1, le=64, panel=False, description="torch threads per rank")
+    learning_rate: float = dial(
+        0.1, ge=0.0001, le=10, log=True, panel=False, description="step size of the optimizer"
+    )
+    twin: bool = dial(
+        False,
+        panel=False,
+        description="repeat each update in one process and report the difference",
+    )
+    checkpoint: str = dial(
+        "", panel=False, description="file to resume from and to save to, on rank 0's machine"
+    )
+    checkpoint_every: int = dial(
+        10, ge=1, panel=False, description="updates between two checkpoints"
+    )
+    timeout: float = dial(
+        30.0, gt=0, panel=False, description="seconds that a rank waits for another"
+    )
+    seed: int = dial(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        panel=False,
+        description="of the weights and of the order of the samples",
+    )
+    device: Literal["auto", "cpu", "cuda"] = dial("auto", panel=False, description="where to train")
+
+
+def launch_steps(
+    worker: Callable[..., Iterator[Step]],
+    knobs: RankKnobs,
+    *args: Any,
+    merge: Callable[[list[Step]], Step] | None = None,
+) -> Iterator[Step]:
+    """``launch`` ``worker(knobs, *args)``, which yields Steps, and make one Step of the world from
+    one of each rank by ``merge`` (``side_by_side`` unless given).
+
+    Raises RankFailed; and NonFiniteLoss as it is, wherever it happened: it is the run that failed,
+    not a rank.
+    """
+    pick_device(knobs.device)
+    world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else knobs.ranks
+    options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": knobs.device}
+    arrived: dict[int, dict[int, Step]] = {}
+    try:
+        with contextlib.closing(launch(worker, knobs.ranks, knobs, *args, **options)) as stream:
+            for rank, step in stream:
+                together = arrived.setdefault(step.index, {})
+                together[rank] = step
+                if len(together) == world:
+                    del arrived[step.index]
+                    yield (merge or side_by_side)([together[rank] for rank in sorted(together)])
+    except RankFailed as failed:
+        if isinstance(failed.cause, NonFiniteLoss):
+            raise failed.cause from failed
+        raise
+
+
+def side_by_side(steps: list[Step]) -> Step:
+    """The Step of ranks that share a batch: samples add up, the slowest sets the time, metrics are
+    means over the samples.
+    """
+    samples = sum(step.samples for step in steps)
+    metrics = {
+        name: sum(step.metrics[name] * step.samples for step in steps if step.samples) / samples
+        for name in steps[0].metrics
+    }
+    return Step(
+        steps[0].index,
+        samples,
+        max(step.seconds for step in steps),
+        metrics,
+        on_one_timeline(steps),
+    )
+
+
+def on_one_timeline(steps: list[Step]) -> tuple[Span, ...]:
+    """The spans of all ranks, the first of them beginning at 0: waking up after waiting for one
+    another is not the step's.
+    """
+    spans = [span for step in steps for span in step.spans]
+    zero = min((span.start for span in spans), default=0.0)
+    return tuple(replace(span, start=span.start - zero, end=span.end - zero) for span in spans)

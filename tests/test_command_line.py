@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from accel_lab import __main__ as command_line
+from accel_lab import command_line
 
 
 def call(*arguments: str, capsys) -> tuple[int, str, str]:

@@ -1,0 +1,276 @@
+"""The command line: list the techniques, run one, grade a class, or see what this machine has."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import NoReturn
+
+from accel_lab import catalog
+
+COURSE = Path(__file__).parents[1] / "course"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line on stderr for whatever is wrong, and exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+
+
+def fail(message: str) -> NoReturn:
+    print(f"accel_lab: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def show_list() -> None:
+    known = catalog.techniques()
+    for name, line in known.items():
+        print(f"{name:{max(map(len, known))}}  {line}")
+
+
+def run(name: str, arguments: list[str]) -> None:
+    from accel_lab.workbench.knobs import KnobError, no_such
+    from accel_lab.workbench.ranks.launch import RankFailed
+
+    if name not in (known := catalog.techniques()):
+        fail(no_such("technique", name, known))
+    experiment = catalog.experiment(name)
+    parser = _run_parser(name, experiment.Knobs)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        fail(no_such("option", unknown[0], parser._option_string_actions))
+    given = {dial.name: getattr(options, dial.name) for dial in experiment.Knobs.dials()}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        _run(experiment.run(experiment.Knobs(**given)), options)
+    except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
+        fail(str(error))
+    except RankFailed as error:  # with the rank's own traceback, which says more than ours
+        print(f"accel_lab: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _run_parser(name: str, knobs: type) -> Parser:
+    parser = Parser(prog=f"python -m accel_lab run {name}", allow_abbrev=False)
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print each Step as one line of JSON, and nothing else"
+    )
+    parser.add_argument("--steps", type=int, help="end after so many updates")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="end after so many seconds (%(default)g)"
+    )
+    group = parser.add_argument_group("knobs")
+    for dial in knobs.dials():
+        values = "|".join(map(str, dial.choices)) or dial.type.__name__
+        switch = {"nargs": "?", "const": "true"} if dial.type is bool else {"metavar": values}
+        described = dial.description.replace("%", "%%")
+        group.add_argument(
+            f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **switch
+        )
+    return parser
+
+
+def _run(steps: Iterator, options: argparse.Namespace) -> None:
+    """Consume a run until its end, the limits or Ctrl-C; then the summary."""
+    _end_on_sigterm()
+    seen = []
+    try:
+        for step in _limited(steps, options):
+            if options.jsonl:
+                print(step.to_json(), flush=True)
+            seen.append((step.throughput, step.metrics))
+    except BrokenPipeError:  # the reader of the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        steps.close()
+    if seen and not options.jsonl:
+        speed = median(throughput for throughput, _ in seen[1:] or seen)
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in seen[-1][1].items())
+        print(f"{len(seen)} updates, median {speed:,.0f} samples/s; at the end {metrics}")
+
+
+def _end_on_sigterm() -> None:
+    """Ask for an end as Ctrl-C does, so that ranks and sandboxes end too."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _limited(steps: Iterator, options: argparse.Namespace) -> Iterator:
+    from tqdm import tqdm
+
+    bar = tqdm(
+        islice(steps, options.steps),
+        total=options.steps,
+        unit=" updates",
+        disable=options.jsonl or not sys.stderr.isatty(),
+    )
+    end = None
+    for step in bar:
+        yield step
+        # From the first update on: what comes before is preparation.
+        end = end or perf_counter() + options.seconds
+        if options.steps is None and perf_counter() >= end:
+            return
+
+
+def doctor() -> None:
+    """What this machine has, what is missing and how to get it."""
+    from accel_lab.workbench.measure.machine import Machine
+
+    print(Machine())
+
+
+def _grade(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="python -m accel_lab grade",
+        allow_abbrev=False,
+        description="Grade notebooks: a mark each, with reasons.",
+    )
+    parser.add_argument(
+        "submissions",
+        nargs="+",
+        type=Path,
+        help="notebooks (Ann_11_accumulation.ipynb), or folders, one a learner",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("grades.csv"),
+        help="the table; pages for all go beside it (%(default)s)",
+    )
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print each result as one line of JSON as it comes"
+    )
+    parser.add_argument("--jobs", type=int, help="how many at once (as many as there are cores)")
+    parser.add_argument(
+        "--scheduler",
+        default="",
+        metavar="tcp://…",
+        help="spread over the workers of this dask.distributed scheduler",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="grade all anew, on the same cases as the time before"
+    )
+    options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        fail(
+            "grading isolates what learners hand in, and that needs Linux; "
+            "in a notebook, check() works everywhere"
+        )
+    if options.jobs is not None and options.jobs < 1:
+        fail(f"--jobs {options.jobs}: at least 1")
+
+    from accel_lab.grading.server import GraderFault, Server
+    from accel_lab.grading.submissions import NothingToGrade, find
+
+    try:
+        submissions, notes = find(options.submissions, catalog.with_exercises())
+    except NothingToGrade as error:
+        fail(str(error))
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    _end_on_sigterm()
+    with contextlib.ExitStack() as ends:
+        # It imports torch while we do.
+        server = None if options.scheduler else ends.enter_context(Server())
+        from accel_lab.grading.command import Stopped, grade
+
+        done, isolated = 0, True
+        graded = grade(
+            submissions,
+            options.out,
+            server,
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            again=options.again,
+        )
+        try:
+            for entry in graded:
+                done, isolated = done + 1, isolated and entry["isolated"]
+                if options.jsonl:
+                    print(json.dumps(entry), flush=True)
+            graded.close()
+        except (Stopped, GraderFault) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            graded.close()
+            print(
+                f"accel_lab: interrupted; {done} more are graded and kept, "
+                "the same command goes on from there",
+                file=sys.stderr,
+            )
+            raise SystemExit(130) from None
+    if not isolated:
+        print(
+            "accel_lab: NOT ISOLATED: practice results only, no marks; "
+            "see python -m accel_lab doctor",
+            file=sys.stderr,
+        )
+    if not options.jsonl:
+        print(f"{options.out}, {options.out.with_suffix('') / 'report.html'}")
+
+
+def _export(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="python -m accel_lab export",
+        allow_abbrev=False,
+        description="The exercises for another grader.",
+    )
+    parser.add_argument(
+        "--nbgrader",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a course folder of nbgrader’s: source/ is written",
+    )
+    from accel_lab.grading.nbgrader import CannotExport, export
+
+    try:
+        written = export(parser.parse_args(arguments).nbgrader, COURSE)
+    except CannotExport as error:
+        fail(str(error))
+    print(*written, sep="\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
+    usage = (
+        "list | run TECHNIQUE [--knob value …] | grade SUBMISSIONS… | "
+        "export --nbgrader FOLDER | doctor"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar=usage)
+    commands.add_parser("list", help="the techniques, a line each")
+    commands.add_parser("doctor", help="what this machine has, and what is missing")
+    runs = commands.add_parser(
+        "run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False
+    )
+    runs.add_argument("technique")
+    commands.add_parser(
+        "grade", help="grade what learners have handed in: grade --help", add_help=False
+    )
+    commands.add_parser(
+        "export", help="the exercises as an assignment for nbgrader: export --help", add_help=False
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "run":
+        run(options.technique, rest)
+    elif options.command in ("grade", "export"):
+        {"grade": _grade, "export": _export}[options.command](rest)
+    elif rest:
+        fail(f"{options.command} takes no {rest[0]!r}")
+    else:
+        {"list": show_list, "doctor": doctor}[options.command]()

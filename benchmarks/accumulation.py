@@ -1,6 +1,4 @@
-"""An accumulated update against Hugging Face Accelerate's, against the full batch, and its
-activations against the formula.
-"""
+"""Accumulation against Hugging Face Accelerate and the full batch; memory against the formula."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from accel_lab.accumulation import accumulated_update, plain_update, split
+from accel_lab.accumulation import accumulated_update, full_batch_update, split
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -37,8 +35,9 @@ def accelerate_update(
 def contestants(
     make_model: Callable[[], nn.Module], size: int, m: int
 ) -> tuple[Callable, Callable, Callable, nn.Module]:
-    """Ours, Accelerate's and the full batch's update, each with a model of its own; proved equal
-    for three updates first.
+    """Ours, Accelerate's and the full batch's update, each with its own model.
+
+    They are proved equal for three updates first.
     """
     device = pick_device()
     torch.manual_seed(0)
@@ -52,7 +51,7 @@ def contestants(
     updates = (
         lambda: accumulated_update(ours, sgd[0], parts),
         lambda: accelerate_update(theirs, sgd[1], parts, accelerator),
-        lambda: plain_update(full, sgd[2], x, y),
+        lambda: full_batch_update(full, sgd[2], x, y),
     )
     for _ in range(3):
         for update in updates:
@@ -74,7 +73,7 @@ def cases() -> Iterator[str]:
 
 
 def memory() -> Iterator[str]:
-    """Bytes are counted, not timed: they are the same at every look."""
+    """Memory, in bytes: counted, so it does not vary."""
     x, y = next(datasets.mnist5k().batches(250))
     model = models.cnn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

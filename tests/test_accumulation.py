@@ -1,6 +1,4 @@
-"""Accumulated updates equal the full batch's, to the last digit that float64 keeps; their memory is
-counted; mistakes are mistakes.
-"""
+"""Accumulated updates equal the full batch's in float64; memory as predicted; mistakes show."""
 
 import copy
 from itertools import islice
@@ -13,16 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LinearLR
 
-from accel_lab import accumulation
-from accel_lab.accumulation import (
-    MISTAKES,
-    Knobs,
-    accumulated_update,
-    plain_update,
-    predicted_activation_bytes,
-    run,
-    split,
-)
+from accel_lab.accumulation import accumulated_update, full_batch_update, split
+from accel_lab.experiments import accumulation as experiment
+from accel_lab.experiments.accumulation import MISTAKES, Knobs, predicted_activation_bytes, run
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
@@ -72,7 +63,7 @@ def accumulated(m: int, rule=accumulated_update, **options):
 
 
 def full_batch(**options):
-    return lambda model, optimizer, x, y: plain_update(model, optimizer, x, y, **options)
+    return lambda model, optimizer, x, y: full_batch_update(model, optimizer, x, y, **options)
 
 
 def start(name: str) -> nn.Module:
@@ -122,7 +113,7 @@ def test_micro_batches_of_any_sizes_give_the_full_batchs_gradient(sizes, seed):
     model = models.mlp(7, 5, 3).double()
     x, y = torch.randn(sum(sizes), 7).double(), torch.randint(3, (sum(sizes),))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss = plain_update(model, optimizer, x, y)
+    loss = full_batch_update(model, optimizer, x, y)
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     total = accumulated_update(
         model, optimizer, list(zip(x.split(sizes), y.split(sizes), strict=True))
@@ -188,7 +179,7 @@ def update_error(rule, size: int, model: nn.Module | None = None) -> float:
     """Of the third update: the first ones of some mistakes are right."""
     model = copy.deepcopy(model) if model else start("mlp")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    twin = Twin(model, optimizer, plain_update)
+    twin = Twin(model, optimizer, full_batch_update)
     for x, y in twin.ahead_of(batches(size, steps=3)):
         rule(model, optimizer, split(x, y, 4))
     return twin.error()
@@ -266,7 +257,7 @@ def test_clipping_and_warm_up_reach_the_update():
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(monkeypatch):
     monkeypatch.setattr(
-        accumulation, "accumulated_update", lambda *arguments, **options: torch.tensor(float("nan"))
+        experiment, "accumulated_update", lambda *arguments, **options: torch.tensor(float("nan"))
     )
     with pytest.raises(
         NonFiniteLoss, match=r"^the loss is nan at step 0: lower the learning rate"

@@ -94,6 +94,19 @@ class Knobs(BaseModel):
         )
 
 
+class TrainingKnobs(Knobs):
+    """The knobs of every run that trains a model."""
+
+    seed: int = dial(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        panel=False,
+        description="random seed (weights, data order, augmentation)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = dial("auto", panel=False, description="where to train")
+
+
 def _dial(name: str, field: Any) -> Dial:
     bounds = {}
     for constraint in field.metadata:

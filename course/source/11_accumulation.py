@@ -34,6 +34,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from accel_lab import accumulation
+from accel_lab.experiments import accumulation as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
@@ -52,7 +53,7 @@ from accel_lab.workbench.panel import Panel, Prediction
 knobs = {}
 
 # %%
-base = accumulation.Knobs(**{"timeline": True, **knobs})
+base = experiment.Knobs(**{"timeline": True, **knobs})
 mnist = datasets.mnist5k()
 print(
     f"{len(mnist.train_x):,} training pictures of {tuple(mnist.train_x.shape[1:])}, a batch of "
@@ -99,7 +100,7 @@ guess_time
 
 # %%
 panel = Panel(
-    accumulation.run,
+    experiment.run,
     base,
     [
         Curve("throughput", "samples/s"),
@@ -108,7 +109,7 @@ panel = Panel(
             "activation_bytes",
             "activations kept, MiB",
             scale=2**-20,
-            predicted=accumulation.predicted_activation_bytes,
+            predicted=experiment.predicted_activation_bytes,
             formula="predicted: ⌈n/m⌉ · bytes of a sample",
             log_x=(1, 64),
         ),
@@ -137,7 +138,7 @@ panel
 # This is an update from the full batch, the loop that everybody knows:
 
 # %%
-print(inspect.getsource(accumulation.plain_update))
+print(inspect.getsource(accumulation.full_batch_update))
 
 # %% [markdown]
 # The loss is a mean over the *n* samples of the batch, and a mean can be taken in parts. If
@@ -218,7 +219,7 @@ def full_batch(batches):
     return trajectory(
         start,
         sgd,
-        lambda model, optimizer, x, y: accumulation.plain_update(model, optimizer, x, y),
+        lambda model, optimizer, x, y: accumulation.full_batch_update(model, optimizer, x, y),
         batches,
     )
 
@@ -316,7 +317,7 @@ for ratio in ratios.values():
 # %%
 activations = {m: memory_of(updating(m), model, x, y) for m in (1, *counts)}
 predicted = {
-    m: accumulation.predicted_activation_bytes(base.turned(micro_batches=m)) for m in activations
+    m: experiment.predicted_activation_bytes(base.turned(micro_batches=m)) for m in activations
 }
 
 picture, (left, right) = figure.axes(9, 3.2, columns=2)
@@ -370,7 +371,7 @@ guess_time.against(ratios[8].ratio)
 # %%
 broken = base.turned(twin=True, timeline=False, micro_batches=min(8, base.batch_size))
 break_it = Panel(
-    accumulation.run,
+    experiment.run,
     broken,
     [
         Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
@@ -407,7 +408,7 @@ break_it
 
 # %%
 for name in ("no_scaling", "unweighted", "off_by_one", "forgotten_clear"):
-    print(inspect.getsource(getattr(accumulation, name)))
+    print(inspect.getsource(getattr(experiment, name)))
 
 # %% [markdown]
 # The one that cannot be seen in the loss is the one to fear. In 2024 just this mistake, in the form
@@ -419,7 +420,7 @@ for mistake in ("none", "no scaling", "unweighted"):
     settings = broken.turned(
         twin=False, mistake=mistake, batch_size=250, optimizer="adam", learning_rate=0.002
     )
-    steps = list(islice(accumulation.run(settings), 40))
+    steps = list(islice(experiment.run(settings), 40))
     print(f"Adam, {mistake:<10}: loss {steps[-1].metrics['loss']:.3f} after 40 updates")
 
 # %% [markdown]
@@ -439,7 +440,7 @@ ways = {
 spent = {}
 for way, (size, m) in ways.items():
     settings = base.turned(batch_size=size, micro_batches=m, timeline=False)
-    spent[way] = steps = list(islice(accumulation.run(settings), samples // size))
+    spent[way] = steps = list(islice(experiment.run(settings), samples // size))
     loss = sum(step.metrics["loss"] for step in steps[-5:]) / 5
     print(
         f"{way:<27} {len(steps):>4} updates, loss {loss:.2f}, "

@@ -6,26 +6,25 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.knobs import Knobs, dial
+from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.ranks.launch import RankFailed, launch, under_torchrun
 from accel_lab.workbench.step import Span, Step
 
 
-class RankKnobs(Knobs):
-    """Dials of every run on ranks; a technique adds its own, ``ranks`` among them."""
+class RankKnobs(TrainingKnobs):
+    """The knobs of every run on ranks."""
 
+    ranks: int = dial(2, ge=1, le=4, description="processes that train together")
     threads: int = dial(1, ge=1, le=64, panel=False, description="torch threads per rank")
     learning_rate: float = dial(
         0.1, ge=0.0001, le=10, log=True, panel=False, description="step size of the optimizer"
     )
     twin: bool = dial(
-        False,
-        panel=False,
-        description="repeat each update in one process and report the difference",
+        False, panel=False, description="compare each update with that of one process"
     )
     checkpoint: str = dial(
         "", panel=False, description="file to resume from and to save to, on rank 0's machine"
@@ -36,14 +35,6 @@ class RankKnobs(Knobs):
     timeout: float = dial(
         30.0, gt=0, panel=False, description="seconds that a rank waits for another"
     )
-    seed: int = dial(
-        0,
-        ge=0,
-        le=2**31 - 1,
-        panel=False,
-        description="of the weights and of the order of the samples",
-    )
-    device: Literal["auto", "cpu", "cuda"] = dial("auto", panel=False, description="where to train")
 
 
 def launch_steps(

@@ -23,6 +23,7 @@ from accel_lab.workbench.loop import train
 from accel_lab.workbench.ranks.launch import RankFailed, launch
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.ranks.world import RankKnobs, launch_steps
+from accel_lab.workbench.step import Step
 
 pytestmark = pytest.mark.alone  # what must end in time is watched by the clock
 
@@ -367,6 +368,20 @@ def test_one_step_of_the_world_from_one_of_each_rank():
         assert max(first.start, second.start) < 0.03
         assert first.end < second.end
         assert step.seconds >= 0.05
+
+
+def unequal_workers(knobs):
+    """Rank 0 steps three times while rank 1 takes one step: nobody waits for anybody."""
+    rank = dist.get_rank()
+    for index in range(1 if rank else 3):
+        yield Step(index, 8, 0.01, {"loss": float(rank)})
+
+
+def test_ranks_that_do_not_step_equally_often_are_heard_as_they_come():
+    steps = list(launch_steps(unequal_workers, RankKnobs(ranks=2), in_step=False))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert sorted(step.metrics["rank"] for step in steps) == [0.0, 0.0, 0.0, 1.0]
+    assert all(step.metrics["loss"] == step.metrics["rank"] for step in steps)
 
 
 @linux

@@ -10,7 +10,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from accel_lab.workbench.measure import machine
 from accel_lab.workbench.notebook import syllabus
 from accel_lab.workbench.notebook.speed_log import log_verdict
 from accel_lab.workbench.notebook.syllabus import Syllabus
@@ -90,33 +89,3 @@ def test_a_verdict_is_shown_to_its_reader_only(course, tmp_path, monkeypatch):
     assert "&lt;b&gt;slower" in shown._repr_html_()
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert Syllabus(course).done == 0
-
-
-def test_a_container_counts_with_what_it_grants(tmp_path, monkeypatch):
-    granted, unlimited = tmp_path / "granted", tmp_path / "unlimited"
-    granted.write_text("1073741824\n")
-    unlimited.write_text("max\n")
-    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited), str(granted)))
-    assert machine.usable_memory() == (2**30, "granted")
-    assert "one open at a time" in machine.Machine()._repr_markdown_()
-    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited)))
-    assert "free of" in machine.usable_memory()[1]
-
-
-def test_the_cores_decide_what_ranks_can_show(monkeypatch):
-    said = {}
-    for cores in (1, 2, 16):
-        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
-        said[cores] = machine.hardware()[0].meaning
-    assert "take turns" in said[1]
-    assert "up to 16" in said[16]
-    assert len(set(said.values())) == 3
-
-
-def test_a_package_that_is_missing_is_in_the_table(monkeypatch):
-    assert "missing" not in machine.Machine()._repr_markdown_()
-    monkeypatch.setattr(machine, "NEEDS", [*machine.NEEDS, "no-such-package"])
-    assert (
-        "| no-such-package | missing; pip install no-such-package |"
-        in machine.Machine()._repr_markdown_()
-    )

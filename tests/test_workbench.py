@@ -2,12 +2,17 @@
 
 import json
 import math
+import tomllib
 from itertools import islice, repeat
+from pathlib import Path
 from time import sleep
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint_sequential
 
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
@@ -16,6 +21,7 @@ from accel_lab.workbench.drawing.chart import Sweep, kinds_of
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
+from accel_lab.workbench.measure import machine
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, process_peak
 from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
 from accel_lab.workbench.spans import SpanRecorder
@@ -117,6 +123,32 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch):
         pick_device("cuda")
 
 
+def test_the_wait_for_a_batch_counts_where_that_is_the_subject():
+    def slow_batches():
+        while True:
+            sleep(0.05)
+            yield X, Y
+
+    spans = SpanRecorder()
+    feed = train(lambda x, y: {}, slow_batches(), spans=spans, steps=2, count_wait=True)
+    for step in feed:
+        assert 0.05 <= step.metrics["wait_seconds"] < step.seconds
+        assert [span.name for span in step.spans] == ["wait for batch"]
+        assert step.spans[0].end == pytest.approx(step.metrics["wait_seconds"], rel=0.2)
+
+
+def test_a_run_asks_for_no_batch_that_it_does_not_need():
+    asked = []
+
+    def batches():
+        while True:
+            asked.append(True)
+            yield X, Y
+
+    list(train(lambda x, y: {}, batches(), steps=3))
+    assert len(asked) == 3
+
+
 # ---- memory ----
 
 
@@ -127,14 +159,44 @@ def test_activations_are_counted_to_the_byte():
     model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
     with ActivationMeter(model, X) as meter:
         out = model(X)
-        assert (
-            meter.held == 6 * 32 * 4 + 6 * 8 * 4
-        )  # the first tanh's output and the second layer's input are one tensor
+        # the first tanh's output and the second layer's input are one tensor
+        assert meter.held == 6 * 32 * 4 + 6 * 8 * 4
         out.sum().backward()
         assert meter.held == 0
     assert meter.peak == 6 * 32 * 4 + 6 * 8 * 4
     assert max(held for _, held in meter.history) == meter.peak
     assert [t for t, _ in meter.history] == sorted(t for t, _ in meter.history)
+
+
+def chain(layers: int = 6, width: int = 32) -> nn.Sequential:
+    pieces = (
+        nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.1)) for _ in range(layers)
+    )
+    return nn.Sequential(*pieces)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 6])
+def test_activations_that_nested_hooks_keep_are_counted_to_the_byte(segments):
+    """torch's two ways of checkpointing keep the same; only one brings hooks of its own."""
+    model, x = chain(), torch.randn(64, 32, requires_grad=True)
+    peaks = {}
+    for use_reentrant in (True, False):
+        with ActivationMeter(model, x) as meter:
+            out = checkpoint_sequential(model, segments, x, use_reentrant=use_reentrant)
+            out.sum().backward()
+        assert meter.held == 0
+        peaks[use_reentrant] = meter.peak
+    with ActivationMeter(model, x) as meter:
+        model(x).sum().backward()
+    assert peaks[True] == peaks[False]
+    assert peaks[True] < meter.peak or segments == 1
+
+
+def test_a_meter_leaves_hooks_as_they_were():
+    before = saved_tensors_hooks.__enter__
+    with pytest.raises(RuntimeError, match="stop"), ActivationMeter():
+        raise RuntimeError("stop")
+    assert saved_tensors_hooks.__enter__ is before
 
 
 def test_the_process_grows_by_what_is_taken():
@@ -208,6 +270,68 @@ def test_a_twin_measures_each_update_by_itself():
         update(model, optimizer, x, y, factor)
         errors.append(twin.error())
     assert errors == pytest.approx([0.0, 2.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(("ours", "error"), [(0.0, 0.0), (1.0, math.inf)])
+def test_a_twin_whose_reference_skips_its_update(ours, error):
+    """As a gradient scaler does: no update is right, any update is wrong beyond measure."""
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=ours)
+    twin = Twin(model, optimizer, lambda model, optimizer, x, y: None)
+    for x, _ in twin.ahead_of([(X, Y)]):
+        model(x).sum().backward()
+        optimizer.step()
+    assert twin.error() == error
+
+
+# ---- the machine ----
+
+
+def test_the_machine_knows_what_it_computes_in_few_bits(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
+    assert machine.low_precision() == {"bfloat16": ["avx512_bf16"]}
+    assert "bfloat16: avx512_bf16" in str(machine.Machine())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert machine.low_precision() == {}
+    assert "no instructions for bfloat16" in str(machine.Machine())
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
+    assert machine.low_precision() == {}
+
+
+def test_the_machine_lists_every_package_that_the_project_needs():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    needed = [Requirement(line).name for line in tomllib.loads(text)["project"]["dependencies"]]
+    assert [fact.name for fact in machine.packages()] == needed
+
+
+def test_a_container_counts_with_what_it_grants(tmp_path, monkeypatch):
+    granted, unlimited = tmp_path / "granted", tmp_path / "unlimited"
+    granted.write_text("1073741824\n")
+    unlimited.write_text("max\n")
+    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited), str(granted)))
+    assert machine.usable_memory() == (2**30, "granted")
+    assert "one open at a time" in machine.Machine()._repr_markdown_()
+    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited)))
+    assert "free of" in machine.usable_memory()[1]
+
+
+def test_the_cores_decide_what_ranks_can_show(monkeypatch):
+    said = {}
+    for cores in (1, 2, 16):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        said[cores] = machine.hardware()[0].meaning
+    assert "take turns" in said[1]
+    assert "up to 16" in said[16]
+    assert len(set(said.values())) == 3
+
+
+def test_a_package_that_is_missing_is_in_the_table(monkeypatch):
+    assert "missing" not in machine.Machine()._repr_markdown_()
+    lines = ["torch>=2.9", "no-such-package>=1", "another-one>=2; extra == 'test'"]
+    monkeypatch.setattr(machine, "requires", lambda name: lines)
+    table = machine.Machine()._repr_markdown_()
+    assert "| no-such-package | missing; pip install no-such-package |" in table
+    assert "another-one" not in table
 
 
 # ---- data ----
@@ -286,10 +410,25 @@ def test_a_missing_package_is_named():
 
 def test_models_have_the_shapes_they_say():
     assert models.mlp(64, 5, 10)(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    block = models.residual_block(4)
+    assert block(torch.rand(3, 4, 8, 8)).shape == (3, 4, 8, 8)
+    assert models.transformer_block(8, heads=2)(torch.rand(3, 5, 8)).shape == (3, 5, 8)
+    with pytest.raises(ValueError, match="heads: 3 do not divide a width of 8"):
+        models.transformer_block(8, heads=3)
     for batch_norm in (False, True):
         assert models.cnn(channels=2, side=8, batch_norm=batch_norm)(
             torch.rand(3, 1, 8, 8)
         ).shape == (3, 10)
+
+
+def test_attention_is_torchs():
+    torch.manual_seed(0)
+    ours, x = models.SelfAttention(8, 2), torch.rand(3, 5, 8)
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.in_proj_weight.data.copy_(ours.queries_keys_values.weight)
+    theirs.in_proj_bias.data.copy_(ours.queries_keys_values.bias)
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+    assert torch.allclose(ours(x), theirs(x, x, x, need_weights=False)[0], atol=1e-6)
 
 
 # ---- records ----

@@ -116,10 +116,8 @@ PICTURES = (
     *(f"skimage/data/{name}" for name in ("motorcycle_left.png", "retina.jpg", "rocket.jpg")),
     *(f"sklearn/datasets/images/{name}" for name in ("china.jpg", "flower.jpg")),
 )
-TRAIN_COLUMNS, TEST_COLUMNS = (
-    (0.0, 0.60),
-    (0.62, 1.0),
-)  # shares of a picture's width; no crop reaches into the other part
+# shares of a picture's width; no crop reaches into the other part
+TRAIN_COLUMNS, TEST_COLUMNS = ((0.0, 0.60), (0.62, 1.0))
 
 
 @cache
@@ -165,7 +163,7 @@ def _crops(picture: Tensor, count: int, side: int, generator: torch.Generator) -
 
 
 def _table(package: str, path: str) -> np.ndarray:
-    """The numbers of a gzipped CSV inside an installed package: one row a sample, its label last."""
+    """The numbers of a gzipped CSV of an installed package: one row a sample, its label last."""
     text = gzip.decompress((folder_of(package) / path).read_bytes())
     first, _, _ = text.partition(b"\n")
     return np.fromstring(text.replace(b"\n", b","), dtype=np.float32, sep=",").reshape(

@@ -17,16 +17,20 @@ Table = dict[str, tuple[str, ...]]  # a word, and what can stand for it
 # English words that sound alike; a group to a line. Written by hand: pronouncing dictionaries are
 # large and their licences strict.
 ENGLISH_HOMOPHONES = """
-their there they're;your you're;its it's;to too two;whose who's;then than;here hear;by buy bye;know no;knew new;right write rite
-see sea;be bee;for four fore;one won;son sun;eye aye;ate eight;hour our;week weak;meet meat;steel steal;real reel;read red
-role roll;scene seen;tale tail;whole hole;peace piece;plain plane;great grate;bore boar;board bored;made maid;main mane
-male mail;night knight;not knot;pair pear pare;past passed;pause paws;poor pour;principal principle;rain reign rein;road rode rowed
-sail sale;scent sent cent;sight site cite;some sum;stare stair;story storey;tide tied;time thyme;vain vein vane;waist waste
-wait weight;way weigh;wear where ware;weather whether;which witch;wood would;break brake;cast caste;course coarse;days daze;dear deer
-dual duel;fair fare;feat feet;find fined;flaw floor;flour flower;guest guessed;heal heel;higher hire;idle idol;lesson lessen
-loan lone;mind mined;moral morel;nose knows;oh owe;pain pane;patience patients;prey pray;quite quiet;rap wrap;ring wring;root route
-seem seam;sense cents;so sew sow;soul sole;stake steak;style stile;sweet suite;taught taut;through threw;throne thrown;toe tow
-war wore;warn worn;wonder wander;world whirled
+their there they're;your you're;its it's;to too two;whose who's;then than;here hear;by buy bye
+know no;knew new;right write rite;see sea;be bee;for four fore;one won;son sun;eye aye;ate eight
+hour our;week weak;meet meat;steel steal;real reel;read red;role roll;scene seen;tale tail
+whole hole;peace piece;plain plane;great grate;bore boar;board bored;made maid;main mane
+male mail;night knight;not knot;pair pear pare;past passed;pause paws;poor pour
+principal principle;rain reign rein;road rode rowed;sail sale;scent sent cent;sight site cite
+some sum;stare stair;story storey;tide tied;time thyme;vain vein vane;waist waste;wait weight
+way weigh;wear where ware;weather whether;which witch;wood would;break brake;cast caste
+course coarse;days daze;dear deer;dual duel;fair fare;feat feet;find fined;flaw floor
+flour flower;guest guessed;heal heel;higher hire;idle idol;lesson lessen;loan lone;mind mined
+moral morel;nose knows;oh owe;pain pane;patience patients;prey pray;quite quiet;rap wrap
+ring wring;root route;seem seam;sense cents;so sew sow;soul sole;stake steak;style stile
+sweet suite;taught taut;through threw;throne thrown;toe tow;war wore;warn worn;wonder wander
+world whirled
 """
 
 

@@ -33,41 +33,49 @@ from time import perf_counter
 
 import torch
 
-SURE = 0.99  # of each look at the pairs; there are at most three
+SURE = 0.99  # certainty of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
-# of one reading: reading the clock itself takes a three-hundredth of it, and a short one escapes
-# interruptions
+# Of one reading: the clock itself takes a three-hundredth of it, and a short one escapes
+# interruptions.
 LEAST_SECONDS = 50e-6
-PAIR_SECONDS = (
-    0.1  # a pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here
-)
+# A pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here.
+PAIR_SECONDS = 0.1
 MOST_ROUNDS = 7
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Two programs, timed in pairs. ``pairs``: (seconds of ours, seconds of the peer), at least
-    one, all above zero.
+    """Two programs, timed in pairs.
+
+    pairs: (seconds of ours, seconds of the peer), at least one, all above zero · names: of the two
+    programs · sure: the certainty of the interval, 0…1.
     """
 
     pairs: list[tuple[float, float]]
     names: tuple[str, str] = ("ours", "peer")
+    sure: float = SURE
 
     @classmethod
     def of(
-        cls, pairs: Iterable[tuple[float, float]], names: tuple[str, str] = ("ours", "peer")
+        cls,
+        pairs: Iterable[tuple[float, float]],
+        names: tuple[str, str] = ("ours", "peer"),
+        sure: float = SURE,
     ) -> Comparison:
         """From pairs already measured: each within moments of each other, the order within a pair
         left to chance.
 
-        Raises ValueError, one line, without pairs, or for seconds that are not above zero.
+        Raises ValueError, one line, without pairs, for seconds that are not above zero, or for a
+        certainty that is not between 0.5 and 1.
         """
+        if not 0.5 <= sure < 1:
+            raise ValueError(f"sure: {sure} is not a certainty from 0.5 to below 1")
         pairs = [(float(ours), float(peer)) for ours, peer in pairs]
         if not pairs:
             raise ValueError("pairs: there are none to compare")
         if not all(0 < seconds < math.inf for pair in pairs for seconds in pair):
             raise ValueError("pairs: seconds must be above zero and finite")
-        return cls(pairs, names)
+        return cls(pairs, names, sure)
 
     @property
     def ratios(self) -> list[float]:
@@ -89,11 +97,11 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The ratios that these pairs leave possible, ``SURE``; (0, ∞) with fewer than eight pairs,
-        which can prove nothing.
+        """The ratios that these pairs leave possible, with the certainty ``sure``; (0, ∞) with too
+        few pairs to prove anything (fewer than eight at 99 %).
         """
         logs = [math.log(ratio) for ratio in self.ratios]
-        at_each_end = _refused(len(logs))
+        at_each_end = _refused(len(logs), self.sure)
         if at_each_end == 0:
             return 0.0, math.inf
         means = sorted((one + other) / 2 for one, other in combinations_with_replacement(logs, 2))
@@ -142,12 +150,15 @@ def compare(
     warmup: int = 1,
     names: tuple[str, str] = ("ours", "peer"),
     patience: float = 10.0,
+    sure: float = SURE,
 ) -> Comparison:
     """Time two programs that do the same work, both on this machine, now.
 
-    ``warmup``: how often each runs before it is timed · ``patience``: seconds within which an
-    undecided comparison may take up to four times as many pairs; the first ``pairs`` are always
-    taken, however long they last. Raises ValueError for pairs < 1.
+    warmup: how often each runs before it is timed · patience: seconds within which an undecided
+    comparison may take up to four times as many pairs; the first ``pairs`` are always taken,
+    however long they last · sure: the certainty wanted of each look. Who compares k candidates with
+    one another needs 1 − 0.01/k, or one in a hundred equal ones wins by luck *each time*; that
+    takes more pairs. Raises ValueError for pairs < 1, or as ``Comparison.of`` does.
     """
     if pairs < 1:
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
@@ -157,11 +168,11 @@ def compare(
     measured = _measure(ours, peer)
     taken = list(islice(measured, pairs))
     for most in (2 * pairs, 4 * pairs):
-        if Comparison(taken, names).settled:
+        if Comparison.of(taken, names, sure).settled:
             break
         while len(taken) < most and perf_counter() - start < patience:
             taken.append(next(measured))
-    return Comparison.of(taken, names)
+    return Comparison.of(taken, names, sure)
 
 
 def _measure(
@@ -207,9 +218,9 @@ def _wait_for_device() -> None:
 
 
 @cache
-def _refused(pairs: int) -> int:
+def _refused(pairs: int, sure: float = SURE) -> int:
     """How many of the sorted means of two log-ratios to leave out at each end, so that the rest
-    holds the truth, ``SURE``.
+    holds the truth with the certainty ``sure``.
 
     Each pair leans either way with a chance of one half: ways[w] counts in how many of the 2^pairs
     outcomes the ranks of the pairs that lean one way add up to w.
@@ -217,7 +228,7 @@ def _refused(pairs: int) -> int:
     ways = [1]
     for rank in range(1, pairs + 1):
         ways = [a + b for a, b in zip(ways + [0] * rank, [0] * rank + ways, strict=True)]
-    allowed, refused = (1 - SURE) / 2 * 2**pairs, 0
+    allowed, refused = (1 - sure) / 2 * 2**pairs, 0
     while sum(ways[: refused + 1]) <= allowed:
         refused += 1
     return refused

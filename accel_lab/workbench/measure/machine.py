@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import joblib
@@ -15,17 +16,12 @@ import torch
 
 from accel_lab import __version__
 
-NEEDS = [
-    "torch",
-    "jupyterlab",
-    "ipywidgets",
-    "bqplot",
-    "matplotlib",
-    "pydantic",
-    "accelerate",
-    "mlxtend",
-    "scikit-learn",
-]
+# Instructions that compute in few bits, by the names that torch has for them.
+LOW_PRECISION = {
+    "bfloat16": ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"),
+    "float16": ("amx_fp16", "avx512_fp16", "avx10_1", "fp16_arith"),
+    "int8": ("amx_int8", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "dot", "i8mm"),
+}
 PROGRAMS = {
     "bwrap": ("isolates what learners hand in, for grading", "bubblewrap"),
     "chromium": ("the browser tests", "chromium"),
@@ -46,43 +42,46 @@ class Fact:
 
 
 def hardware() -> list[Fact]:
-    """Cores, memory, GPU and how ranks start: what decides which of the course's effects can be
-    seen here.
-    """
-    cores, (memory, origin) = usable_cores(), usable_memory()
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    threads = (
-        f"{psutil.cpu_count()}, {cores} of them usable here; torch uses "
-        f"{torch.get_num_threads()} threads"
-    )
-    fits = "every chapter is made to run in 1 GB" + (
-        ": have one open at a time" if memory < LITTLE else ""
-    )
-    device = "the chapters train on it, unless their device knob says otherwise"
-    no_device = "everything runs on the CPU, and each verdict is one for CPUs"
-    system = (
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"accel_lab {__version__}"
-    )
-    start = (
-        "within a fraction of a second"
-        if hasattr(os, "fork")
-        else "within seconds, each loading torch anew"
-    )
+    """Cores, memory, GPU, precision, how ranks start: what decides what can be seen here."""
+    memory, origin = usable_memory()
+    alone = ": have one open at a time" if memory < LITTLE else ""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    on_gpu = "the chapters train on it, unless their device knob says otherwise"
+    on_cpu = "everything runs on the CPU, and each verdict is one for CPUs"
+    python = f"Python {platform.python_version()}, accel_lab {__version__}"
+    forks = hasattr(os, "fork")
+    start = "within a fraction of a second" if forks else "within seconds, each loading torch anew"
     return [
-        Fact("cores", threads, _ranks(cores)),
-        Fact("memory", f"{memory / 2**30:.1f} GiB {origin}", fits),
-        Fact("GPU", ", ".join(gpus) or "none that torch can use", device if gpus else no_device),
-        Fact("system", system, f"ranks start {start}"),
+        _cores(),
+        Fact("memory", f"{memory / 2**30:.1f} GiB {origin}", f"every chapter runs in 1 GB{alone}"),
+        Fact("GPU", ", ".join(gpus) or "none that torch can use", on_gpu if gpus else on_cpu),
+        _precision(),
+        Fact(
+            "system", f"{platform.system()} {platform.machine()}, {python}", f"ranks start {start}"
+        ),
     ]
 
 
+def low_precision() -> dict[str, list[str]]:
+    """dtype → the instructions of this CPU that compute in it; without any it is left out."""
+    try:
+        has = torch.cpu.get_capabilities()
+    except AttributeError:  # an older torch does not tell
+        return {}
+    found = {
+        dtype: [one for one in names if has.get(one)] for dtype, names in LOW_PRECISION.items()
+    }
+    return {dtype: names for dtype, names in found.items() if names}
+
+
 def packages() -> list[Fact]:
-    return [Fact(package, _version(package)) for package in NEEDS]
+    """What accel_lab says it needs, and which version is here."""
+    try:
+        lines = requires("accel-lab") or []
+    except PackageNotFoundError:
+        return [Fact("accel-lab", "is not installed; pip install --editable . in its folder")]
+    names = [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+    return [Fact(name, _version(name)) for name in names]
 
 
 def programs() -> list[Fact]:
@@ -120,23 +119,30 @@ def _read(path: str) -> str:
         return ""
 
 
-def _ranks(cores: int) -> str:
-    """What a technique on several ranks can show."""
+def _cores() -> Fact:
+    """How many, and what a technique on several ranks can show with them."""
+    cores = usable_cores()
+    value = f"{psutil.cpu_count()}, {cores} of them usable here; torch uses "
+    value += f"{torch.get_num_threads()} threads"
+    ranks = "processes that train together"
     if cores == 1:
-        return (
-            "ranks, processes that train together, take turns: you will see what their talking "
-            "costs and nothing that it gains"
+        means = f"ranks, {ranks}, take turns: you see what their talking costs, not what it gains"
+    elif cores == 2:
+        means = f"two ranks, {ranks}, have a core each: you find the model size from which they pay"
+    else:
+        means = f"up to {cores} ranks, {ranks}, have a core each: you see how far that carries"
+    return Fact("cores", value, means)
+
+
+def _precision() -> Fact:
+    found = low_precision()
+    if not found:
+        value = "no instructions for bfloat16, float16 or int8 that torch knows of"
+        return Fact(
+            "precision", value, "fewer bits save memory here; whether time, too, is measured"
         )
-    if cores == 2:
-        return (
-            "two ranks, processes that train together, have a core each: you will find "
-            "the size "
-            "of model from which on they pay"
-        )
-    return (
-        f"up to {cores} ranks, processes that train together, have a core each: you will see "
-        "how far that carries"
-    )
+    value = "; ".join(f"{dtype}: {', '.join(names)}" for dtype, names in found.items())
+    return Fact("precision", value, "this CPU can compute in fewer bits faster than in float32")
 
 
 def _version(package: str) -> str:
@@ -147,14 +153,12 @@ def _version(package: str) -> str:
 
 
 class Machine:
-    """What this machine has; in a notebook a table, as text what ``python -m accel_lab doctor``
-    prints.
-    """
+    """What this machine has: in a notebook a table, as text what the command ``doctor`` prints."""
 
     def __repr__(self) -> str:
         facts = [*hardware(), *packages(), *programs()]
         return "\n".join(
-            f"{fact.name:<11} {fact.value}" + (f"\n{'':11} {fact.meaning}" if fact.meaning else "")
+            f"{fact.name:<14} {fact.value}" + (f"\n{'':14} {fact.meaning}" if fact.meaning else "")
             for fact in facts
         )
 

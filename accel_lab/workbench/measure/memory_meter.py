@@ -1,6 +1,4 @@
-"""Memory, counted two ways: exactly, by what autograd keeps for the backward pass; and from
-outside, by the process.
-"""
+"""Memory, counted two ways: by what autograd keeps for backward, and by the whole process."""
 
 from __future__ import annotations
 
@@ -8,56 +6,96 @@ import ctypes
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 class ActivationMeter:
-    """Counts the bytes autograd keeps between a forward pass and its backward pass, through
-    ``saved_tensors_hooks``.
+    """Counts the bytes autograd keeps between a forward pass and its backward pass.
 
     >>> with ActivationMeter(model, x, y) as meter:
     ...     loss_fn(model(x), y).backward()
-    # bytes: the most that was kept at once, and what is kept now (0 after backward)
-    >>> meter.peak, meter.held
+    >>> meter.peak  # bytes: the most that was kept at once
+    >>> meter.held  # bytes: what is kept now, 0 after backward
 
     A storage saved by two operations counts once. What exists anyway does not count: the model's
     parameters and buffers and the tensors given here (the batch). ``history`` holds (seconds since
     entry, bytes kept) at each change.
+
+    It listens through ``saved_tensors_hooks``, of which only the innermost pair is called. Where
+    other code brings a pair of its own (``torch.utils.checkpoint`` with use_reentrant=False,
+    ``save_on_cpu``), what is handed to that pair counts from then on for as long as its storage
+    lives: what such code drops at once is gone at once, what it keeps or computes again is counted.
     """
 
     def __init__(self, *exist_anyway: nn.Module | Tensor):
         self._ignored = {_address(tensor) for thing in exist_anyway for tensor in _tensors(thing)}
         self._users: dict[int, int] = {}
+        self._watched: set[int] = set()  # storages whose end is waited for
         self.held = self.peak = 0
         self.history: list[tuple[float, int]] = []
 
     def __enter__(self) -> ActivationMeter:
         self._zero = perf_counter()
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
-        self._hooks.__enter__()
+        self._stack = ExitStack()
+        self._stack.enter_context(saved_tensors_hooks(self._pack, _unpack))
+        self._stack.enter_context(self._nested_hooks_heard())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hooks.__exit__(*exception)
+        self._stack.close()
+
+    @contextmanager
+    def _nested_hooks_heard(self) -> Iterator[None]:
+        """Pairs of hooks that are entered meanwhile let the meter see what they are given."""
+        enter = saved_tensors_hooks.__enter__
+
+        def heard(hooks: saved_tensors_hooks) -> None:
+            pack = hooks.pack_hook
+
+            def pack_and_tell(tensor: Tensor) -> Any:
+                self._watch(tensor)
+                return pack(tensor)
+
+            hooks.pack_hook = pack_and_tell
+            enter(hooks)
+
+        saved_tensors_hooks.__enter__ = heard
+        try:
+            yield
+        finally:
+            saved_tensors_hooks.__enter__ = enter
 
     def _pack(self, tensor: Tensor) -> Tensor | _Kept:
         return tensor if _address(tensor) in self._ignored else _Kept(self, tensor)
 
-    def _count(self, tensor: Tensor, users: int) -> None:
-        """One more (+1) or one fewer (−1) operation keeps this tensor's storage; the first and the
-        last one count.
-        """
-        address = _address(tensor)
+    def _watch(self, tensor: Tensor) -> None:
+        """Count a storage until it is freed."""
+        storage, address = tensor.untyped_storage(), _address(tensor)
+        if address in self._ignored or address in self._watched:
+            return
+        self._watched.add(address)
+        self._count(address, storage.nbytes(), +1)
+        weakref.finalize(storage, self._freed, address, storage.nbytes())
+
+    def _freed(self, address: int, size: int) -> None:
+        self._watched.discard(address)
+        self._count(address, size, -1)
+
+    def _count(self, address: int, size: int, users: int) -> None:
+        """One more (+1) or one fewer (−1) keeps this storage; the first and the last one count."""
         before = self._users.get(address, 0)
         self._users[address] = before + users
         if before == 0 or before + users == 0:
-            self.held += users * tensor.untyped_storage().nbytes()
+            self.held += users * size
             self.peak = max(self.peak, self.held)
             self.history.append((perf_counter() - self._zero, self.held))
 
@@ -69,10 +107,14 @@ class _Kept:
 
     def __init__(self, meter: ActivationMeter, tensor: Tensor):
         self.meter, self.tensor = meter, tensor
-        meter._count(tensor, +1)
+        self._count(+1)
+
+    def _count(self, users: int) -> None:
+        size = self.tensor.untyped_storage().nbytes()
+        self.meter._count(_address(self.tensor), size, users)
 
     def __del__(self) -> None:
-        self.meter._count(self.tensor, -1)
+        self._count(-1)
 
 
 def _unpack(kept: Tensor | _Kept) -> Tensor:

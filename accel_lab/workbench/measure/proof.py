@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -154,7 +155,7 @@ class Twin:
         self._before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def ahead_of(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches, each passed on only when the copy has had it: outside the timed update."""
+        """The same batches, each passed on when the copy has had it: outside the timed update."""
         for x, y in batches:
             self.twin.load_state_dict(self.model.state_dict())
             self.twins_optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
@@ -164,13 +165,17 @@ class Twin:
             yield x, y
 
     def error(self) -> float:
-        """‖Δw − Δw_reference‖ / ‖Δw_reference‖ of the last update; 0 when they agree, 1 when all of
-        it is wrong.
+        """‖Δw − Δw_reference‖ / ‖Δw_reference‖ of the last update: 0 when they agree, 1 when all of
+        it is wrong. Where the reference skips its update (Δw_reference = 0): 0 when ours does too,
+        else inf.
         """
         off = wanted = 0.0
         for mine, twins, before in zip(
             self.model.parameters(), self.twin.parameters(), self._before, strict=True
         ):
-            off += (mine.detach().double() - twins.detach().double()).square().sum()
-            wanted += (twins.detach().double() - before.double()).square().sum()
-        return float((off / wanted).sqrt())
+            reference = twins.detach().double()
+            off += float((mine.detach().double() - reference).square().sum())
+            wanted += float((reference - before.double()).square().sum())
+        if wanted == 0:
+            return math.inf if off else 0.0
+        return math.sqrt(off / wanted)

@@ -18,10 +18,11 @@ from accel_lab.workbench.look import AT_NIGHT
 from accel_lab.workbench.notebook.speed_log import SpeedLog
 
 NAME = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)")
+# pixels at most, drawn at half that: sharp where a pixel of the page is two of the screen
 THUMBNAIL = (
     480,
     480,
-)  # pixels at most, drawn at half that: sharp where a pixel of the page is two of the screen
+)
 # Minutes: of 200 words, of 20 lines of code, of a panel, of an exercise.
 WORDS, LINES, PANEL, EXERCISE = 200, 20, 3, 5
 CARD = (

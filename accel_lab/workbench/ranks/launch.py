@@ -46,7 +46,7 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench.ranks import rank as inside
+from accel_lab.workbench.ranks import rank as rank_side
 
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.ranks.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
@@ -98,8 +98,8 @@ def launch(
         return
     ranks = _Ranks(world_size, timeout)
     try:
-        backend = inside.resolve_backend(backend, world_size)
-        task = inside.Task(
+        backend = rank_side.resolve_backend(backend, world_size)
+        task = rank_side.Task(
             worker, args, world_size, str(ranks.directory), timeout, threads, backend
         )
         ranks.start(task)
@@ -116,11 +116,11 @@ def under_torchrun() -> bool:
 def _with_torchrun(
     worker: Callable, args: tuple, timeout: float, threads: int, backend: str
 ) -> Iterator[tuple[int, Any]]:
-    """Rank 0 hands out what all have yielded, and tells the others whether its caller wants more."""
-    inside.join(timeout, threads, backend)
+    """Rank 0 hands out what all have yielded, and tells the others whether to go on."""
+    rank_side.join(timeout, threads, backend)
     is_first, going_on = dist.get_rank() == 0, torch.ones(())
     try:
-        for value in inside.values(worker, args):
+        for value in rank_side.values(worker, args):
             everyone = [None] * dist.get_world_size() if is_first else None
             dist.gather_object(value, everyone)
             try:
@@ -157,10 +157,9 @@ class _Ranks:
         """
         return (max(self.timeout, IMPORTING) if self.importing else self.timeout) + GATHERING
 
-    def start(self, task: inside.Task) -> None:
-        inside.task_in(self.directory).write_bytes(
-            cloudpickle.dumps(task)
-        )  # sent as arguments, each rank would keep the bytes
+    def start(self, task: rank_side.Task) -> None:
+        # sent as arguments, each rank would keep the bytes
+        rank_side.task_in(self.directory).write_bytes(cloudpickle.dumps(task))
         context = _context()
         for rank in range(self.world_size):
             answers, answering = context.Pipe(duplex=False)
@@ -168,7 +167,7 @@ class _Ranks:
             self.answers.append(answers)
             self.lifelines.append(lifeline)
             process = context.Process(
-                target=inside.main,
+                target=rank_side.main,
                 args=(rank, str(self.directory), answering, listening),
                 name=f"rank {rank}",
             )
@@ -200,12 +199,10 @@ class _Ranks:
         for rank, value in self._values():
             yield rank, value
             taken[rank] += 1
-            if (
-                taken[rank] == allowed
-                # the first to be asked for more: all get leave, so that none waits for another's caller
-            ):
+            # The first to be asked for more: all get leave, so that none waits for another's.
+            if taken[rank] == allowed:
                 allowed += 1
-                self._command(inside.LEAVE, self.working)
+                self._command(rank_side.LEAVE, self.working)
 
     def _values(self) -> Iterator[tuple[int, Any]]:
         while self.working:
@@ -290,7 +287,7 @@ class _Ranks:
         why += f"rank {first} waited in vain ({failure.headline})"
         return self._hung(sorted(self.working - seen.keys()), why, victims)
 
-    def _raised(self, rank: int, failure: inside.Failure) -> RankFailed:
+    def _raised(self, rank: int, failure: rank_side.Failure) -> RankFailed:
         report = "".join(failure.report.format())
         message = (
             f"rank {rank} of {self.world_size} raised "
@@ -309,21 +306,19 @@ class _Ranks:
         )
 
     def _hung(
-        self, absent: list[int], why: str, victims: Mapping[int, inside.Failure] | None = None
+        self, absent: list[int], why: str, victims: Mapping[int, rank_side.Failure] | None = None
     ) -> RankFailed:
         """Name the first rank that others waited for; if there is none, all wait for one another.
         Quote where each stands.
         """
         stands = {rank: failure.report.stack for rank, failure in (victims or {}).items()}
         self.working = set(absent)
-        self._command(inside.WHERE, absent)
+        self._command(rank_side.WHERE, absent)
         deadline = monotonic() + GATHERING / 2
         while self.working - stands.keys() and (left := deadline - monotonic()) > 0:
             for rank, kind, content in self._hear(left):
-                if kind in (
-                    "stands",
-                    "failed",
-                ):  # a rank may have given up waiting just before it was asked
+                # a rank may have given up waiting just before it was asked
+                if kind in ("stands", "failed"):
                     stands.setdefault(rank, content if kind == "stands" else content.report.stack)
         where = "".join(
             f"\nrank {rank} stands here:\n{''.join(stands[rank].format())}"
@@ -351,9 +346,8 @@ def _is_echo(kind: str, content: Any) -> bool:
 
 
 def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
-    with (
-        _starting
-    ):  # multiprocessing reads an exit code only once, from whichever thread comes first
+    # multiprocessing reads an exit code only once, from whichever thread comes first
+    with _starting:
         process.join(1)
         return process.exitcode
 

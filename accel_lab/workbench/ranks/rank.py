@@ -45,10 +45,8 @@ import torch.distributed as dist
 from accel_lab.workbench.spans import SpanRecorder
 
 _launches = count()  # by this process, which torchrun has started
-LEAVE, WHERE = (
-    b"+",
-    b"?",
-)  # what the caller writes into the lifeline: leave for one more value; tell where you stand
+# what the caller writes into the lifeline: leave for one more value; tell where you stand
+LEAVE, WHERE = (b"+", b"?")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def task_in(directory: str | Path) -> Path:
 
 
 def main(rank: int, directory: str, answers: Connection, lifeline: Connection) -> None:
-    """The whole life of a rank that ``launch`` has started. It never returns: the caller ends it."""
+    """The whole life of a rank that ``launch`` has started; the caller ends it."""
     _hang_on(directory)
     caller = Caller(rank, directory, answers, lifeline)
     try:
@@ -256,9 +254,8 @@ def join(timeout: float, threads: int, backend: str) -> None:
     torch.set_num_threads(threads)
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
     store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    fresh = dist.PrefixStore(
-        f"launch {next(_launches)}", store
-    )  # a second launch must not find the first one's addresses
+    # a second launch must not find the first one's addresses
+    fresh = dist.PrefixStore(f"launch {next(_launches)}", store)
     backend = resolve_backend(backend, local_world)
     _join(backend, int(os.environ["LOCAL_RANK"]), timeout, store=fresh, rank=rank, world_size=world)
 
@@ -319,9 +316,8 @@ def shared_between_ranks(size: int, dtype: torch.dtype) -> list[torch.Tensor]:
         os.ftruncate(mine, max(1, size) * dtype.itemsize)
     files = gather(f"/proc/{os.getpid()}/fd/{mine}")
     if _on_one_host() and mine >= 0:
-        with contextlib.suppress(
-            OSError, RuntimeError
-        ):  # containers of one machine cannot see each other's processes
+        # containers of one machine cannot see each other's processes
+        with contextlib.suppress(OSError, RuntimeError):
             tensors = [torch.from_file(file, shared=True, size=size, dtype=dtype) for file in files]
     everyone_has_them = all(gather(bool(tensors)))
     if mine >= 0:
@@ -342,7 +338,7 @@ def start_together() -> float:
 
 
 class RankSpanRecorder(SpanRecorder):
-    """Spans of this rank, whose zero is the moment at which all ranks were ready to begin the step."""
+    """Spans of this rank; zero is the moment at which all ranks were ready to begin the step."""
 
     def __init__(self, device: torch.device | None = None):
         super().__init__(device, dist.get_rank())

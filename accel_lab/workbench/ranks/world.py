@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -42,29 +42,46 @@ def launch_steps(
     knobs: RankKnobs,
     *args: Any,
     merge: Callable[[list[Step]], Step] | None = None,
-) -> Iterator[Step]:
-    """``launch`` ``worker(knobs, *args)``, which yields Steps, and make one Step of the world from
-    one of each rank by ``merge`` (``side_by_side`` unless given).
+    in_step: bool = True,
+) -> Generator[Step, None, None]:
+    """``launch`` ``worker(knobs, *args)``, which yields Steps, and yield the Steps of the world.
 
+    in_step: ranks update together, and their Steps of one index are made one by ``merge``
+    (``side_by_side`` unless given). Without it (asynchronous workers) each rank's Step is passed on
+    as it comes, numbered anew in order of arrival, with ``rank`` among its metrics.
     Raises RankFailed; and NonFiniteLoss as it is, wherever it happened: it is the run that failed,
     not a rank.
     """
     pick_device(knobs.device)
     world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else knobs.ranks
     options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": knobs.device}
-    arrived: dict[int, dict[int, Step]] = {}
     try:
         with contextlib.closing(launch(worker, knobs.ranks, knobs, *args, **options)) as stream:
-            for rank, step in stream:
-                together = arrived.setdefault(step.index, {})
-                together[rank] = step
-                if len(together) == world:
-                    del arrived[step.index]
-                    yield (merge or side_by_side)([together[rank] for rank in sorted(together)])
+            if in_step:
+                yield from _together(stream, world, merge or side_by_side)
+            else:
+                yield from _as_they_come(stream)
     except RankFailed as failed:
         if isinstance(failed.cause, NonFiniteLoss):
             raise failed.cause from failed
         raise
+
+
+def _together(
+    stream: Iterable[tuple[int, Step]], world: int, merge: Callable[[list[Step]], Step]
+) -> Iterator[Step]:
+    arrived: dict[int, dict[int, Step]] = {}
+    for rank, step in stream:
+        of_this_index = arrived.setdefault(step.index, {})
+        of_this_index[rank] = step
+        if len(of_this_index) == world:
+            del arrived[step.index]
+            yield merge([of_this_index[rank] for rank in sorted(of_this_index)])
+
+
+def _as_they_come(stream: Iterable[tuple[int, Step]]) -> Iterator[Step]:
+    for index, (rank, step) in enumerate(stream):
+        yield replace(step, index=index, metrics={**step.metrics, "rank": float(rank)})
 
 
 def side_by_side(steps: list[Step]) -> Step:

@@ -1,8 +1,7 @@
-"""A training step of two ranks with one thread each: our buckets beside torch's
-DistributedDataParallel, and no communication.
+"""A training step on two ranks: our buckets, torch's DistributedDataParallel, no communication.
 
-The weights of all programs are compared before any is timed. torch is tuned by
-``gradient_as_bucket_view`` and the best of some bucket sizes; ours runs as it comes.
+Each rank has one thread. The weights of all programs are compared before any is timed. torch is
+tuned by ``gradient_as_bucket_view`` and the best of some bucket sizes; ours runs as it comes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from accel_lab.ddp import DataParallel, average_each, average_flat, start_equal, trainable
+from accel_lab.ddp import (
+    DataParallel,
+    average_flat,
+    average_per_parameter,
+    broadcast_state,
+    trainable,
+)
 from accel_lab.workbench import models
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.ranks.launch import launch
@@ -74,8 +79,8 @@ def _program(
     elif way in OURS:
         DataParallel(model, **OURS[way])
     elif way in PLAIN:
-        start_equal(model)
-        after = {"per parameter": average_each, "flat": average_flat}[way]
+        broadcast_state(model)
+        after = {"per parameter": average_per_parameter, "flat": average_flat}[way]
     optimizer, parameters = torch.optim.SGD(model.parameters(), lr=0.01), trainable(model)
 
     def step() -> None:

@@ -1,6 +1,4 @@
-"""Ours = one process with the whole batch = torch's DistributedDataParallel, after every step; and
-the mistakes show.
-"""
+"""Ours = one process with the whole batch = torch's DistributedDataParallel, after every step."""
 
 import copy
 import itertools
@@ -17,15 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 from accel_lab import ddp
 from accel_lab.ddp import (
     DataParallel,
-    Knobs,
-    average_each,
+    all_gather_turns,
     average_flat,
+    average_per_parameter,
+    reduce_scatter_turns,
+    ring_all_gather,
     ring_all_reduce,
-    ring_moves,
-    run,
+    ring_reduce_scatter,
     sharded,
     trainable,
 )
+from accel_lab.experiments.ddp import Knobs, run
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.proof import prove, snapshot
 from accel_lab.workbench.ranks.launch import RankFailed, launch
@@ -123,9 +123,9 @@ def way(name):
             )
 
         return model, backward
-    ddp.start_equal(model)
+    ddp.broadcast_state(model)
     rule = {
-        "per parameter": average_each,
+        "per parameter": average_per_parameter,
         "flat": average_flat,
         "ring": lambda parameters, share: average_flat(parameters, share, ring_all_reduce),
     }[name]
@@ -188,19 +188,21 @@ def test_ranks_stay_equal_to_the_last_bit():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
-def test_the_ring_s_moves_fit_together_and_complete_every_chunk(world):
-    moves = [list(ring_moves(rank, world)) for rank in range(world)]
-    holds = [
-        [{rank} for _ in range(world)] for rank in range(world)
-    ]  # whose part is in each chunk of each rank
-    for turn in range(2 * (world - 1)):
-        sent = [holds[rank][moves[rank][turn][0]] for rank in range(world)]
-        for rank in range(world):
-            left = (rank - 1) % world
-            _, into, adds = moves[rank][turn]
-            assert into == moves[left][turn][0]
-            holds[rank][into] = holds[rank][into] | sent[left] if adds else sent[left]
-    assert all(chunk == set(range(world)) for chunks in holds for chunk in chunks)
+def test_the_ring_s_turns_fit_together_and_complete_every_chunk(world):
+    everyone = range(world)
+    holds = [[{rank} for _ in everyone] for rank in everyone]  # whose parts, by rank and chunk
+    for turns, adds in ((reduce_scatter_turns, True), (all_gather_turns, False)):
+        of_rank = [turns(rank, world) for rank in everyone]
+        for turn in range(world - 1):
+            sent = [holds[rank][of_rank[rank][turn][0]] for rank in everyone]
+            for rank in everyone:
+                left = (rank - 1) % world
+                into = of_rank[rank][turn][1]
+                assert into == of_rank[left][turn][0]
+                holds[rank][into] = holds[rank][into] | sent[left] if adds else sent[left]
+        for rank in everyone:
+            complete = [chunk for chunk in everyone if holds[rank][chunk] == set(everyone)]
+            assert complete == ([(rank + 1) % world] if adds and world > 1 else list(everyone))
 
 
 def ring_beside_gloo(sizes):
@@ -220,6 +222,24 @@ def ring_beside_gloo(sizes):
 def test_the_ring_adds_up_what_gloo_adds_up(world):
     for _, differences in launch(ring_beside_gloo, world, [0, 1, 2, 5, 1000]):
         assert max(differences) < 1e-14
+
+
+def halves_of_the_ring():
+    """The chunk that reduce-scatter completes here, and all chunks after all-gather."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    chunks = (torch.arange(10.0) * (rank + 1)).tensor_split(world)
+    ring_reduce_scatter(chunks)
+    scattered = chunks[(rank + 1) % world].clone()
+    ring_all_gather(chunks)
+    return scattered, torch.cat(chunks)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_reduce_scatter_completes_one_chunk_and_all_gather_the_others(world):
+    total = torch.arange(10.0) * sum(range(1, world + 1))
+    for rank, (scattered, gathered) in launch(halves_of_the_ring, world):
+        assert torch.equal(scattered, total.tensor_split(world)[(rank + 1) % world])
+        assert torch.equal(gathered, total)
 
 
 # ---- bytes, compression, complaints ----
@@ -246,7 +266,7 @@ def test_accumulation_sends_once_and_compression_half():
 def compressed_beside_exact(wire):
     torch.manual_seed(dist.get_rank())
     model = nn.Linear(50, 20)
-    ddp.start_equal(model)
+    ddp.broadcast_state(model)
     models = [model, copy.deepcopy(model)]
     x = torch.randn(8, 50)
     for each, compress in zip(models, (False, True), strict=True):

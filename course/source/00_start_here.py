@@ -24,7 +24,7 @@
 from itertools import islice
 from statistics import median
 
-from accel_lab import ddp
+from accel_lab.experiments import ddp as experiment
 from accel_lab.workbench.drawing.chart import Curve, Timeline
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.machine import Machine
@@ -36,7 +36,7 @@ from accel_lab.workbench.panel import Panel, Prediction
 knobs = {}
 
 # %%
-base = ddp.Knobs(**{"ranks": 1, **knobs})
+base = experiment.Knobs(**{"ranks": 1, **knobs})
 
 # %% [markdown]
 # ## A taste
@@ -63,7 +63,7 @@ guess
 
 # %%
 panel = Panel(
-    ddp.run,
+    experiment.run,
     base,
     [Curve("throughput", "samples/s"), Timeline()],
     controls=["ranks", "width"],
@@ -79,7 +79,7 @@ panel
 
 # %%
 def seconds_of_an_update(ranks):
-    steps = list(islice(ddp.run(base.turned(ranks=ranks, timeline=False)), 25))
+    steps = list(islice(experiment.run(base.turned(ranks=ranks, timeline=False)), 25))
     return median(step.seconds for step in steps[5:])  # the first ones warm up
 
 

@@ -44,6 +44,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from accel_lab import ddp
+from accel_lab.experiments import ddp as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
@@ -64,7 +65,7 @@ from accel_lab.workbench.ranks.rank import RankSpanRecorder
 knobs = {}
 
 # %%
-base = ddp.Knobs(**knobs)
+base = experiment.Knobs(**knobs)
 mnist = datasets.mnist5k()
 parameters = sum(p.numel() for p in models.mlp(784, base.width, base.width, 10).parameters())
 print(
@@ -134,7 +135,7 @@ def bytes_of_the_ring(knobs):
 
 # %%
 panel = Panel(
-    ddp.run,
+    experiment.run,
     base,
     [
         Curve("throughput", "samples/s"),
@@ -178,11 +179,13 @@ panel
 # ### The ring
 #
 # How do *p* ranks add up? If each sent its gradient to all others, it would send *p* − 1 of them. A
-# ring does better. Cut the gradient into *p* **chunks**, let each rank hear only from the rank
-# before it and speak only to the one after it, and keep every link busy all the time:
+# ring does better. Cut the gradient into *p* **chunks**; each rank receives only from the rank
+# before it and sends only to the one after it, and every link is busy all the time. The two halves
+# are called **reduce-scatter** and **all-gather**:
 
 # %%
-print(inspect.getsource(ddp.ring_moves))
+print(inspect.getsource(ddp.ring_reduce_scatter))
+print(inspect.getsource(ddp.ring_all_gather))
 
 # %% [markdown]
 # Here it goes round among four ranks, a turn at a time. Every rank begins with ones, so that each
@@ -194,13 +197,13 @@ def go_round(n):
     rank, world = dist.get_rank(), dist.get_world_size()
     chunks = torch.ones(n).tensor_split(world)
     yield None, [int(chunk[0]) for chunk in chunks]
-    for out, into, adds in ddp.ring_moves(rank, world):
+    for out, into in ddp.reduce_scatter_turns(rank, world):
         arrived = torch.empty_like(chunks[into])
-        receive = dist.P2POp(dist.irecv, arrived, (rank - 1) % world)
-        send = dist.P2POp(dist.isend, chunks[out], (rank + 1) % world)
-        for message in dist.batch_isend_irecv([receive, send]):
-            message.wait()
-        chunks[into].copy_(chunks[into] + arrived if adds else arrived)
+        ddp.ring_exchange(chunks[out], arrived)
+        chunks[into].add_(arrived)
+        yield into, [int(chunk[0]) for chunk in chunks]
+    for out, into in ddp.all_gather_turns(rank, world):
+        ddp.ring_exchange(chunks[out], chunks[into])
         yield into, [int(chunk[0]) for chunk in chunks]
 
 
@@ -239,9 +242,10 @@ picture
 
 # %% [markdown]
 # An orange arrow is a chunk that has just arrived from the rank above, and for rank 0 from rank 3.
-# In the first three turns sums grow on their way, until each rank holds one complete chunk, a 4. In
-# the last three these go round and replace what is there. Each rank has sent 2(*p* − 1) chunks of
-# 1/*p* of the gradient, which is $2(p-1)/p$ of it, and no way of doing it sends less.
+# Reduce-scatter takes the first three turns: sums grow, until each rank holds one complete chunk, a
+# 4. All-gather takes the last three: the complete chunks go round and replace what is there. Each
+# rank has sent 2(*p* − 1) chunks of 1/*p* of the gradient, which is $2(p-1)/p$ of it, the least
+# possible.
 
 # %% tags=["nbval-check-output"]
 print(
@@ -252,7 +256,8 @@ print(
 )
 
 # %% [markdown]
-# The ring of the library, whole, and the same journey in time, recorded on four processes:
+# The all-reduce composes the two halves. This is the same journey in time, recorded on four
+# processes:
 
 # %%
 print(inspect.getsource(ddp.ring_all_reduce))
@@ -286,7 +291,7 @@ picture
 # backward pass:
 
 # %%
-print(inspect.getsource(ddp.average_each))
+print(inspect.getsource(ddp.average_per_parameter))
 print(inspect.getsource(ddp.average_flat))
 
 # %% [markdown]
@@ -301,7 +306,7 @@ print(inspect.getsource(ddp.average_flat))
 
 # %%
 print(inspect.getsource(ddp.Buckets._has_gradient))
-print(inspect.getsource(ddp.Buckets._send))
+print(inspect.getsource(ddp.Buckets.send))
 
 # %% [markdown]
 # PyTorch calls `_has_gradient` as soon as a parameter's gradient is there. Note the loop at its
@@ -315,7 +320,7 @@ print(inspect.getsource(ddp.Buckets._send))
 def timeline_of(**changes):
     """The spans of a typical one of some updates."""
     steps = list(
-        islice(ddp.run(base.turned(ranks=2, timeline=True, mistake="none", **changes)), 14)
+        islice(experiment.run(base.turned(ranks=2, timeline=True, mistake="none", **changes)), 14)
     )[4:]
     return sorted(steps, key=lambda step: step.seconds)[len(steps) // 2].spans
 
@@ -499,7 +504,7 @@ def race(rounds=9, **changes):
     seconds = {way: [] for way in ways}
     with ExitStack() as stack:
         runs = {
-            way: stack.enter_context(closing(ddp.run(quiet.turned(**changed))))
+            way: stack.enter_context(closing(experiment.run(quiet.turned(**changed))))
             for way, changed in ways.items()
         }
         for _ in range(rounds + 1):
@@ -611,7 +616,7 @@ guess_speed.against(1 / over_one[at].ratio)
 # %%
 broken = base.turned(twin=True, ranks=max(2, base.ranks), mistake="none")
 break_it = Panel(
-    ddp.run,
+    experiment.run,
     broken,
     [
         Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
@@ -651,13 +656,13 @@ break_it
 # grows with the number of ranks. Word for word it is this:
 
 # %%
-print(inspect.getsource(ddp.article_update))
+print(inspect.getsource(experiment.article_update))
 
 
 # %%
 def losses_until_it_ends(settings, updates=25):
     losses = []
-    with closing(ddp.run(settings)) as steps:
+    with closing(experiment.run(settings)) as steps:
         try:
             losses += (step.metrics["loss"] for step in islice(steps, updates))
         except NonFiniteLoss as error:
@@ -709,11 +714,11 @@ def first_line(ranks):
 
 # %% tags=["nbval-check-output"]
 first_line(launch(has_a_fault, 2))
-first_line(ddp.run(plain.turned(mistake="dying rank")))
+first_line(experiment.run(plain.turned(mistake="dying rank")))
 
 # %%
 first_line(launch(sleeps_in, 2, timeout=2))
-first_line(ddp.run(plain.turned(mistake="mismatched shapes")))
+first_line(experiment.run(plain.turned(mistake="mismatched shapes")))
 
 # %% [markdown]
 # The rest of each message, left out here, holds the traceback, or the place where every rank
@@ -749,7 +754,7 @@ print("two ranks, against one with two threads:   ", break_even(more_over_thread
 
 # %%
 for ranks in (1, 2, 4):
-    steps = list(islice(ddp.run(plain.turned(ranks=ranks, width=256)), 16))[4:]
+    steps = list(islice(experiment.run(plain.turned(ranks=ranks, width=256)), 16))[4:]
     typical = sorted(step.throughput for step in steps)[len(steps) // 2]
     sent = steps[-1].metrics["bytes_sent"] / 2**20
     print(

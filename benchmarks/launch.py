@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from accel_lab import ddp
+from accel_lab.experiments import ddp
 from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.ranks.launch import RankFailed, launch
 

@@ -41,7 +41,7 @@ import io, threading, time
 import ipywidgets as w
 from IPython.display import display
 from matplotlib.figure import Figure
-from accel_lab import accumulation
+from accel_lab.experiments import accumulation
 from accel_lab.workbench.drawing.chart import Curve, Record, Sweep, Timeline
 from accel_lab.workbench.panel import Panel
 from accel_lab.workbench.panel.trainer import windows

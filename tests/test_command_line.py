@@ -92,7 +92,7 @@ def test_what_is_wrong_is_one_line_and_exit_2(arguments, line, capsys):
 
 
 def test_a_loss_that_is_no_number_is_one_line_and_exit_2(capsys, monkeypatch):
-    from accel_lab import accumulation
+    from accel_lab.experiments import accumulation
 
     monkeypatch.setattr(
         accumulation, "accumulated_update", lambda *arguments, **options: float("nan")
@@ -130,9 +130,8 @@ def test_an_interrupt_ends_with_the_summary():
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()  # it trains
-    process.send_signal(
-        signal.SIGTERM
-    )  # as SIGINT, which a test run in the background may have been told to ignore
+    # as SIGINT, which a test run in the background may have been told to ignore
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 0
     assert err == ""

@@ -20,10 +20,10 @@ def dials(chapter: Path) -> list[Dial]:
     one that it gives a taste of.
     """
     technique = re.search(
-        r"from accel_lab import (\w+)",
+        r"from accel_lab\.experiments import (\w+)",
         (COURSE / f"source/{chapter.stem}.py").read_text(encoding="utf-8"),
     )[1]
-    return importlib.import_module(f"accel_lab.{technique}").Knobs.dials()
+    return importlib.import_module(f"accel_lab.experiments.{technique}").Knobs.dials()
 
 
 def other_knobs(chapter: Path) -> dict:

@@ -22,9 +22,8 @@ from accel_lab.ddp import (
     trainable,
 )
 from accel_lab.workbench import models
-from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.race import compared, fastest_of, race_on_ranks
 from accel_lab.workbench.ranks.launch import launch
-from benchmarks._on_ranks import best, pairs, seconds_on_ranks
 
 MODELS = {
     "MLP of 1.9 M parameters": lambda: models.mlp(784, 1024, 1024, 10),
@@ -43,12 +42,10 @@ PER_RANK = 32  # samples
 def cases(rounds: int = 25) -> Iterator[str]:
     for name in MODELS:
         seconds = dict(launch(time_all, 2, name, rounds, timeout=300.0))[0]
-        tuned = best(seconds, list(TUNED))
+        tuned = fastest_of(seconds, list(TUNED))
         for way in (*OURS, *PLAIN):
             for peer in (TORCH, tuned, ALONE):
-                yield Comparison.of(pairs(seconds, way, peer), (way, peer)).line(
-                    f"{name}, {way}", peer
-                )
+                yield compared(seconds, way, peer).line(f"{name}, {way}", peer)
 
 
 def time_all(name: str, rounds: int, calls: int = 4) -> dict[str, list[float]]:
@@ -60,7 +57,7 @@ def time_all(name: str, rounds: int, calls: int = 4) -> dict[str, list[float]]:
     )
     programs = {way: step for way, (_, step) in built.items()}
     programs[ALONE] = _program(ALONE, MODELS[name], x, y)[1]
-    return seconds_on_ranks(programs, rounds, calls)
+    return race_on_ranks(programs, rounds, calls)
 
 
 def _program(

@@ -1,7 +1,6 @@
-"""A training step of a pipeline of two ranks with one thread each: ours beside
-torch.distributed.pipelining, and the formula's limit.
+"""A training step of a pipeline on two ranks: ours, torch.distributed.pipelining, the limit.
 
-The limit is (m + p − 1)/m times what the slower stage needs for its m micro-batches when nothing is
+Each rank has one thread. The limit is (m + p − 1)/m times what the slower stage needs for its m micro-batches when nothing is
 sent or waited for, measured in the same run, while the other stage is as busy. Gradients are
 compared before anything is timed.
 """
@@ -18,9 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from accel_lab.pipeline import SCHEDULES, Stage, balanced, stage_of
 from accel_lab.workbench import models
-from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.race import compared, race_on_ranks
 from accel_lab.workbench.ranks.launch import launch
-from benchmarks._on_ranks import pairs, seconds_on_ranks
 
 TORCH = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 WIDTH, DEPTH, BATCH = 1024, 8, 512
@@ -34,11 +32,9 @@ def cases(rounds: int = 11) -> Iterator[str]:
         seconds[LIMIT] = [stretch * second for second in seconds["work alone"]]
         for schedule in SCHEDULES:
             for peer in (f"torch, {schedule}", LIMIT):
-                compared = Comparison.of(pairs(seconds, schedule, peer), (schedule, peer))
-                yield compared.line(f"p = 2, m = {micro_batches}, {schedule}", peer)
-            theirs = Comparison.of(
-                pairs(seconds, f"torch, {schedule}", LIMIT), (f"torch, {schedule}", LIMIT)
-            )
+                ours = compared(seconds, schedule, peer)
+                yield ours.line(f"p = 2, m = {micro_batches}, {schedule}", peer)
+            theirs = compared(seconds, f"torch, {schedule}", LIMIT)
             yield theirs.line(f"p = 2, m = {micro_batches}, torch, {schedule}", LIMIT)
 
 
@@ -56,7 +52,7 @@ def time_all(micro_batches: int, rounds: int) -> dict[str, list[float]]:
     }
     _assert_equal_gradients(layers, programs)
     programs["work alone"] = _alone(layers, x, y, micro_batches)
-    return seconds_on_ranks(programs, rounds, calls=1)
+    return race_on_ranks(programs, rounds, calls=1)
 
 
 def _ours(

@@ -108,6 +108,19 @@ def launch(
         ranks.stop()
 
 
+def collect(
+    worker: Callable[..., Any], world_size: int, *args: Any, **options: Any
+) -> dict[int, list[Any]]:
+    """``launch`` a worker and wait for its end: rank → all that it yielded, or returned.
+
+    options, and what is raised: see ``launch``.
+    """
+    heard: dict[int, list[Any]] = {rank: [] for rank in range(world_size)}
+    for rank, value in launch(worker, world_size, *args, **options):
+        heard[rank].append(value)
+    return heard
+
+
 def under_torchrun() -> bool:
     """Did torchrun start this process, as one rank of several?"""
     return dist.is_torchelastic_launched()

@@ -1,8 +1,8 @@
 """A training step of a pipeline on two ranks: ours, torch.distributed.pipelining, the limit.
 
-Each rank has one thread. The limit is (m + p − 1)/m times what the slower stage needs for its m micro-batches when nothing is
-sent or waited for, measured in the same run, while the other stage is as busy. Gradients are
-compared before anything is timed.
+Each rank has one thread. The limit is (m + p − 1)/m times what the slower stage needs for its m
+micro-batches when nothing is sent or waited for, measured in the same run, while the other stage is
+as busy. Gradients are compared before anything is timed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Ours = one process with the whole batch = torch.distributed.pipelining, after every step; and the
-mistakes show.
-"""
+"""Ours = one process with the whole batch = torch.distributed.pipelining, after every step."""
 
 import copy
 import itertools
@@ -14,17 +12,9 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.functional import mse_loss
 
-from accel_lab import pipeline
-from accel_lab.pipeline import (
-    SCHEDULES,
-    Knobs,
-    Stage,
-    balanced,
-    bubble,
-    layer_seconds,
-    run,
-    stage_of,
-)
+from accel_lab.experiments import pipeline as experiment
+from accel_lab.experiments.pipeline import Knobs, run
+from accel_lab.pipeline import SCHEDULES, Stage, balanced, bubble, layer_seconds, stage_of
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure.proof import prove, snapshot
@@ -287,11 +277,13 @@ def test_a_run_makes_the_updates_of_one_process(schedule, ranks, micro_batches):
 
 
 def with_an_idle_stage(knobs, digits):
-    """As the cut may come out where layers take next to no time: one stage has nothing that learns."""
-    pipeline._my_layers = lambda whole, *_: [range(1), range(1, 2), range(2, len(whole))][
-        dist.get_rank()
-    ]
-    yield from pipeline.train_this_stage(knobs, digits)
+    """Give one stage nothing to learn, as a cut of layers that take no time may."""
+    experiment._layers_of_this_rank = lambda whole, *_: [
+        range(1),
+        range(1, 2),
+        range(2, len(whole)),
+    ][dist.get_rank()]
+    yield from experiment.train_this_stage(knobs, digits)
 
 
 def test_a_stage_may_have_nothing_to_learn():
@@ -299,7 +291,7 @@ def test_a_stage_may_have_nothing_to_learn():
         with_an_idle_stage,
         Knobs(ranks=3, width=16, depth=4, twin=True),
         datasets.mnist5k(),
-        merge=pipeline.one_behind_the_other,
+        merge=experiment.merge_stages,
     )
     for step in itertools.islice(stream, 3):
         assert step.metrics["update_error"] < 1e-5

@@ -36,6 +36,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from accel_lab import pipeline
+from accel_lab.experiments import pipeline as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
@@ -56,7 +57,7 @@ knobs = {}
 
 # %%
 torch.set_num_threads(1)  # as every rank has: layers timed here take what they take there
-base = pipeline.Knobs(**{"batch_size": 512, "micro_batches": 8, **knobs})
+base = experiment.Knobs(**{"batch_size": 512, "micro_batches": 8, **knobs})
 mnist = datasets.mnist5k()
 print(
     f"a network of {base.depth} linear layers, {base.width} wide, on {base.ranks} processes; "
@@ -105,7 +106,7 @@ guess_eight
 
 # %%
 panel = Panel(
-    pipeline.run,
+    experiment.run,
     base,
     [
         Curve("throughput", "samples/s"),
@@ -308,10 +309,7 @@ for p, m in ((2, 1), (2, 4), (2, 8), (4, 4), (4, 32)):
 print(inspect.getsource(pipeline.one_forward_one_backward))
 
 # %%
-draw(
-    ("GPipe", play(pipeline.gpipe, 3, 6)),
-    ("1F1B", play(pipeline.one_forward_one_backward, 3, 6)),
-)
+draw(("GPipe", play(pipeline.gpipe, 3, 6)), ("1F1B", play(pipeline.one_forward_one_backward, 3, 6)))
 
 # %% [markdown]
 # Both end at the same moment: 1F1B does not shrink the bubble, whatever is said of it. What it
@@ -525,7 +523,7 @@ draw(
 # %%
 computing = {}
 for m in [m for m in counts if m <= base.batch_size]:
-    steps = pipeline.run(base.turned(micro_batches=m))
+    steps = experiment.run(base.turned(micro_batches=m))
     computing[m] = [step.spans for step in islice(steps, 10)][2:]
     steps.close()
 
@@ -731,7 +729,7 @@ broken = base.turned(
     twin=True, learning_rate=max(1e-4, base.learning_rate / 10)
 )  # or some mistakes would end the run at once
 break_it = Panel(
-    pipeline.run,
+    experiment.run,
     broken,
     [
         Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
@@ -771,7 +769,7 @@ for mistake, patience in (
 ):
     settings = base.turned(ranks=2, micro_batches=4, mistake=mistake, timeout=patience)
     try:
-        list(islice(pipeline.run(settings), 10))
+        list(islice(experiment.run(settings), 10))
     except RankFailed as failed:
         failures[mistake] = failed
         print(

@@ -1,0 +1,231 @@
+"""A pipeline on processes of this machine: schedules, bubble, memory, and famous mistakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from accel_lab.pipeline import (
+    SCHEDULES,
+    Action,
+    Stage,
+    balanced,
+    bubble,
+    gpipe,
+    layer_seconds,
+    one_forward_one_backward,
+    stage_of,
+)
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.knobs import KnobError, dial
+from accel_lab.workbench.loop import train
+from accel_lab.workbench.measure.memory_meter import ActivationMeter
+from accel_lab.workbench.measure.proof import Twin
+from accel_lab.workbench.ranks.checkpoint import Checkpoint
+from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die, gather
+from accel_lab.workbench.ranks.world import RankKnobs, launch_steps, on_one_timeline
+from accel_lab.workbench.step import Step
+
+
+class Knobs(RankKnobs):
+    ranks: int = dial(2, ge=1, le=4, description="stages, each in its own process")
+    micro_batches: int = dial(
+        4, ge=1, le=32, description="parts of a batch, sent down the pipeline one by one"
+    )
+    schedule: Literal["gpipe", "1f1b"] = dial(
+        "gpipe", description="order of forwards and backwards"
+    )
+    mistake: Literal[
+        "none",
+        "skip the division",
+        "wrong rank order",
+        "two schedules",
+        "unbalanced stages",
+        "mismatched shapes",
+        "slow rank",
+        "dying rank",
+    ] = dial("none", description="a famous mistake, or mishap")
+    width: int = dial(512, ge=8, le=4096, log=True, description="units in each hidden layer")
+    depth: int = dial(8, ge=2, le=16, panel=False, description="linear layers of the whole model")
+    batch_size: int = dial(256, ge=1, le=1024, log=True, description="samples per update")
+
+    @model_validator(mode="after")
+    def _everything_fits(self) -> Knobs:
+        if self.micro_batches > self.batch_size:
+            raise KnobError(
+                "micro_batches",
+                f"{self.micro_batches} do not fit a batch of {self.batch_size} samples",
+            )
+        if self.ranks > self.depth:
+            raise KnobError(
+                "ranks", f"{self.ranks} stages cannot be filled with {self.depth} linear layers"
+            )
+        return self
+
+
+def run(knobs: Knobs) -> Generator[Step, None, None]:
+    """Train a deep MLP on 4,000 MNIST digits, a stage per rank, until the generator is closed.
+
+    A Step is one update of all ranks. Its metrics:
+    loss: mean over the whole batch.
+    bubble_measured: idle share of all ranks' time, from the first forward to the last backward.
+    bubble_predicted: the same by the formula.
+    held_on_rank_R: for how many micro-batches rank R holds activations, at most.
+    activation_bytes_on_rank_R: bytes that autograd holds there, at most.
+    update_error (with ``twin``): ‖Δw − Δw_one‖ / ‖Δw_one‖ against one process with the whole batch.
+
+    Spans: ``forward I`` and ``backward I`` of each rank and micro-batch I. Raises RankFailed as
+    ``launch`` does.
+    """
+    yield from launch_steps(train_this_stage, knobs, datasets.mnist5k(), merge=merge_stages)
+
+
+def merge_stages(steps: list[Step]) -> Step:
+    """Make one Step of the ranks': the loss is the last one's, the bubble needs all of them."""
+    spans = on_one_timeline(steps)
+    work = [span for span in spans if span.kind in ("forward", "backward")]
+    lasted = max(span.end for span in work) - min(span.start for span in work)
+    busy = sum(span.end - span.start for span in work)
+    metrics = {
+        "loss": steps[-1].metrics["loss"],
+        "bubble_measured": 1 - busy / (len(steps) * lasted),
+        "bubble_predicted": bubble(len(steps), int(steps[0].metrics["micro_batches"])),
+        **{
+            f"{name}_on_rank_{rank}": step.metrics[name]
+            for name in ("held", "activation_bytes")
+            for rank, step in enumerate(steps)
+        },
+        **{name: value for name, value in steps[0].metrics.items() if name == "update_error"},
+    }
+    return Step(
+        steps[0].index, steps[0].samples, max(step.seconds for step in steps), metrics, spans
+    )
+
+
+def train_this_stage(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
+    """Train one stage: the worker, the same under ``launch`` and under torchrun."""
+    is_faulty = dist.get_rank() == dist.get_world_size() - 1  # the rank that mishaps happen to
+    device = device_of_rank()
+    torch.manual_seed(knobs.seed)
+    width = knobs.width + (is_faulty and knobs.mistake == "mismatched shapes")
+    widths = [digits.train_x[0].numel(), *[width] * (knobs.depth - 1), digits.classes]
+    whole = _deep_mlp(*widths).to(device)
+    saved = Checkpoint(knobs.checkpoint, model=whole)
+    batches = islice(digits.to(device).batches(knobs.batch_size, knobs.seed), saved.updates, None)
+    x, y = next(batches)
+    part, unbalanced = x.tensor_split(knobs.micro_batches)[0], knobs.mistake == "unbalanced stages"
+    layers = stage_of(whole, _layers_of_this_rank(whole, part, unbalanced))
+    if is_faulty and knobs.mistake == "slow rank":
+        layers.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    saved.parts["model"] = together = WholeModel(whole, layers)
+    spans = RankSpanRecorder(device)
+    stage = Stage(layers, x, _loss(knobs), spans)
+    parameters = {"params": list(layers.parameters())}  # a stage may have none
+    optimizer = torch.optim.SGD([parameters], lr=knobs.learning_rate)
+    actions = _actions(knobs, stage, is_faulty)
+
+    def forward_backward(x: Tensor, y: Tensor) -> Tensor:
+        m = knobs.micro_batches
+        return stage.step(actions, x.tensor_split(m), y.tensor_split(m))
+
+    def update(x: Tensor, y: Tensor) -> dict[str, Tensor | float]:
+        optimizer.zero_grad()
+        loss = forward_backward(x, y)
+        with spans("optimizer step"):
+            optimizer.step()
+        return {"loss": loss, "held": stage.peak_held, "micro_batches": knobs.micro_batches}
+
+    with ActivationMeter(whole, x) as meter:  # once: the sizes do not change, and counting is slow
+        forward_backward(x, y)
+    twin = None
+    if knobs.twin:
+        rule = torch.optim.SGD(whole.parameters(), lr=knobs.learning_rate)
+        twin = Twin(whole, rule, _in_one_process)
+    batches = chain([(x, y)], batches)
+    steps = train(update, twin.ahead_of(batches) if twin else batches, spans=spans)
+    for step in saved.steps(steps, knobs.checkpoint_every):
+        metrics = {**step.metrics, "activation_bytes": meter.peak}
+        if twin:
+            together.state_dict()
+            metrics["update_error"] = twin.error()
+        yield replace(step, metrics=metrics)
+        if is_faulty and knobs.mistake == "dying rank" and step.index == saved.updates + 4:
+            die()
+
+
+@dataclass
+class WholeModel:
+    """Keeps the whole model up to date from the stages; every rank must call ``state_dict``."""
+
+    whole: nn.Sequential
+    layers: nn.Sequential  # some of the whole's
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = self.whole.state_dict()
+        for rank, names in enumerate(gather(list(self.layers.state_dict()))):
+            for name in names:
+                dist.broadcast(state[name], rank)
+        return state
+
+
+def _deep_mlp(*widths: int) -> nn.Sequential:
+    """Make an MLP with the weights of He et al. 2015, arXiv:1502.01852.
+
+    torch's default weights make the signal vanish in so many layers.
+    """
+    model = models.mlp(*widths)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def _layers_of_this_rank(whole: nn.Sequential, x: Tensor, unbalanced: bool) -> range:
+    """Let rank 0 measure and decide for all: each rank for itself would measure something else."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    box: list[list[range]] = [[]]
+    if rank == 0 and unbalanced:
+        first = len(whole) - 2 * (world - 1)  # the other stages have one linear layer and its ReLU
+        box = [[range(first), *(range(layer, layer + 2) for layer in range(first, len(whole), 2))]]
+    elif rank == 0:
+        box = [balanced(layer_seconds(whole, x), world)]
+    dist.broadcast_object_list(box, 0)
+    return box[0][rank]
+
+
+def _loss(knobs: Knobs) -> Callable[[Tensor, Tensor], Tensor]:
+    if knobs.mistake == "skip the division":  # each micro-batch's own mean, as if it were the whole
+        return lambda out, y: cross_entropy(out, y) * knobs.batch_size
+    return lambda out, y: cross_entropy(out, y, reduction="sum")
+
+
+def _actions(knobs: Knobs, stage: Stage, is_faulty: bool) -> list[Action]:
+    m = knobs.micro_batches
+    if knobs.mistake == "two schedules":
+        # the last stage waits for all forwards, the others turn back before they have sent them
+        return (gpipe if is_faulty else one_forward_one_backward)(stage.rank, stage.world, m)
+    if is_faulty and knobs.mistake == "wrong rank order":
+        # two gradients change places, and arrive at each other's activations
+        pairs = [[i, i + 1] if i + 1 < m else [i] for i in range(0, m, 2)]
+        both = [(("forward", pair), ("backward", pair[::-1])) for pair in pairs]
+        return [(kind, i) for turns in both for kind, pair in turns for i in pair]
+    return SCHEDULES[knobs.schedule](stage.rank, stage.world, m)
+
+
+def _in_one_process(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> None:
+    optimizer.zero_grad()
+    cross_entropy(model(x), y).backward()
+    optimizer.step()

@@ -48,6 +48,26 @@ class Dial:
     def label(self) -> str:
         return self.name.replace("_", " ")
 
+    def values(self, most: int = 64) -> list[Any]:
+        """At most ``most`` values from low to high, to draw a curve over this knob: each choice,
+        each whole number, or evenly spaced ones (in ratio where ``log``). Without bounds, its
+        default alone.
+        """
+        if self.choices or self.type is bool:
+            return list(self.choices or (False, True))
+        if self.low is None or self.high is None or (self.log and self.low <= 0):
+            return [self.default]
+        if self.type is int and self.high - self.low < most:
+            return list(range(int(self.low), int(self.high) + 1))
+        shares = [place / (most - 1) for place in range(most)]
+        low, high = float(self.low), float(self.high)
+        if self.log:
+            values = [low ** (1 - share) * high**share for share in shares]
+        else:
+            values = [low * (1 - share) + high * share for share in shares]
+        values[0], values[-1] = low, high  # to the last bit, or the knobs would refuse them
+        return sorted({round(value) for value in values}) if self.type is int else values
+
 
 def dial(default: Any, *, log: bool = False, panel: bool = True, **field: Any) -> Any:
     """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, and whether it

@@ -1,19 +1,18 @@
-"""Per-channel statistics of data that comes in pieces: one pass, constant memory, and the same
-whatever the pieces are.
+"""Per-channel statistics for ``accel_lab.normalization``: one pass, constant memory, any pieces.
 
-Pixels are whole numbers, and whole numbers add up without rounding. For 8- and 16-bit integers
-``Totals`` keeps n, Σx and Σx² as Python integers, which never overflow, so that chunks and ranks
-can be merged in any order and the mean and the variance
+Pixels are integers, and sums of integers are exact. For 8- and 16-bit integers ``Totals`` keeps n,
+Σx and Σx² as Python integers, which never overflow. So chunks and ranks can be merged in any order,
+and the mean and the variance
 
     μ = Σx / n        σ² = (n·Σx² − (Σx)²) / n²
 
-come out the same to the last bit, each rounded once. With floats that second formula is the
-textbook's catastrophe: two large numbers whose difference has lost its digits. ``Moments`` keeps
-the mean and M2 = Σ(x − μ)² instead, and merges two parts a and b by
+are the same to the last bit, each rounded once. With floats the second formula cancels
+catastrophically: it subtracts two large numbers. ``Moments`` keeps the mean and M2 = Σ(x − μ)²
+instead, and merges two parts a and b by
 
     δ = μ_b − μ_a        μ = μ_a + δ·n_b/n        M2 = M2_a + M2_b + δ²·n_a·n_b/n
 
-which is right up to float64 rounding, in whatever pieces.
+which is right up to float64 rounding, however the data is cut.
 
 Source: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", section 3
 (merging) and section 2 (what goes wrong); Welford 1962 is the case n_b = 1.
@@ -22,24 +21,19 @@ Source: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 BLOCK = 2**18  # elements looked at together: in float64 they fit a core's cache
-EXACT = (
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-)  # Σx² of a BLOCK of these is below 2⁵³: float64 holds it without rounding
+# Σx² of a BLOCK of these is below 2⁵³: float64 holds it without rounding
+EXACT = (torch.uint8, torch.int8, torch.int16)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over 8- or 16-bit integers, per channel, exact. ``a + b`` merges; the order never
-    matters.
-    """
+    """Exact sums over 8- or 16-bit integers, per channel; ``a + b`` merges, in any order."""
 
     counts: tuple[int, ...]
     sums: tuple[int, ...]
@@ -49,7 +43,7 @@ class Totals:
 
     @classmethod
     def of(cls, block: Tensor) -> Totals:
-        """block [n, channels, …] of at most BLOCK elements."""
+        """Sum up a block [n, channels, …] of at most BLOCK elements."""
         x = _channels_first(block).double()
         counts = (x.shape[1],) * len(x)
         sums, squares = (tuple(map(int, part.tolist())) for part in (x.sum(1), x.square().sum(1)))
@@ -60,36 +54,25 @@ class Totals:
             tuple(a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True))
             for name in ("counts", "sums", "squares")
         )
-        return Totals(
-            counts,
-            sums,
-            squares,
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-        )
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        return Totals(counts, sums, squares, low, high)
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensor(
-            [total / n for n, total in zip(self.counts, self.sums, strict=True)],
-            dtype=torch.float64,
-        )
+        parts = zip(self.counts, self.sums, strict=True)
+        return torch.tensor([total / n for n, total in parts], dtype=torch.float64)
 
     @property
     def variance(self) -> Tensor:
-        """Σ(x − μ)²/n, the population's: integers all the way, and one division at the end."""
+        """Σ(x − μ)²/n, the population's: integers up to one division at the end."""
         parts = zip(self.counts, self.sums, self.squares, strict=True)
-        return torch.tensor(
-            [(n * squares - total * total) / (n * n) for n, total, squares in parts],
-            dtype=torch.float64,
-        )
+        variances = [(n * squares - total * total) / (n * n) for n, total, squares in parts]
+        return torch.tensor(variances, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations, per channel, for floats. ``a + b`` merges them by
-    Chan's rule.
-    """
+    """Count, mean and sum of squared deviations, per channel; ``a + b`` merges by Chan's rule."""
 
     count: Tensor  # [channels], float64, as are all
     mean: Tensor
@@ -99,20 +82,15 @@ class Moments:
 
     @classmethod
     def of(cls, block: Tensor) -> Moments:
-        """block [n, channels, …]; NaN is left out, so channels may differ in count."""
+        """Sum up a block [n, channels, …]; NaN is left out, so channels may differ in count."""
         x = _channels_first(block).double()
         missing = x.isnan()
         count = (~missing).sum(1).double()
         mean = x.nansum(1) / count.clamp(min=1)
         m2 = (x - mean[:, None]).square().nansum(1)
-        inf = float("inf")
-        return cls(
-            count,
-            mean,
-            m2,
-            x.masked_fill(missing, inf).amin(1),
-            x.masked_fill(missing, -inf).amax(1),
-        )
+        low = x.masked_fill(missing, float("inf")).amin(1)
+        high = x.masked_fill(missing, float("-inf")).amax(1)
+        return cls(count, mean, m2, low, high)
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
@@ -120,13 +98,8 @@ class Moments:
         delta = other.mean - self.mean
         mean = self.mean + delta * share
         m2 = self.m2 + other.m2 + delta.square() * self.count * share
-        return Moments(
-            count,
-            mean,
-            m2,
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-        )
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        return Moments(count, mean, m2, low, high)
 
     @property
     def variance(self) -> Tensor:
@@ -138,18 +111,16 @@ Statistics = Totals | Moments
 
 
 def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statistics:
-    """Statistics of the training split: one pass over batches [n, channels, …], in the memory of
-    one batch.
+    """Compute statistics of the training split, in one pass and the memory of one batch.
 
-    Batches may differ in n and in picture size, not in channels or dtype. Totals for 8- and 16-bit
-    integers, Moments otherwise. Raises ValueError, one line, when there is no sample, a value is
-    infinite, or one is NaN and not to be skipped; when the layout looks like [n, height, width,
-    channels]; and when a later batch has other channels or another dtype than the first.
+    batches: of [n, channels, …]; n and picture size may differ, channels and dtype may not.
+    skip_nan: leave NaN out instead of refusing it.
+    Returns Totals for 8- and 16-bit integers, Moments otherwise.
+    Raises ValueError, one line, for no samples; infinite values or NaN; a layout that looks like
+    [n, height, width, channels]; other channels or another dtype than the first batch's.
     """
     seen: Statistics | None = None
-    first: tuple[int, torch.dtype] | None = (
-        None  # channels and dtype; not the batch, which would stay in memory
-    )
+    first: tuple[int, torch.dtype] | None = None  # channels and dtype, not the batch itself
     for place, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
         _check(batch, place, first, skip_nan)
         first = first or (batch.shape[1], batch.dtype)
@@ -182,9 +153,7 @@ def _check(
         )
     if batch.is_floating_point():
         if batch.isinf().any():
-            raise ValueError(
-                f"statistics: batch {place} holds an infinite value; no scale survives it"
-            )
+            raise ValueError(f"statistics: batch {place} holds an infinite value; repair it first")
         if not skip_nan and (missing := int(batch.isnan().sum())):
             raise ValueError(
                 f"statistics: batch {place} holds {missing} NaN; repair them, or leave them out "
@@ -193,9 +162,7 @@ def _check(
 
 
 def refuse_channels_last(x: Tensor) -> None:
-    """Raises ValueError for what looks like pictures [n, height, width, channels]: it would be
-    scaled row by row, silently.
-    """
+    """Raise ValueError for what looks like [n, height, width, channels]: rows are no channels."""
     if x.dim() == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8:
         raise ValueError(
             f"layout: {list(x.shape)} looks like [n, height, width, channels]; give "
@@ -203,10 +170,28 @@ def refuse_channels_last(x: Tensor) -> None:
         )
 
 
-def across_ranks(statistics: Statistics) -> Statistics:
-    """Every rank's statistics merged, on every rank alike (in rank order, so that even float
-    rounding is the same everywhere).
+def check_scale(x: Tensor, low: Tensor, high: Tensor, integers: bool) -> None:
+    """Raise ValueError, one line, for x that is not on the fitted scale.
+
+    x: should be [n, channels, …]. low, high: fitted range [channels]. integers: fitted on integers.
     """
+    refuse_channels_last(x)
+    if x.dim() < 2 or x.shape[1] != len(low):
+        raise ValueError(f"channels: {list(x.shape)} given; fitted on [n, {len(low)}, …]")
+    if x.is_floating_point() == integers or x.dtype == torch.bool or x.is_complex():
+        fitted = f"{'integers' if integers else 'floats'} {low.min():g}…{high.max():g}"
+        raise ValueError(f"scale: fitted on {fitted}, given {x.dtype}")
+    if x.numel() and x.is_floating_point() and high.max() > 2 and low.min() >= 0:
+        some = x.flatten()[:: max(1, x.numel() // 4096)]
+        if ((some >= 0) & (some <= 1)).all() and (some != some.round()).any():
+            raise ValueError(
+                f"scale: fitted on values up to {high.max():g}, given fractions of 0…1: scaled "
+                "already?"
+            )
+
+
+def across_ranks(statistics: Statistics) -> Statistics:
+    """Merge all ranks' statistics, in rank order, so that rounding is the same on every rank."""
     every: list[Statistics | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, statistics)
     total, *others = every
@@ -215,10 +200,8 @@ def across_ranks(statistics: Statistics) -> Statistics:
     return total
 
 
-def slow(x: Tensor) -> dict[str, Tensor]:
-    """The plain way: all of x [n, channels, …] in memory at once, in float64, in two passes. What
-    ``fit`` must agree with.
-    """
+def two_pass(x: Tensor) -> dict[str, Tensor]:
+    """Compute the same as ``fit`` the plain way: all of x [n, channels, …] at once, in float64."""
     rows = _channels_first(x).double()
     mean = rows.mean(1)
     return {
@@ -232,11 +215,3 @@ def slow(x: Tensor) -> dict[str, Tensor]:
 def _channels_first(x: Tensor) -> Tensor:
     """[n, channels, …] → [channels, n·…]"""
     return x.transpose(0, 1).flatten(1)
-
-
-def same(a: Statistics, b: Statistics) -> bool:
-    """Equal to the last bit."""
-    return type(a) is type(b) and all(
-        torch.equal(x, y) if isinstance(x, Tensor) else x == y
-        for x, y in ((getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
-    )

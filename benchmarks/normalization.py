@@ -1,11 +1,10 @@
-"""uint8 pictures to normalized floats, statistics of a data set, and batch norm, beside those who
-do the same.
+"""Normalized floats from uint8 pictures, statistics of a data set, and batch norm, beside peers.
 
-The limit is a copy: whoever writes these bytes cannot be faster than one that only reads floats and
-writes floats. Two ways of asking: into a buffer that is kept (``out=``), and into new memory, which
-the system must first provide. The peers always take new memory. For the small batch malloc
-sometimes keeps it from call to call and sometimes gives it back, which makes the same expression
-several times as slow: where it is kept, what remains is the arithmetic.
+The limit is a copy: writing these bytes cannot be faster than reading and writing floats. Results
+go either into a buffer that is kept (``out=``), or into new memory, which the system must first
+provide; the peers always take new memory. For the small batch malloc sometimes keeps that memory
+between calls and sometimes returns it, which makes the same expression several times as slow: where
+it is kept, what remains is the arithmetic.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from accel_lab.measuring import compare
 from accel_lab.normalization import BatchNorm, fit, naive_normalize, to_unit_variance
+from accel_lab.workbench.measure.comparison import compare
 
 
 def cases() -> Iterator[str]:

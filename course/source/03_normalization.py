@@ -34,6 +34,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from accel_lab import normalization
+from accel_lab.experiments import normalization as experiment
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
 from accel_lab.workbench.drawing.chart import Curve
@@ -51,11 +52,11 @@ from accel_lab.workbench.panel import Panel, Prediction
 knobs = {}
 
 # %%
-base = normalization.Knobs(**knobs)
+base = experiment.Knobs(**knobs)
 mnist = datasets.mnist5k()
 pixels, test_pixels = ((x * 255).round().to(torch.uint8) for x in (mnist.train_x, mnist.test_x))
 _ = next(
-    normalization.run(base)
+    experiment.run(base)
 )  # the first update of a process takes long: PyTorch loads its optimizers
 torch.set_num_threads(
     1
@@ -102,7 +103,7 @@ guess_batch_norm
 
 # %%
 panel = Panel(
-    normalization.run,
+    experiment.run,
     base,
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
@@ -150,14 +151,14 @@ print(inspect.getsource(normalization.naive_normalize))
 # %% tags=["nbval-check-output"]
 five = torch.tensor([[0], [10], [20], [30], [240]], dtype=torch.uint8)
 statistics = normalization.fit(five)
-for name, method in normalization.METHODS.items():
+for name, method in experiment.METHODS.items():
     y = method(statistics)(five)
     print(
         f"{name:<19}",
         [f"{value:.2f}" for value in y.flatten().tolist()],
         f"variance {y.var(correction=0):.2f}",
     )
-wrong = normalization.divided_by_the_variance(statistics)(five)
+wrong = experiment.divided_by_the_variance(statistics)(five)
 values = [f"{value:.2f}" for value in wrong.flatten().tolist()]
 print(f"{'divided by variance':<19}", values, f"variance {wrong.var(correction=0):.5f}")
 
@@ -210,7 +211,7 @@ picture, columns = figure.axes(9, 3, columns=3)
 for axes, (name, (x, batch_norm)) in zip(columns, flows.items()):
     torch.manual_seed(0)
     layer = 0
-    for part in normalization.network(6, batch_norm):
+    for part in experiment.network(6, batch_norm):
         x = part(x)
         if isinstance(part, nn.ReLU):
             layer += 1
@@ -294,7 +295,7 @@ proof
 # %% tags=["nbval-check-output"]
 def training_on(scale, batch_norm):
     torch.manual_seed(2)
-    model = normalization.network(2, batch_norm).double()
+    model = experiment.network(2, batch_norm).double()
     if batch_norm:
         model[2].eps = 0.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -340,7 +341,7 @@ prove({f"0…{scale:,}": training_on(scale, batch_norm=False) for scale in (1, 2
 def loss_after(updates, **changes):
     """The mean loss of the last ten updates; infinite if it ran away."""
     try:
-        steps = list(islice(normalization.run(base.turned(**changes)), updates))
+        steps = list(islice(experiment.run(base.turned(**changes)), updates))
     except NonFiniteLoss:
         return math.inf
     return sum(step.metrics["loss"] for step in steps[-10:]) / 10
@@ -350,11 +351,9 @@ def sweep(rates, updates=50, **changes):
     return {rate: loss_after(updates, learning_rate=rate, **changes) for rate in rates}
 
 
-methods = ("none", *normalization.METHODS)
+methods = ("none", *experiment.METHODS)
 predicted = {
-    name: normalization.largest_stable_rate(
-        normalization.prepared(base.turned(method=name)).train_x
-    )
+    name: experiment.largest_stable_rate(experiment.prepared(base.turned(method=name)).train_x)
     for name in methods
 }
 around = [10 ** (half / 2) for half in (-4, -2, -1, 0, 1, 2, 3, 4)]
@@ -498,7 +497,7 @@ print(bound)
 # %%
 broken = base.turned(method="0 to 1")
 break_it = Panel(
-    normalization.run,
+    experiment.run,
     broken,
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
@@ -519,7 +518,7 @@ break_it
 multiples = [1, 4, 16, 64, 256, 1000]
 spread = {
     name: [
-        normalization.prepared(base.turned(method=name, outlier=v)).test_x.std().item()
+        experiment.prepared(base.turned(method=name, outlier=v)).test_x.std().item()
         for v in multiples
     ]
     for name in ("0 to 1", "mean and deviation")
@@ -594,7 +593,7 @@ for batch_norm, color, mark in ((False, figure.BLUE, "o"), (True, figure.GREEN, 
         small = base.turned(
             method="mean and deviation", batch_norm=batch_norm, batch_size=size, learning_rate=0.02
         )
-        steps = list(islice(normalization.run(small), 251))
+        steps = list(islice(experiment.run(small), 251))
         reached.append(100 * steps[-1].metrics["test_accuracy"])
     axes.plot(
         sizes,

@@ -1,0 +1,147 @@
+"""Normalization in training: the learning rates that pixels of each scale allow, and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from accel_lab.normalization import (
+    BatchNorm,
+    Normalizer,
+    Statistics,
+    fit,
+    to_minus_one_one,
+    to_unit_variance,
+    to_zero_one,
+)
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.knobs import TrainingKnobs, dial
+from accel_lab.workbench.loop import classifier_update, train
+from accel_lab.workbench.step import Step
+
+METHODS: dict[str, Callable[[Statistics], Normalizer]] = {
+    "0 to 1": to_zero_one,
+    "-1 to 1": to_minus_one_one,
+    "mean and deviation": to_unit_variance,
+}
+EVALUATE_EVERY = 10  # updates
+
+
+class Knobs(TrainingKnobs):
+    method: Literal["none", "0 to 1", "-1 to 1", "mean and deviation"] = dial(
+        "none", description="what is done to the pixels"
+    )
+    learning_rate: float = dial(
+        0.1, ge=1e-8, le=100, log=True, description="step size of the optimizer"
+    )
+    outlier: int = dial(
+        1,
+        ge=1,
+        le=1000,
+        log=True,
+        description="brightness of one broken pixel in one picture, in multiples of 255",
+    )
+    batch_norm: bool = dial(False, description="batch normalization after every hidden layer")
+    mistake: Literal["none", "variance as divisor", "leaked statistics"] = dial(
+        "none", description="a famous mistake to make"
+    )
+    layers: int = dial(
+        2, ge=0, le=8, panel=False, description="hidden layers, 0 for softmax regression"
+    )
+    batch_size: int = dial(128, ge=2, le=1024, panel=False, description="samples per update")
+
+
+def run(knobs: Knobs) -> Generator[Step, None, None]:
+    """Train a small network on 4,000 MNIST digits until the generator is closed.
+
+    Metrics of each Step: loss. Of every tenth, evaluated outside the timed update:
+    activation_0: root mean square of the input.
+    activation_1, activation_2, …: root mean square of each hidden layer's output.
+    test_accuracy: 0 to 1.
+
+    Raises NonFiniteLoss when the loss explodes.
+    """
+    torch.manual_seed(knobs.seed)
+    device = pick_device(knobs.device)
+    digits = prepared(knobs).to(device)
+    model = network(knobs.layers, knobs.batch_norm).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=knobs.learning_rate)
+    batches = digits.batches(knobs.batch_size, knobs.seed)
+    for step in train(classifier_update(model, optimizer), batches):
+        found = evaluate(model, digits) if step.index % EVALUATE_EVERY == 0 else {}
+        yield replace(step, metrics={**step.metrics, **found})
+
+
+@torch.no_grad()
+def evaluate(model: nn.Sequential, digits: datasets.Data) -> dict[str, float]:
+    """Measure test accuracy, and the root mean square of the input and of every ReLU's output."""
+    model.eval()
+    x, found = digits.test_x, {"activation_0": float(digits.test_x.square().mean().sqrt())}
+    for part in model:
+        x = part(x)
+        if isinstance(part, nn.ReLU):
+            found[f"activation_{len(found)}"] = float(x.square().mean().sqrt())
+    model.train()
+    return found | {"test_accuracy": float((x.argmax(1) == digits.test_y).double().mean())}
+
+
+def prepared(knobs: Knobs) -> datasets.Data:
+    """Make the data: pixels 0…255, one of them broken, normalized by the training split."""
+    return _prepared(knobs.method, knobs.outlier, knobs.mistake)
+
+
+@lru_cache(maxsize=4)  # 16 MB each
+def _prepared(method: str, outlier: int, mistake: str) -> datasets.Data:
+    digits = datasets.mnist5k()
+    train, test = digits.train_x * 255, digits.test_x * 255
+    train[0, 0, 0, 0] = 255.0 * outlier if outlier > 1 else 0.0  # a corner, dark in every picture
+    if method != "none":
+        statistics = fit(torch.cat([train, test]) if mistake == "leaked statistics" else train)
+        wrong = mistake == "variance as divisor"
+        normalizer = (divided_by_the_variance if wrong else METHODS[method])(statistics)
+        train, test = normalizer(train), normalizer(test)
+    return replace(digits, train_x=train, test_x=test)
+
+
+def divided_by_the_variance(statistics: Statistics) -> Normalizer:
+    """Divide by σ² instead of σ, a famous mistake: the variance becomes 1/σ²."""
+    return Normalizer.of(statistics, statistics.mean, statistics.variance)
+
+
+def network(
+    layers: int, batch_norm: bool, features: int = 784, width: int = 64, classes: int = 10
+) -> nn.Sequential:
+    """Make a perceptron, [n, 1, 28, 28] → [n, 10].
+
+    layers: how many hidden ones, with ReLU. Without any it is softmax regression, and starts from
+    weights of 0, where its curvature is known.
+    batch_norm: a BatchNorm before each ReLU.
+    """
+    parts: list[nn.Module] = [nn.Flatten()]
+    for layer in range(layers):
+        parts += [
+            nn.Linear(width if layer else features, width),
+            *([BatchNorm(width)] if batch_norm else []),
+            nn.ReLU(),
+        ]
+    last = nn.Linear(width if layers else features, classes)
+    if not layers:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*parts, last)
+
+
+def largest_stable_rate(x: Tensor, classes: int = 10) -> float:
+    """Predict the learning rate above which softmax regression on x [n, …] oscillates: 2/λ.
+
+    λ is the largest curvature of the cross-entropy where all weights are 0: λ_max(E[x xᵀ])/classes,
+    with a 1 appended to x for the bias.
+    """
+    rows = torch.cat([x.flatten(1).double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    return float(2 * classes / torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1])

@@ -1,6 +1,8 @@
-# make lab     set up, and open the course in JupyterLab        make lab LAB_ARGS="--no-browser --port=9000"
-# make test    set up, and run every check                      make test PYTEST_ARGS="-k accumulation"
-# make course  build the notebooks from course/source           make bench BENCH="accumulation panel"
+# make lab     set up, and open the course in JupyterLab   make lab LAB_ARGS="--no-browser --port=9000"
+# make test    set up, and run every check                 make test PYTEST_ARGS="-k accumulation"
+# make quick   unit tests and lint alone                   make quick PYTEST_ARGS="-k accumulation"
+# make course  build the notebooks that are not up to date make course COURSE_ARGS=accumulation
+# make bench   time ours beside its peers                  make bench BENCH="accumulation panel"
 # make lint · make format · make constraints · make clean
 
 PYTHON ?= python3
@@ -12,29 +14,37 @@ PIP_INSTALL = $(BIN)/python -m pip install $(if $(CI),--quiet --progress-bar off
 # Opens 00_start_here, or the first chapter there is.
 FIRST = $(firstword $(sort $(wildcard course/[0-9]*.ipynb)) $(wildcard course))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-# Tests that measure time have the machine to themselves; all others share it, one thread to each of two workers.
+# Tests that measure time, or drive a browser, run one by one; all others share the machine.
 QUIET := browser or alone
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo && $(BIN)/ty check
+TWO_AT_A_TIME := -n 2 --no-loadscope-reorder
+NOTEBOOKS = --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(wildcard course)
 
-# A thread of torch that waits for another spins for a moment, then sleeps. By default it spins so long that, where a browser, a
-# server and a kernel share two cores, it keeps the one that it waits for from running; not spinning at all halves the speed.
+# A thread of torch that waits for another spins for a moment, then sleeps. By default it spins so
+# long that, where a browser, a server and a kernel share two cores, it keeps the one that it waits
+# for from running; not spinning at all halves the speed.
 export GOMP_SPINCOUNT := 30000
 
-.PHONY: lab test course bench lint format constraints clean
+.PHONY: lab test quick course bench lint format constraints clean
 
 lab: .venv/installed
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/$(FIRST)" $(LAB_ARGS)
 
-# Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so that none can get lost between
-# them; the first may be empty (pytest's 5), and where PYTEST_ARGS chooses tests, so may the second.
+# Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so
+# that none can get lost between them; the first may be empty (pytest's 5), and where PYTEST_ARGS
+# chooses tests, so may the second.
 test: .venv/installed-test
 	@sh .ci/system-packages || true
 	@failed=0; \
-	$(BIN)/ruff check . || failed=1; \
+	{ $(LINT); } || failed=1; \
 	$(BIN)/pytest -m "$(QUIET)" $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not ($(QUIET))" -n 2 --no-loadscope-reorder \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(PYTEST_ARGS) $(wildcard course) tests \
+	$(BIN)/pytest -m "not ($(QUIET))" $(TWO_AT_A_TIME) $(NOTEBOOKS) $(PYTEST_ARGS) tests \
 		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
 	exit $$failed
+
+quick: .venv/installed-test
+	@$(LINT)
+	@$(BIN)/pytest -q -m "not ($(QUIET) or slow)" $(TWO_AT_A_TIME) --ignore=tests/notebooks $(PYTEST_ARGS) tests
 
 course: .venv/installed-test
 	$(BIN)/python course/build.py $(COURSE_ARGS)
@@ -43,7 +53,7 @@ bench: .venv/installed-test
 	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: .venv/installed-test
-	$(BIN)/ruff check .
+	$(LINT)
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .

@@ -39,7 +39,7 @@ def exercises_of(name: str) -> ModuleType:
     return importlib.import_module(f"accel_lab.exercises.{name}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class ChapterFile:
     """A chapter's file: ``16_ddp.ipynb`` or ``16_ddp.py``. ``word`` is its technique's name."""
 

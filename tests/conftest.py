@@ -1,7 +1,6 @@
-"""What the tests share: who needs which program, which tests are the browser's, and what two
-workers may share out.
-"""
+"""What the tests share: threads, who needs which program, and what two workers may share out."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,11 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 BROWSER = Path(__file__).parent / "browser"
+
+# Before anything imports torch, here and in the kernels that tests start: its threads would wait
+# for each other on cores that are taken, and a test take three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -26,9 +30,7 @@ def pytest_collection_modifyitems(items):
 
 
 class ByFile(LoadFileScheduling):
-    """Workers take whole files, as a notebook's cells need one kernel; but whole notebooks under
-    papermill one by one.
-    """
+    """Workers take whole files, for a notebook's cells need one kernel; papermill's one by one."""
 
     def _split_scope(self, nodeid):
         return nodeid if nodeid.startswith("tests/notebooks/") else super()._split_scope(nodeid)

@@ -30,7 +30,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     """The folder that the one JupyterLab serves, and its address."""
     root = tmp_path_factory.mktemp("courses")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ACCEL_LAB_HEADLESS", raising=False)
+        for name in ("ACCEL_LAB_HEADLESS", "OMP_NUM_THREADS"):  # a reader has neither
+            patch.delenv(name, raising=False)
         patch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))
         patch.setenv("PYTHONPATH", str(ROOT))
         with jupyter_lab(root, tmp_path_factory.mktemp("lab")) as address:

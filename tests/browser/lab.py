@@ -138,21 +138,23 @@ def open_notebook(page: Page, lab: str, path: str) -> None:
 def run_all(page: Page, timeout: float = 300) -> None:
     """Run all cells and wait until the last one has ended."""
     page.evaluate(
-        """() => { window.__ran = false;
-                   window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.__ran = true }) }"""
+        """() => {
+            window.__ran = false;
+            const ended = window.jupyterapp.commands.execute('notebook:run-all-cells');
+            ended.then(() => { window.__ran = true }) }"""
     )
     page.wait_for_function("() => window.__ran", timeout=timeout * 1000)
 
 
 def run_cell(page: Page, text: str, above: bool = False) -> None:
-    """Run the one cell that holds this text, and before it all ``above`` it if so wished; wait
+    """Run the first cell that holds this text, and before it all ``above`` it if so wished; wait
     until it has ended.
     """
     page.evaluate(
         """async ([text, above]) => {
             const notebook = window.jupyterapp.shell.currentWidget.content;
-            const choose = () => {
-                notebook.activeCellIndex = notebook.widgets.findIndex(cell => cell.model.sharedModel.getSource().includes(text)) };
+            const holds = cell => cell.model.sharedModel.getSource().includes(text);
+            const choose = () => { notebook.activeCellIndex = notebook.widgets.findIndex(holds) };
             choose();
             if (above) await window.jupyterapp.commands.execute('notebook:run-all-above');
             choose();
@@ -168,7 +170,8 @@ def ask_kernel(page: Page, code: str) -> str:
             const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
             const request = kernel.requestExecute({code});
             let heard = '';
-            request.onIOPub = message => { if (message.header.msg_type === 'stream') heard += message.content.text };
+            request.onIOPub = message => {
+                if (message.header.msg_type === 'stream') heard += message.content.text };
             await request.done;
             return heard }""",
         code,
@@ -181,7 +184,7 @@ def picture(locator: Locator) -> str:
 
 
 def barriers(page: Page, within: str = ".accel-panel") -> list[str]:
-    """What axe-core finds there that keeps somebody out: its violations called serious or critical."""
+    """What axe-core finds there that keeps somebody out: serious and critical violations."""
     found = Axe().run(page, context=within).response["violations"]
     return [
         f"{one['id']}: {node['html']}"
@@ -196,8 +199,10 @@ def theme(page: Page, name: str) -> Iterator[None]:
     """Everything in this theme of JupyterLab's, the light one again afterwards: the setting
     outlives the page.
     """
-    change = """async (theme) => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
-                                   while (document.body.dataset.jpThemeName !== theme) await new Promise(r => setTimeout(r, 50)) }"""
+    change = """async (theme) => {
+        await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
+        while (document.body.dataset.jpThemeName !== theme)
+            await new Promise(resolve => setTimeout(resolve, 50)) }"""
     page.evaluate(change, name)
     try:
         yield

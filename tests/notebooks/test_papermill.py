@@ -1,4 +1,7 @@
-"""Every chapter runs under papermill with other knobs, and refuses a wrong one in one line."""
+"""Every chapter runs under papermill with other knobs, and refuses a wrong one in one line.
+
+The knobs are the technique's ``SMALL_KNOBS`` in its own test file: the whole chapter, in little.
+"""
 
 import importlib
 import re
@@ -8,35 +11,27 @@ import nbformat
 import papermill
 import pytest
 
-from accel_lab.workbench.knobs import Dial
+from accel_lab import catalog
 
 COURSE = Path(__file__).parents[2] / "course"
-CHAPTERS = sorted(COURSE.glob("[0-9]*.ipynb"))
+CHAPTERS = [chapter.path for chapter in catalog.chapters(COURSE)]
 every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 
 
-def dials(chapter: Path) -> list[Dial]:
-    """Those of the technique that the chapter imports first: its own, and for the front door the
-    one that it gives a taste of.
-    """
-    technique = re.search(
-        r"from accel_lab\.experiments import (\w+)",
-        (COURSE / f"source/{chapter.stem}.py").read_text(encoding="utf-8"),
-    )[1]
-    return importlib.import_module(f"accel_lab.experiments.{technique}").Knobs.dials()
+def technique_of(chapter: Path) -> str:
+    """Its own; for the front door the one that it gives a taste of."""
+    source = (COURSE / f"source/{chapter.stem}.py").read_text(encoding="utf-8")
+    return re.search(r"from accel_lab\.experiments import (\w+)", source)[1]
 
 
-def other_knobs(chapter: Path) -> dict:
-    """One knob turned: the seed where there is one, else the first whole number, by one."""
-    turned = sorted(
-        (dial for dial in dials(chapter) if dial.type is int), key=lambda dial: dial.name != "seed"
-    )[0]
-    return {turned.name: turned.default + (1 if turned.default < turned.high else -1)}
+def small_knobs(chapter: Path) -> dict:
+    return importlib.import_module(f"tests.test_{technique_of(chapter)}").SMALL_KNOBS
 
 
 def wrong_knobs(chapter: Path) -> tuple[dict, str]:
-    """The first knob that has an upper end, turned beyond it; and how the line begins that says so."""
-    dial = next(dial for dial in dials(chapter) if dial.high is not None)
+    """The first knob that has an upper end, turned beyond it; and how the line about it begins."""
+    dials = catalog.experiment(technique_of(chapter)).Knobs.dials()
+    dial = next(dial for dial in dials if dial.high is not None)
     return {dial.name: dial.high + 1}, f"{dial.name}: should be less than"
 
 
@@ -63,16 +58,14 @@ def test_a_chapter_takes_knobs(chapter):
 
 
 @every_chapter
-def test_a_chapter_runs_with_other_knobs(chapter, tmp_path):
-    done = execute(chapter, other_knobs(chapter), tmp_path / "out.ipynb")
+def test_a_chapter_runs_with_other_knobs(chapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_QUICK", "1")
+    done = execute(chapter, small_knobs(chapter), tmp_path / "out.ipynb")
     outputs, stored = outputs_of(done), outputs_of(nbformat.read(chapter, 4))
     assert not [output for output in outputs if output.output_type == "error"]
     assert pictures(outputs) == pictures(stored) > 0
-    assert not [
-        output
-        for output in outputs
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    ]
+    live = "application/vnd.jupyter.widget-view+json"
+    assert not [output for output in outputs if live in output.get("data", {})]
 
 
 @every_chapter

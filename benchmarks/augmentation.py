@@ -1,9 +1,7 @@
-"""Flips, turns, zooms, shifts and crops of a batch of pictures, and the four operations on text,
-beside those who do the same.
+"""Pictures augmented beside kornia, and the four operations on text beside nlpaug.
 
-For text that is nlpaug, given our tables of words. It is not developed any more (the last release
-is of 2022), but of all that can be installed it alone works from what it is given: textaugment
-downloads word lists whenever it is set up.
+nlpaug gets our tables of words. It is no longer developed (the last release is of 2022), but it is
+the only installable one that works offline: textaugment downloads word lists when it is set up.
 """
 
 from __future__ import annotations
@@ -18,19 +16,19 @@ from nlpaug.augmenter.word import RandomWordAug, ReservedAug
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from accel_lab import _text
+from accel_lab._wording import NEGATIONS, STOP_WORDS, split_words
 from accel_lab.augmentation import (
-    OPERATIONS,
+    TEXT_OPERATIONS,
     Policy,
+    affine_maps,
     augment,
-    draw,
-    many,
-    maps,
+    augment_texts,
     naive_augment,
+    random_numbers,
     warp,
 )
-from accel_lab.measuring import compare
 from accel_lab.workbench.data import words
+from accel_lab.workbench.measure.comparison import compare
 
 POLICY = Policy(flip=0.5, rotate=15, zoom=0.1, shift=0.1)
 CROP = Policy(crop=4)
@@ -58,9 +56,8 @@ def cases() -> Iterator[str]:
         )
         yield compare(lambda x=x: ours(x), x.clone).line(case, "a copy")
     yield from crops(torch.rand(256, 3, 32, 32, generator=generator))
-    yield from texts(
-        [text for text, _ in words.reviews()[0] if "'" not in text][:500]
-    )  # nlpaug takes "it's" for three words
+    whole = [text for text, _ in words.reviews()[0] if "'" not in text]  # nlpaug splits "it's"
+    yield from texts(whole[:500])
 
 
 def ours(x: Tensor, policy: Policy = POLICY) -> Tensor:
@@ -73,9 +70,9 @@ def one_by_one(x: Tensor) -> Tensor:
 
 def with_affine_grid(x: Tensor) -> Tensor:
     """The two calls everyone knows, given our maps in their units: −1…1 from edge to edge."""
-    draws = draw(len(x), torch.Generator().manual_seed(1))
+    draws = random_numbers(len(x), torch.Generator().manual_seed(1))
     size = torch.tensor([x.shape[3] / 2, x.shape[2] / 2])
-    theta = maps(POLICY, draws[:, 0] < POLICY.flip, draws, *x.shape[2:]) / size[:, None]
+    theta = affine_maps(POLICY, draws[:, 0] < POLICY.flip, draws, *x.shape[2:]) / size[:, None]
     theta[:, :, :2] *= size
     return grid_sample(
         x, affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
@@ -96,18 +93,16 @@ def same_pictures(x: Tensor, theirs: torch.nn.Sequential) -> None:
         affine["translations"][:, i] / (2 * POLICY.shift * x.shape[3 - i]) + 0.5 for i in (0, 1)
     ]
     draws = torch.stack([(~flipped).float(), *back], 1)
-    found = warp(x, maps(POLICY, flipped, draws, *x.shape[2:]))
+    found = warp(x, affine_maps(POLICY, flipped, draws, *x.shape[2:]))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def same_distribution(x: Tensor, theirs: torch.nn.Sequential, samples: int = 20_000) -> None:
-    """Over many pictures the amounts spread alike: quartiles of angle, zoom and shift, and the
-    share of flips.
-    """
+    """Compare quartiles of angle, zoom and shift, and the share of flips, over many pictures."""
     tiny = x[:, :, :2, :2].expand(samples, -1, -1, -1)
     theirs(tiny)
     flip, affine = (part._params for part in theirs)
-    drawn = draw(samples, torch.Generator().manual_seed(2))
+    drawn = random_numbers(samples, torch.Generator().manual_seed(2))
     shares = torch.tensor([0.25, 0.5, 0.75])
     pairs = [
         (flip["batch_prob"].float().mean(), (drawn[:, 0] < POLICY.flip).float().mean()),
@@ -136,7 +131,7 @@ def crops(x: Tensor) -> Iterator[str]:
         """A slice for each picture, as a data set would do it."""
         generator = torch.Generator().manual_seed(1)
         big = torch.nn.functional.pad(x, (4, 4, 4, 4))
-        places = (draw(len(x), generator)[:, 5:7] * 9).long().tolist()
+        places = (random_numbers(len(x), generator)[:, 5:7] * 9).long().tolist()
         return torch.stack(
             [
                 picture[:, down : down + 32, right : right + 32]
@@ -152,20 +147,14 @@ def crops(x: Tensor) -> Iterator[str]:
 
 
 def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
-    """A tenth of the words of each sentence; theirs always one at least, also when deleting. Both
-    pass the same words over.
-    """
+    """Change a tenth of the words; nlpaug at least one, also when deleting. Both skip the same."""
     random.seed(0)  # nlpaug draws from the global one
     amount = {"aug_p": share, "aug_max": None}
     tables = {"synonyms": words.synonyms(), "homophones": words.english_homophones()}
-    kept = {"synonyms": _text.SAYS_NOTHING | _text.TURNS_ROUND, "homophones": _text.TURNS_ROUND}
+    kept = {"synonyms": STOP_WORDS | NEGATIONS, "homophones": NEGATIONS}
     theirs = {name: ReservedAug([], **amount) for name in tables}
-    for (
-        name,
-        table,
-    ) in (
-        tables.items()
-    ):  # a group of its own for each word: theirs would take all words of a group for one another
+    for name, table in tables.items():
+        # one group per word: nlpaug takes all words of a group for one another
         able = {
             word: others
             for word, others in table.items()
@@ -174,26 +163,24 @@ def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
         theirs[name].reserved_tokens = [[word, *others] for word, others in able.items()]
         theirs[name].reserved_token_dict = {word: place for place, word in enumerate(able)}
     theirs |= {name: RandomWordAug(action=name, **amount) for name in ("delete", "swap")}
-    for name, operation in OPERATIONS.items():
+    for name, operation in TEXT_OPERATIONS.items():
         for changed in (
-            many(sentences, operation, seed=1, share=share),
+            augment_texts(sentences, operation, seed=1, share=share),
             theirs[name].augment(sentences),
         ):
             same_kind_of_change(name, sentences, changed, tables.get(name, {}))
         yield compare(
-            lambda operation=operation: many(sentences, operation, seed=1, share=share),
+            lambda operation=operation: augment_texts(sentences, operation, seed=1, share=share),
             lambda peer=theirs[name]: peer.augment(sentences),
         ).line(f"{name} in {len(sentences)} sentences", "nlpaug")
 
 
 def same_kind_of_change(name: str, before: list[str], after: list[str], table: words.Table) -> None:
-    """Words are exchanged for others of the table; or some are gone; or all are there, in another
-    order. In most sentences at least one.
-    """
+    """Assert that words were replaced from the table, or deleted, or reordered, in many texts."""
     changed = 0
     for old, new in zip(before, after, strict=True):
         was, now = (
-            Counter(word.lower() for word in _text.split(text)[1::2]) for text in (old, new)
+            Counter(word.lower() for word in split_words(text)[1::2]) for text in (old, new)
         )
         gone, come = was - now, now - was
         changed += old != new
@@ -205,7 +192,7 @@ def same_kind_of_change(name: str, before: list[str], after: list[str], table: w
                 part.lower()
                 for word in was
                 for other in table.get(word, ())
-                for part in _text.split(other)[1::2]
+                for part in split_words(other)[1::2]
             }
             assert set(come) <= offered, (name, old, new)
     assert changed > len(before) / 4, (name, changed)

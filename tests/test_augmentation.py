@@ -1,6 +1,4 @@
-"""Augmentation equals the slow, obvious way; repeats itself from a seed; and refuses what a label
-does not survive.
-"""
+"""Augmentation equals the slow, obvious way, repeats from a seed, and refuses unsafe transforms."""
 
 import math
 from itertools import islice
@@ -10,9 +8,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from accel_lab import _text as text
 from accel_lab import augmentation as a
+from accel_lab._wording import split_words
 from accel_lab.augmentation import KINDS, Policy
+from accel_lab.experiments import augmentation as experiment
 from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.knobs import KnobError
 
@@ -78,7 +77,7 @@ def slow_warp(picture, flip, angle, zoom, right, down):
 @pytest.mark.parametrize("shape", [(5, 2, 7, 6), (3, 1, 1, 5), (4, 1, 8, 8)])
 def test_warping_is_the_slow_way(policy, shape):
     x = pictures(*shape)
-    draws = a.draw(len(x), seeded())
+    draws = a.random_numbers(len(x), seeded())
     ours = augmented(x, policy)
     for picture, done, (flip, angle, zoom, right, down, *_) in zip(
         x, ours, draws.double().tolist(), strict=True
@@ -151,9 +150,9 @@ def test_every_window_of_a_crop_comes_up():
 
 def test_the_amounts_are_spread_evenly_over_their_range():
     policy = Policy(flip=0.3, rotate=90, zoom=0.5, shift=0.25)
-    draws = a.draw(20_000, seeded())
+    draws = a.random_numbers(20_000, seeded())
     flip = draws[:, 0] < policy.flip
-    maps = a.maps(policy, flip, draws, 10, 20)
+    maps = a.affine_maps(policy, flip, draws, 10, 20)
     angle = torch.atan2(maps[:, 1, 0], maps[:, 1, 1])
     zoom = 1 / torch.linalg.vector_norm(maps[:, 1, :2], dim=1)
     assert flip.double().mean().item() == pytest.approx(0.3, abs=0.02)
@@ -241,7 +240,7 @@ languages = st.sampled_from(["english", "chinese"])
 @given(anything, languages)
 @example("公式abc公 式", "chinese")
 def test_the_pieces_are_the_text(sentence, language):
-    pieces = text.split(sentence, language)
+    pieces = split_words(sentence, language)
     assert "".join(pieces) == sentence
     assert len(pieces) % 2 == 1
     assert all(pieces[1::2])
@@ -267,7 +266,7 @@ def test_a_share_of_nothing_changes_nothing(sentence, seed, language):
 def test_a_synonym_is_one():
     table = words.synonyms()
     for seed in range(20):
-        done = text.split(a.synonyms("The movie has a terrible story", seed, share=0.5))[1::2]
+        done = split_words(a.synonyms("The movie has a terrible story", seed, share=0.5))[1::2]
         for old, new in zip(["The", "movie", "has", "a", "terrible", "story"], done, strict=True):
             assert new == old or new in table[old.lower()]
     assert table["movie"][0] == "film"
@@ -307,7 +306,7 @@ def test_english_homophones_are_symmetric():
 def test_what_turns_a_sentence_round_is_kept(operation):
     sentence = "not not not bad bad"
     assert all(
-        text.split(operation(sentence, seed, 0.9))[1::2].count("not") == 3 for seed in range(30)
+        split_words(operation(sentence, seed, 0.9))[1::2].count("not") == 3 for seed in range(30)
     )
     assert any(
         "not not not" not in operation(sentence, seed, 0.9, unsafe=True) for seed in range(30)
@@ -365,43 +364,40 @@ def test_an_unknown_language_or_share():
 
 def test_each_of_many_texts_has_a_seed_of_its_own():
     texts = ["to be or not to be there"] * 20
-    done = a.many(texts, a.homophones, seed=1)
+    done = a.augment_texts(texts, a.homophones, seed=1)
     assert len(set(done)) > 1
-    assert done == a.many(texts, a.homophones, seed=1)
-    assert done[5:] != a.many(texts[5:], a.homophones, seed=1)  # by place
+    assert done == a.augment_texts(texts, a.homophones, seed=1)
+    assert done[5:] != a.augment_texts(texts[5:], a.homophones, seed=1)  # by place
 
 
-def test_a_reader_learns_and_cannot_see_the_order_of_words():
+def test_a_classifier_learns_and_cannot_see_the_order_of_words():
     praise, blame = (
         ["a good film", "great and moving", "so good , great"],
         ["a bad film", "dull and boring", "so dull , bad"],
     )
     texts, labels = 20 * (praise + blame), 20 * [1, 1, 1, 0, 0, 0]
-    reader = a.Reader(texts, labels)
-    assert reader.accuracy(texts, labels) == 1
-    swapped = a.many(texts, a.swap, seed=0, share=0.5)
+    classifier = experiment.SentimentClassifier(texts, labels)
+    assert classifier.accuracy(texts, labels) == 1
+    swapped = a.augment_texts(texts, a.swap, seed=0, share=0.5)
     assert swapped != texts
-    assert reader.accuracy(swapped, labels) == 1
-    assert 0 <= reader.accuracy(["", "\x00", "unheard of"], [0, 1, 1]) <= 1
+    assert classifier.accuracy(swapped, labels) == 1
+    assert 0 <= classifier.accuracy(["", "\x00", "unheard of"], [0, 1, 1]) <= 1
 
 
 # ---- the run and the denoiser ----
 
 
 def test_run_yields_steps_and_repeats_itself():
-    knobs = a.Knobs(pictures=3, shift=0.1, batch_size=8, flip=0.5)
-    runs = [list(islice(a.run(knobs), 2)) for _ in range(2)]
+    knobs = experiment.Knobs(pictures=3, shift=0.1, batch_size=8, flip=0.5)
+    runs = [list(islice(experiment.run(knobs), 2)) for _ in range(2)]
     assert [step.metrics["loss"] for step in runs[0]] == [step.metrics["loss"] for step in runs[1]]
-    metrics = runs[0][0].metrics
-    assert {
-        "loss",
-        "augment_seconds",
-        "augment_share",
-        "train_accuracy",
-        "test_accuracy",
-        "gap",
-    } <= metrics.keys()
-    assert metrics["gap"] == pytest.approx(metrics["train_accuracy"] - metrics["test_accuracy"])
+    first, second = runs[0]
+    cost = {"augment_seconds", "augment_share"}
+    evaluated = {"train_accuracy", "test_accuracy", "gap"}
+    assert first.metrics.keys() == {"loss"} | cost | evaluated
+    assert second.metrics.keys() == {"loss"} | cost  # a metric comes with the step that measured it
+    gap = first.metrics["train_accuracy"] - first.metrics["test_accuracy"]
+    assert first.metrics["gap"] == pytest.approx(gap)
 
 
 def test_one_by_one_trains_alike():
@@ -409,7 +405,10 @@ def test_one_by_one_trains_alike():
         [
             step.metrics["loss"]
             for step in islice(
-                a.run(a.Knobs(pictures=2, rotate=20, batch_size=6, one_by_one=way)), 2
+                experiment.run(
+                    experiment.Knobs(pictures=2, rotate=20, batch_size=6, one_by_one=way)
+                ),
+                2,
             )
         ]
         for way in (False, True)
@@ -418,20 +417,22 @@ def test_one_by_one_trains_alike():
 
 
 def test_few_pictures_are_that_many_of_each_class():
-    some = a.few(datasets.mnist5k(), 7, seed=3)
+    some = experiment.few(datasets.mnist5k(), 7, seed=3)
     assert torch.bincount(some.train_y).tolist() == [7] * 10
     assert len(some.test_y) == len(datasets.mnist5k().test_y)
 
 
 def test_a_knob_out_of_range_is_one_line():
     with pytest.raises(KnobError, match="rotate"):
-        a.Knobs(rotate=200)
+        experiment.Knobs(rotate=200)
 
 
 def test_a_denoiser_trained_on_noise_removes_it():
     x = datasets.mnist5k().train_x[:256]
     noisy = augmented(x, Policy(noise=0.4))
-    models = {noise: a.train_denoiser(x, Policy(noise=noise), updates=60) for noise in (0.0, 0.4)}
+    models = {
+        noise: experiment.train_denoiser(x, Policy(noise=noise), updates=60) for noise in (0.0, 0.4)
+    }
     error = {noise: (model(noisy) - x).square().mean().item() for noise, model in models.items()}
     assert error[0.4] < 0.8 * error[0.0]
     assert error[0.4] < 0.4**2
@@ -450,5 +451,5 @@ def test_the_best_linear_denoiser_is_as_good_as_predicted():
     noisy = many + noise * torch.randn(many.shape, generator=seeded(), dtype=torch.float64)
     restored = (noisy - rows.mean(0)) @ wiener.T + rows.mean(0)
     assert float((restored - many).square().mean()) == pytest.approx(
-        a.best_linear_error(x, noise), rel=0.02
+        experiment.best_linear_error(x, noise), rel=0.02
     )

@@ -32,9 +32,10 @@ import torch
 
 from accel_lab import augmentation
 from accel_lab.augmentation import Policy
+from accel_lab.experiments import augmentation as experiment
 from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Curve
+from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.measure.comparison import compare
 from accel_lab.workbench.notebook.speed_log import log_verdict
 from accel_lab.workbench.panel import Panel, Prediction, Sliders
@@ -47,11 +48,11 @@ from accel_lab.workbench.panel import Panel, Prediction, Sliders
 knobs = {}
 
 # %%
-base = augmentation.Knobs(**{"batch_size": 32, **knobs})
+base = experiment.Knobs(**{"batch_size": 32, **knobs})
 mnist = datasets.mnist5k()
-some = augmentation.few(mnist, base.pictures, base.seed)
+some = experiment.few(mnist, base.pictures, base.seed)
 _ = next(
-    augmentation.run(base)
+    experiment.run(base)
 )  # the first update of a process takes long: PyTorch loads its optimizers
 torch.set_num_threads(
     1
@@ -129,7 +130,7 @@ Sliders(
 
 # %%
 panel = Panel(
-    augmentation.run,
+    experiment.run,
     base,
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
@@ -171,7 +172,7 @@ print(inspect.getsource(augmentation.warp))
 # The luck is drawn beforehand: seven numbers for each picture, whatever is asked for.
 
 # %%
-print(inspect.getsource(augmentation.draw))
+print(inspect.getsource(augmentation.random_numbers))
 print(inspect.getsource(augmentation.transform))
 
 # %% [markdown]
@@ -197,7 +198,7 @@ except ValueError as error:
 
 # %% tags=["nbval-check-output"]
 sentence = "The movie is not terrible, but their story is too quick."
-for name, operation in augmentation.OPERATIONS.items():
+for name, operation in augmentation.TEXT_OPERATIONS.items():
     print(f"{name:<11}", operation(sentence, seed=4, share=0.25))
 
 # %% tags=["nbval-check-output"]
@@ -251,8 +252,8 @@ print("mirrored pixels are copies:        ", torch.equal(mirrored, x.flip(-1)))
 # %% tags=["nbval-check-output"]
 from torch.nn.functional import affine_grid, grid_sample
 
-draws = augmentation.draw(64, torch.Generator().manual_seed(0)).double()
-maps = augmentation.maps(policy, draws[:, 0] < 0.5, draws, 28, 28)
+draws = augmentation.random_numbers(64, torch.Generator().manual_seed(0)).double()
+maps = augmentation.affine_maps(policy, draws[:, 0] < 0.5, draws, 28, 28)
 theta = maps.clone()
 theta[:, :, 2] /= 14
 theirs = grid_sample(x, affine_grid(theta, x.shape, align_corners=False), align_corners=False)
@@ -271,7 +272,7 @@ print(
 
 # %%
 def accuracy(updates=201, **changes):
-    steps = list(islice(augmentation.run(base.turned(**changes)), updates))
+    steps = list(islice(experiment.run(base.turned(**changes)), updates))
     return steps[-1].metrics["test_accuracy"]
 
 
@@ -359,7 +360,7 @@ print(speed)
 settings = base.turned(batch_size=64, shift=0.1, rotate=15, zoom=0.15)
 shares = {}
 for one_by_one in (False, True):
-    steps = list(islice(augmentation.run(settings.turned(one_by_one=one_by_one)), 40))[5:]
+    steps = list(islice(experiment.run(settings.turned(one_by_one=one_by_one)), 40))[5:]
     augment = sorted(step.metrics["augment_seconds"] for step in steps)[len(steps) // 2]
     update = sorted(step.seconds for step in steps)[len(steps) // 2]
     shares[one_by_one] = augment / (augment + update)
@@ -385,12 +386,13 @@ train, test = words.reviews()
 texts, labels = [text for text, _ in train[:3000]], [label for _, label in train[:3000]]
 tests, truth = [text for text, _ in test], [label for _, label in test]
 noisy = {"clean": tests} | {
-    name: augmentation.many(tests, op, 7, share=0.4) for name, op in augmentation.OPERATIONS.items()
+    name: augmentation.augment_texts(tests, op, 7, share=0.4)
+    for name, op in augmentation.TEXT_OPERATIONS.items()
 }
-readers = {"as they are": augmentation.Reader(texts, labels, epochs=6)}
+readers = {"as they are": experiment.SentimentClassifier(texts, labels, epochs=6)}
 for name in ("synonyms", "homophones"):
-    more = augmentation.many(texts, augmentation.OPERATIONS[name], 1, share=0.3)
-    readers[name] = augmentation.Reader(texts + more, labels + labels, epochs=3)
+    more = augmentation.augment_texts(texts, augmentation.TEXT_OPERATIONS[name], 1, share=0.3)
+    readers[name] = experiment.SentimentClassifier(texts + more, labels + labels, epochs=3)
 
 # %%
 scores = {
@@ -427,13 +429,13 @@ restored = {}
 with torch.no_grad():
     for name, policy in policies.items():
         with torch.enable_grad():
-            model = augmentation.train_denoiser(mnist.train_x, policy, updates=150)
+            model = experiment.train_denoiser(mnist.train_x, policy, updates=150)
         restored[name] = model(noisy_test)
 errors = {
     name: float((image - mnist.test_x).square().mean())
     for name, image in {"noisy": noisy_test, **restored}.items()
 }
-errors["best linear (predicted)"] = augmentation.best_linear_error(mnist.test_x, sigma)
+errors["best linear (predicted)"] = experiment.best_linear_error(mnist.test_x, sigma)
 for name, error in errors.items():
     print(f"{name:<24} mean squared error {error:.4f}")
 
@@ -462,7 +464,7 @@ picture
 
 # %%
 break_it = Panel(
-    augmentation.run,
+    experiment.run,
     base.turned(shift=0.1),
     [
         Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),

@@ -42,12 +42,15 @@ import ipywidgets as w
 from IPython.display import display
 from matplotlib.figure import Figure
 from accel_lab.experiments import accumulation
-from accel_lab.workbench.drawing.chart import Curve, Record, Sweep, Timeline
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.panel import Panel
 from accel_lab.workbench.panel.trainer import windows
 
 curves = [Curve("throughput", "samples/s"), Curve("loss", "loss", over="updates"),
-          Sweep("micro_batches", "activation_bytes", "bytes", predicted=accumulation.predicted_activation_bytes, log_x=(1, 64))]
+          Sweep("micro_batches", "activation_bytes", "bytes", predicted=accumulation.predicted_activation_bytes)]
 knobs = accumulation.Knobs(micro_batches=8, timeline=True)
 
 

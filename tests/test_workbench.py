@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint_sequential
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.drawing.chart import Sweep, kinds_of
 from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import kinds_of
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure import machine

@@ -8,7 +8,10 @@ them over, photographs excepted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
+from math import floor, isfinite, log10
+from zlib import crc32
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A"
@@ -20,7 +23,57 @@ STYLES = (
     (AMBER, "--"),
     (SKY, "-."),
 )  # of lines that stay, in their order
-SPAN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+
+# Pieces of work, and what fills a budget, have colours that no run has (Tol's "muted" ones). The
+# first meaning whose word is in a name gives the colour.
+MEANINGS = {
+    "#332288": ("forward", "activation"),
+    "#CC6677": ("backward", "gradient"),
+    "#999933": ("optimizer", "momentum"),
+    "#44AA99": ("bucket", "reduce", "gather", "send", "message", "broadcast", "transfer"),
+    "#882255": ("weight", "parameter"),
+    "#DDCC77": ("load", "data", "read", "decode", "augment", "fetch"),
+    "#BBBBBB": ("wait", "idle", "queue"),
+}
+OTHER_COLORS = ("#117733", "#88CCEE", "#6F4C9B", "#B9770E", "#4477AA", "#EE8866")
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    """name → colour, the same wherever the same names are drawn, in whatever order they come."""
+    colors: dict[str, str] = {}
+    for name in sorted(set(names)):
+        start = crc32(name.encode())
+        wanted = [color for color, words in MEANINGS.items() if any(w in name for w in words)]
+        others = [OTHER_COLORS[(start + i) % len(OTHER_COLORS)] for i in range(len(OTHER_COLORS))]
+        spare = [color for color in MEANINGS if color not in wanted]
+        free = [color for color in wanted + others + spare if color not in colors.values()]
+        colors[name] = (free or others)[0]
+    return colors
+
+
+def ink_on(color: str) -> str:
+    """Black or white, whichever is easier to read on ``color`` (#rrggbb)."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
+def number(value: float) -> str:
+    """A number for people: 1,250,000 · 0.25 · 10⁻⁸ · 3.2·10⁹."""
+    if value == 0 or not isfinite(value):
+        return "0" if value == 0 else str(value)
+    digits = floor(log10(abs(value)))
+    if -4 <= digits < 7:
+        text = f"{value:,.{max(0, 4 - digits)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        mantissa = f"{value / 10.0**digits:.4g}"
+        power = "10" + str(digits).translate(RAISED)
+        text = power if mantissa == "1" else f"{mantissa}·{power}"
+    return text.replace("-", "−")
+
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 LIMIT = {
     "color": "black",
     "linewidth": 1,

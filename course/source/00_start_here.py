@@ -25,7 +25,8 @@ from itertools import islice
 from statistics import median
 
 from accel_lab.experiments import ddp as experiment
-from accel_lab.workbench.drawing.chart import Curve, Timeline
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.machine import Machine
 from accel_lab.workbench.notebook.speed_log import SpeedLog

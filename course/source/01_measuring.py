@@ -41,7 +41,8 @@ from accel_lab.measuring import Comparison, Knobs, compare, fastest, reading, ro
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Curve, Sweep
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.notebook.speed_log import log_verdict
 from accel_lab.workbench.panel import Panel, Prediction
@@ -137,7 +138,6 @@ panel = Panel(
             predicted=measuring.most_samples_per_second,
             formula="the roofline allows",
             log=(1e3, 1e8),
-            log_x=(1, 1024),
         ),
     ],
     controls=["operation", "batch_size", "way"],

@@ -37,7 +37,7 @@ from accel_lab import normalization
 from accel_lab.experiments import normalization as experiment
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Curve
+from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.comparison import compare
 from accel_lab.workbench.measure.proof import prove, snapshot

@@ -38,7 +38,10 @@ from accel_lab.experiments import accumulation as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.drawing.chart import Badge
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.measure.comparison import compare
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of
 from accel_lab.workbench.measure.proof import prove, trajectory
@@ -111,7 +114,6 @@ panel = Panel(
             scale=2**-20,
             predicted=experiment.predicted_activation_bytes,
             formula="predicted: ⌈n/m⌉ · bytes of a sample",
-            log_x=(1, 64),
         ),
         Curve("loss", "loss", over="updates"),
         Timeline(),

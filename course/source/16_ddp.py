@@ -48,7 +48,10 @@ from accel_lab.experiments import ddp as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.drawing.chart import Badge
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.proof import prove, snapshot

@@ -40,7 +40,10 @@ from accel_lab.experiments import pipeline as experiment
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Badge, Curve, Sweep, Timeline
+from accel_lab.workbench.drawing.chart import Badge
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.proof import prove, snapshot
 from accel_lab.workbench.notebook.speed_log import log_verdict
@@ -115,7 +118,6 @@ panel = Panel(
             "bubble_measured",
             "bubble, % of all ranks' time",
             scale=100,
-            log_x=(1, 32),
             predicted=lambda knobs: pipeline.bubble(knobs.ranks, knobs.micro_batches),
             formula="(p − 1) / (m + p − 1)",
         ),

@@ -38,7 +38,8 @@ from accel_lab.distillation import Knobs, distillation_loss, logits_of, soft_los
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Curve, Sweep
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.proof import prove, trajectory
 from accel_lab.workbench.notebook.speed_log import log_verdict

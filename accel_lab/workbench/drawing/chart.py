@@ -1,104 +1,87 @@
-"""What a panel shows and remembers, as plain data: the live panel and the still picture both draw
-from this.
+"""What a panel shows, as plain data: runs, and charts of them.
+
+A kind of chart is two files of one name. ``drawing/NAME.py`` declares it, a frozen dataclass that
+can ``draw`` itself with matplotlib. ``panel/live/NAME.py`` holds its live form, which the panel
+finds by that name. Both draw the same ``Runs``; nothing here knows the panel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.step import Span
+from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.knobs import Dial, Knobs
+from accel_lab.workbench.look import BLUE, GREY, STYLES
 
-SHORTEST_OVERLAP = 50e-6  # seconds: below, two spans only touch
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_CURVES = 3  # former runs drawn as curves; dots and cells have room for all of them
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A metric over the seconds of a run (or over its updates). ``limit``: a value to draw as a
-    line, and what it is.
-    """
+class Styled(NamedTuple):
+    """A run, and how it is drawn: colour, line style, line width."""
 
-    metric: str
-    label: str  # with its unit
-    scale: float = 1.0  # from the metric's unit to the label's
-    over: str = "seconds"
-    log: tuple[float, float] | None = (
-        None  # ends of a logarithmic axis; without, a linear one from 0
-    )
-    limit: tuple[float, str] | None = None
+    record: Record
+    color: str
+    style: str
+    width: float
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One dot a run: a knob across, a metric up; with ``predicted(knobs)`` drawn as a curve through
-    the knob's whole range.
+class Runs:
+    """What is there to draw: the knobs as they stand, runs kept by name, former runs (the latest
+    last), and the run at hand.
     """
 
-    knob: str
-    metric: str
-    label: str
-    scale: float = 1.0
-    predicted: Callable[[Knobs], float] | None = None
-    formula: str = ""
-    log: tuple[float, float] | None = None
-    log_x: tuple[float, float] | None = None  # the same for the knob, marked at powers of two
+    knobs: Knobs
+    pinned: Sequence[Record] = ()
+    former: Sequence[Record] = ()
+    live: Record | None = None
 
-    def prediction(self, knobs: Knobs) -> tuple[list[float], list[float]]:
-        """(knob values, predicted metric in the label's unit); settings that the knobs refuse are
-        left out.
-        """
-        dial = next(dial for dial in type(knobs).dials() if dial.name == self.knob)
-        xs, ys = [], []
-        for value in dial.choices or range(int(dial.low), int(dial.high) + 1):
-            try:
-                turned = knobs.turned(**{self.knob: value})
-            except ValueError:
-                continue
-            xs.append(float(value))
-            ys.append(self.predicted(turned) * self.scale)
-        return xs, ys
+    def staying(self, former: int | None = None) -> list[Styled]:
+        """All but the run at hand, back to front: the last few ``former`` ones, by default all."""
+        ghosts = self.former[-former:] if former else self.former
+        return [Styled(record, GREY, "-", 1.0) for record in ghosts] + [
+            Styled(record, *STYLES[place % len(STYLES)], 1.8)
+            for place, record in enumerate(self.pinned)
+            if record is not self.live
+        ]
 
+    def styled(self, former: int | None = None) -> list[Styled]:
+        """All of them, the run at hand in front."""
+        return self.staying(former) + ([Styled(self.live, BLUE, "-", 2.2)] if self.live else [])
 
-@dataclass(frozen=True)
-class Timeline:
-    """When each piece of the latest update ran, a lane for each rank."""
-
-    label: str = "milliseconds since the update began"
+    @property
+    def shown(self) -> Record | None:
+        """The one run to draw where there is room for one: the run at hand, else the last kept."""
+        return self.live or (self.pinned[-1] if self.pinned else None)
 
 
-def kinds_of(spans: Sequence[Span]) -> dict[str, bool]:
-    """The kinds of some spans in the order in which they begin, and whether each goes on beside
-    another on the same rank.
+class Chart(Protocol):
+    """What every kind of chart offers: its title, and its still picture. It needs no front end."""
 
-    Messages that travel while backward works overlap it: such kinds are drawn in a lane of their
-    own, below.
-    """
-    kinds: dict[str, bool] = {}
-    for kind in dict.fromkeys(span.kind for span in sorted(spans, key=lambda span: span.start)):
-        ahead = [span for span in spans if kinds.get(span.kind) is False]
-        own = [span for span in spans if span.kind == kind]
-        kinds[kind] = any(_overlap(one, other) for one in own for other in ahead)
-    return kinds
+    @property
+    def title(self) -> str:
+        """What its axis up shows, with the unit; it stands above."""
+        ...
+
+    def draw(self, axes: Axes, runs: Runs) -> None: ...
 
 
-def _overlap(one: Span, other: Span) -> bool:
-    return (
-        one.rank == other.rank
-        and min(one.end, other.end) - max(one.start, other.start) > SHORTEST_OVERLAP
-    )
+def dial_of(knobs: Knobs, name: str) -> Dial:
+    return next(dial for dial in type(knobs).dials() if dial.name == name)
 
 
 @dataclass(frozen=True)
 class Badge:
-    """A verdict on every window of a run: ``equal`` while the metric stays at or below
-    ``tolerance``, else ``differs``.
+    """A verdict on the latest window of a run: ``equal`` while the metric of every step in it is at
+    or below ``tolerance``, else ``differs``.
     """
 
     metric: str
     tolerance: float
     equal: str
     differs: str
-
-
-Chart = Curve | Sweep | Timeline

@@ -1,19 +1,19 @@
-"""The still picture: a panel's charts drawn with matplotlib, and the few figures that chapters
-share.
-"""
+"""Still pictures: a panel's charts drawn with matplotlib, and the pictures that chapters share."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
-from accel_lab.workbench.drawing.chart import Chart, Curve, Sweep, Timeline, kinds_of
-from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.drawing.axis import SMALL, label_ends, limit_line
+from accel_lab.workbench.drawing.chart import Chart, Runs
+from accel_lab.workbench.drawing.timeline import draw_spans
 from accel_lab.workbench.look import (
     BLUE,
     GREEN,
@@ -22,13 +22,13 @@ from accel_lab.workbench.look import (
     ON_PAPER,
     ORANGE,
     PURPLE,
-    SPAN_COLORS,
     STYLES,
+    number,
 )
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.step import Span
 
-__all__ = [
+__all__ = [  # chapters and techniques draw in these
     "BLUE",
     "GREEN",
     "GREY",
@@ -36,7 +36,24 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "STYLES",
-]  # chapters and techniques draw in these
+    "Picture",
+    "axes",
+    "draw",
+    "draw_bars",
+    "draw_grid",
+    "draw_guess",
+    "draw_lines",
+    "draw_over_seeds",
+    "draw_ratios",
+    "draw_spans",
+    "draw_timelines",
+    "label_ends",
+    "limit_line",
+    "png",
+    "powers_of_two",
+    "tell_over_seeds",
+    "tidy",
+]
 
 
 class Picture(Figure):
@@ -44,9 +61,8 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, str]]:
         shown = {"text/plain": repr(self), "image/png": base64.b64encode(png(self)).decode()}
-        return shown, {} if any(
-            one.images for one in self.axes
-        ) else ON_PAPER  # a photograph stays as it is
+        photograph = any(one.images for one in self.axes)  # stays as it is on a dark page
+        return shown, {} if photograph else ON_PAPER
 
     def __repr__(self) -> str:
         return "Picture"
@@ -67,166 +83,231 @@ def tidy(one: Axes) -> None:
     one.set_axisbelow(True)
 
 
-def powers_of_two(one: Axes, label: str, ticks: Iterable[float]) -> None:
-    """A logarithmic axis for a count that doubles, each value written out."""
-    one.set_xscale("log", base=2)
-    one.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
-    one.minorticks_off()
-    one.set_xlabel(label)
-
-
-def draw_ratios(one: Axes, ratios: Mapping[float, Comparison], ylabel: str) -> None:
-    """Measured ratios over what was varied, with the interval each comparison leaves possible, and
-    a line at 1: no difference.
-    """
-    one.axhline(1, **LIMIT, label="no difference")
-    middle = [ratio.ratio for ratio in ratios.values()]
-    low, high = zip(*(ratio.interval for ratio in ratios.values()), strict=True)
-    below = [max(0.0, m - end) for m, end in zip(middle, low, strict=True)]
-    above = [max(0.0, end - m) for m, end in zip(middle, high, strict=True)]
-    one.errorbar(
-        list(ratios),
-        middle,
-        [below, above],
-        color=BLUE,
-        marker="o",
-        capsize=3,
-        label="measured, with its 99 % interval",
-    )
-    one.set(ylabel=ylabel, ylim=(0, None))
-
-
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def draw(
-    charts: Sequence[Chart], pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None
-) -> Picture:
-    """All charts of a panel, two a row, with the live run in front of pinned ones and ghosts."""
+def draw(charts: Sequence[Chart], runs: Runs) -> Picture:
+    """All charts of a panel, two a row."""
     rows = (len(charts) + 1) // 2
-    figure = Picture((9.0, 2.9 * rows), dpi=90, layout="constrained")
-    grid = figure.add_gridspec(rows, 2)
+    figure = Picture((9.6, 2.9 * rows), dpi=90, layout="constrained")
+    grid = figure.add_gridspec(max(1, rows), 2)
     for place, chart in enumerate(charts):
         last_alone = place == len(charts) - 1 and place % 2 == 0
         one = figure.add_subplot(grid[place // 2, :] if last_alone else grid[place // 2, place % 2])
         tidy(one)
-        _DRAW[type(chart)](one, chart, pinned, ghosts, live)
+        one.set_title(chart.title, loc="left", fontsize=10)
+        one.tick_params(labelsize=SMALL + 1)
+        chart.draw(one, runs)
     return figure
 
 
-def _styled(
-    pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None
-) -> list[tuple[Record, str, str, float]]:
-    styled = [(record, GREY, "-", 1.0) for record in ghosts]
-    styled += [(record, *STYLES[place % len(STYLES)], 1.8) for place, record in enumerate(pinned)]
-    return styled + ([(live, BLUE, "-", 2.2)] if live else [])
+# ---- what chapters draw ----
 
 
-def _curve(one: Axes, chart: Curve, *records: Sequence[Record] | Record | None) -> None:
-    for record, color, style, width in _styled(*records):
-        if values := record.series.get(chart.metric):
-            xs = record.seconds if chart.over == "seconds" else record.updates
-            one.plot(
-                xs,
-                [v * chart.scale for v in values],
-                style,
-                color=color,
-                linewidth=width,
-                label=record.label,
-            )
-    if chart.limit:
-        one.axhline(chart.limit[0], **LIMIT, label=chart.limit[1])
-    one.set(xlabel=chart.over, ylabel=chart.label)
-    _upward(one, chart.log)
-    _legend(one)
+def powers_of_two(one: Axes, label: str, ticks: Iterable[float]) -> None:
+    """A logarithmic axis for a count that doubles, each value written out."""
+    ticks = list(ticks)
+    one.set_xscale("log", base=2)
+    one.set_xticks(ticks, [number(tick) for tick in ticks])
+    one.minorticks_off()
+    one.set_xlabel(label)
 
 
-def _legend(one: Axes) -> None:
-    if one.get_legend_handles_labels()[0]:
-        one.legend(frameon=False, fontsize=8)
-
-
-def _upward(one: Axes, log: tuple[float, float] | None) -> None:
-    if log:
-        one.set_yscale("log")
-    one.set_ylim(*(log or (0, None)))
-
-
-def _sweep(
-    one: Axes, chart: Sweep, pinned: Sequence[Record], ghosts: Sequence[Record], live: Record | None
-) -> None:
-    styled = _styled(pinned, ghosts, live)
-    if chart.predicted and styled:
-        one.plot(*chart.prediction(styled[-1][0].knobs), **LIMIT, label=chart.formula)
-    for record, color, _, _ in styled:
-        if (value := record.typical(chart.metric)) is not None:
-            one.plot(
-                getattr(record.knobs, chart.knob),
-                value * chart.scale,
-                "o",
-                color=color,
-                markersize=7,
-                label=record.label,
-            )
-    one.set(xlabel=chart.knob.replace("_", " "), ylabel=chart.label)
-    if chart.log_x:
-        one.set_xscale("log", base=2)
-        one.xaxis.set_major_formatter("{x:g}")
-    elif styled and type(getattr(styled[-1][0].knobs, chart.knob)) is int:
-        one.xaxis.get_major_locator().set_params(integer=True)
-    _upward(one, chart.log)
-    _legend(one)
-
-
-def _timeline(
+def draw_ratios(
     one: Axes,
-    chart: Timeline,
-    pinned: Sequence[Record],
-    ghosts: Sequence[Record],
-    live: Record | None,
+    ratios: Mapping[float, Comparison],
+    ylabel: str = "",
+    *,
+    label: str = "measured, with its 99 % interval",
+    color: str = BLUE,
+    style: str = "o",
 ) -> None:
-    record = live or (pinned[-1] if pinned else None)
-    if record:
-        draw_spans(one, record.spans)
-    one.set_xlabel(chart.label)
-
-
-def draw_spans(one: Axes, spans: Sequence[Span]) -> None:
-    """A bar for each span, a lane for each rank, a colour for each kind, with its number where
-    there is room.
-
-    What goes on beside other work has a thin lane below.
+    """Measured ratios over what was varied, with the interval that each comparison leaves possible,
+    and a line at 1: equally fast. Call it again for a second series, in another colour and style.
     """
-    kinds = kinds_of(spans)
-    room = 0.02 * max((span.end for span in spans), default=0.0)
-    for color, (kind, beside) in zip(cycle(SPAN_COLORS), kinds.items(), strict=False):
-        bars = [span for span in spans if span.kind == kind]
-        drawn = one.barh(
-            [span.rank + (0.3 if beside else 0.0) for span in bars],
-            [(span.end - span.start) * 1e3 for span in bars],
-            left=[span.start * 1e3 for span in bars],
-            height=0.2 if beside else 0.4 if any(kinds.values()) else 0.7,
+    if not any(line.get_gid() == "equal" for line in one.lines):
+        one.axhline(1, **LIMIT, label="equally fast", gid="equal")
+    middle = [ratio.ratio for ratio in ratios.values()]
+    low, high = zip(*(ratio.interval for ratio in ratios.values()), strict=True)
+    below = [max(0.0, m - end) for m, end in zip(middle, low, strict=True)]
+    above = [max(0.0, end - m) for m, end in zip(middle, high, strict=True)]
+    one.errorbar(
+        list(ratios), middle, [below, above], fmt=style, color=color, capsize=3, label=label
+    )
+    one.set_ylim(0, None)
+    if ylabel:
+        one.set_ylabel(ylabel)
+
+
+def draw_over_seeds(
+    one: Axes,
+    results: Mapping[float | str, Sequence[float]],
+    *,
+    label: str = "",
+    color: str = BLUE,
+    style: str = "-o",
+) -> None:
+    """What was varied → one result for each seed: the mean as a line, from the least to the
+    greatest as a band. Names instead of numbers stand side by side, with bars.
+    """
+    middle = [fmean(values) for values in results.values()]
+    low, high = ([end(values) for values in results.values()] for end in (min, max))
+    if all(isinstance(x, str) for x in results):
+        below = [m - end for m, end in zip(middle, low, strict=True)]
+        above = [end - m for m, end in zip(middle, high, strict=True)]
+        one.errorbar(
+            list(results),
+            middle,
+            [below, above],
+            fmt=style[-1],
             color=color,
-            edgecolor="white",
-            linewidth=0.5,
-            label=kind,
+            capsize=4,
+            label=label,
         )
-        roomy = [span.end - span.start > room and not beside for span in bars]
-        numbers = [
-            span.name.removeprefix(kind).strip() if fits else ""
-            for span, fits in zip(bars, roomy, strict=True)
-        ]
-        one.bar_label(drawn, numbers, label_type="center", color="white", fontsize=8)
-    ranks = sorted({span.rank for span in spans})
-    one.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
-    one.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
-    if kinds:
-        one.legend(
-            frameon=False, fontsize=8, ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1)
+        one.margins(x=0.2)
+        return
+    one.fill_between(list(results), low, high, color=color, alpha=0.15, linewidth=0)
+    one.plot(list(results), middle, style, color=color, label=label)
+
+
+def tell_over_seeds(values: Sequence[float], unit: str = "") -> str:
+    """One result for each seed, in words: "1.8 × (1.6 to 2.1 over 5 seeds)"."""
+    low, middle, high = (
+        number(float(f"{v:.3g}")) for v in (min(values), fmean(values), max(values))
+    )
+    unit = f" {unit}" if unit else ""
+    if len(values) == 1:
+        return f"{middle}{unit} (1 seed)"
+    return f"{middle}{unit} ({low} to {high} over {len(values)} seeds)"
+
+
+def draw_lines(
+    one: Axes,
+    lines: Mapping[str, Mapping[float, float]],
+    *,
+    limit: tuple[float, str] | None = None,
+    dashed: Mapping[str, Mapping[float, float]] | None = None,
+) -> None:
+    """{name: {x: y}} as lines with points, each name beside the end of its line; ``dashed``:
+    formulas, named alike; ``limit``: a value, and what it is. Set scales first.
+    """
+    ends = []
+    styles = [(BLUE, "-"), *STYLES]
+    for place, (name, points) in enumerate(lines.items()):
+        color, style = styles[place % len(styles)]
+        one.plot(list(points), list(points.values()), style, marker="o", markersize=5, color=color)
+        ends.append((*list(points.items())[-1], name, color))
+    for name, points in (dashed or {}).items():
+        one.plot(list(points), list(points.values()), **LIMIT)
+        ends.append((*list(points.items())[-1], name, "black"))
+    if limit:
+        limit_line(one, *limit)
+    label_ends(one, ends)
+
+
+def draw_guess(one: Axes, guesses: Mapping[float, float], label: str = "your prediction") -> None:
+    """{x: what the reader predicted there} as stars."""
+    one.plot(
+        list(guesses),
+        list(guesses.values()),
+        "*",
+        color=ORANGE,
+        markersize=13,
+        label=label,
+        zorder=5,
+    )
+
+
+def draw_bars(
+    one: Axes,
+    values: Mapping[str, float],
+    *,
+    unit: str = "",
+    limit: tuple[float, str] | None = None,
+) -> None:
+    """{case: value} as bars, one below the other, each with its value."""
+    bars = one.barh(list(values), list(values.values()), color=BLUE, height=0.6)
+    texts = [f"{number(float(f'{value:.3g}'))} {unit}".strip() for value in values.values()]
+    one.bar_label(bars, texts, padding=4)
+    high = max([*values.values(), *([limit[0]] if limit else [])])
+    one.set(xlim=(0, 1.2 * high), ylim=(len(values) - 0.5, -0.5))
+    if limit:
+        one.axvline(limit[0], **LIMIT, zorder=0)
+        one.annotate(
+            limit[1],
+            (limit[0], 1),
+            xycoords=one.get_xaxis_transform(),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=SMALL,
         )
 
 
-_DRAW = {Curve: _curve, Sweep: _sweep, Timeline: _timeline}
+def draw_grid(
+    frames: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    arrived: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+    across: str = "chunk",
+    up: str = "rank",
+    columns: str | Sequence[str] = "",
+) -> Picture:
+    """What each rank holds, turn by turn: {title: values [rank][chunk]}, a grid for each, darker
+    for more.
+
+    arrived: title → the (rank, chunk) cells that were just received, framed · columns: a name for
+    each chunk
+    """
+    picture, row = axes(max(2.2, 2.1 * len(frames)), 2.3, columns=len(frames))
+    most = max(value for frame in frames.values() for line in frame for value in line) or 1
+    for one, (title, frame) in zip(row, frames.items(), strict=True):
+        one.grid(False)
+        one.pcolormesh(frame, cmap="Blues", vmin=0, vmax=1.7 * most, edgecolors="white")
+        for rank, line in enumerate(frame):
+            for place, value in enumerate(line):
+                one.text(place + 0.5, rank + 0.5, number(value), ha="center", va="center")
+        for rank, place in (arrived or {}).get(title, ()):
+            one.add_patch(_frame(place, rank))
+        names = columns or range(len(frame[0]))
+        one.set_xticks([place + 0.5 for place in range(len(frame[0]))], list(map(str, names)))
+        one.set_yticks(
+            [rank + 0.5 for rank in range(len(frame))], list(map(str, range(len(frame))))
+        )
+        one.tick_params(length=0, labelleft=one is row[0])
+        one.spines[:].set_visible(False)
+        one.set_ylim(len(frame), 0)
+        one.set_title(title, fontsize=10)
+        one.set_xlabel(across)
+    row[0].set_ylabel(up)
+    return picture
+
+
+def _frame(column: int, row: int) -> Patch:
+    return Rectangle(
+        (column + 0.05, row + 0.05), 0.9, 0.9, fill=False, edgecolor=ORANGE, linewidth=2.2
+    )
+
+
+def draw_timelines(
+    spans: Mapping[str, Sequence[Span]],
+    *,
+    label: str = "milliseconds since the update began",
+    width: float = 9.0,
+) -> Picture:
+    """{title: spans}, one timeline below the other, all to one scale."""
+    lanes = [1 + max((span.rank for span in taken), default=0) for taken in spans.values()]
+    heights = [0.55 + 0.38 * n for n in lanes]
+    picture = Picture((width, 0.7 + sum(heights)), dpi=100, layout="constrained")
+    rows = picture.subplots(len(spans), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    seen: set[str] = set()
+    for one, (title, taken) in zip(rows, spans.items(), strict=True):
+        tidy(one)
+        kinds = {span.kind for span in taken}
+        draw_spans(one, taken, legend=not kinds <= seen)
+        seen |= kinds
+        one.set_title(title, loc="right", fontsize=10)
+    rows[0].set_xlim(0, 1e3 * max(span.end for taken in spans.values() for span in taken))
+    rows[-1].set_xlabel(label)
+    return picture

@@ -17,9 +17,14 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 # ipywidgets marks an output of its own whose widgets are gone; otherwise what is in it is marked.
 STYLE = f"""{AT_NIGHT}
-:is(.accel-panel, .accel-ask, .accel-sliders) .noUi-handle {{ border-color: var(--jp-ui-font-color2); }}
-.jp-OutputArea-child:has(> .accel-script) + :has(> .jp-OutputArea-output:not(.jupyter-widgets)) + .jp-OutputArea-child {{
-  display: none; }}"""
+:is(.accel-panel, .accel-ask, .accel-sliders) .noUi-handle {{
+  border-color: var(--jp-ui-font-color2);
+}}
+.jp-OutputArea-child:has(> .accel-script)
+  + :has(> .jp-OutputArea-output:not(.jupyter-widgets))
+  + .jp-OutputArea-child {{
+  display: none;
+}}"""
 
 # Run before the widgets, which may come later than it, and again after the page was loaded anew;
 # the output that it is run in is not on the page yet. A block, because what exports a notebook as a
@@ -27,20 +32,24 @@ STYLE = f"""{AT_NIGHT}
 SCRIPT = """{
 element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
-const GONE = "The kernel behind these controls has ended. Run the notebook again to have them back.";
+const GONE = "The kernel behind these controls has ended. "
+  + "Run the notebook again to have them back.";
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
 const name = area => {
   for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets")) {
-    if (gone.childElementCount) gone.classList.remove("jupyter-widgets");  // a slow machine's widgets, come after all
+    // a slow machine's widgets, come after all
+    if (gone.childElementCount) gone.classList.remove("jupyter-widgets");
     else if (gone.textContent !== GONE) gone.textContent = GONE;
   }
-  for (const handle of area.querySelectorAll(".noUi-handle:not([aria-label])"))
-    say(handle, handle.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
-  for (const readout of area.querySelectorAll(".widget-readout:not([aria-label])"))
-    say(readout, readout.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
+  for (const part of area.querySelectorAll(":is(.noUi-handle, .widget-readout):not([aria-label])"))
+    say(part, part.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   for (const graph of area.querySelectorAll(".bqplot > svg:not([aria-label])")) {
-    const axes = [...graph.querySelectorAll(".axislabel")].map(label => label.textContent).filter(Boolean);
-    if (axes.length === 2) { graph.setAttribute("role", "img"); say(graph, axes.reverse().join(" over ")) }
+    const axis = [...graph.querySelectorAll(".axislabel")].map(one => one.textContent).join(" ");
+    const title = graph.closest(".widget-vbox")?.querySelector(".accel-title")?.textContent;
+    if (title) {
+      graph.setAttribute("role", "img");
+      say(graph, axis ? `${title} over ${axis}` : title);
+    }
   }
 };
 const begin = () => {
@@ -61,7 +70,9 @@ begin();
 def show(
     box: w.Widget, stand_in: dict[str, str], metadata: dict[str, str] | None = None
 ) -> DisplayHandle:
-    """Show the widgets, and behind them the bundle that stands in for them. The handle renews that."""
+    """Show the widgets, and behind them the bundle that stands in for them, which the handle
+    renews.
+    """
     display({"application/javascript": SCRIPT}, raw=True)
     display({VIEW: box._repr_mimebundle_()[VIEW]}, raw=True)
     return display(stand_in, metadata=metadata, raw=True, display_id=True)

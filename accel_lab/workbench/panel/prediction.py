@@ -1,4 +1,4 @@
-"""Commit to a number, then see: the reader's prediction, and how far it was from what was measured."""
+"""Commit to a number, then see: the reader's prediction, and how far off it was."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""Sweep: what a knob does to a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING
+
+from accel_lab.workbench.drawing.axis import HALO, SMALL, KnobAxis, knob_across, says_more, upward
+from accel_lab.workbench.drawing.chart import Runs, dial_of
+from accel_lab.workbench.drawing.record import Record, Summary
+from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.look import GREY, LIMIT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One dot a run: a knob of any kind across, a metric up.
+
+    label: of the metric, with its unit · scale: from the metric's unit to the label's · predicted:
+    the metric by formula, drawn over the knob's whole range · formula: what to call that · log:
+    ends of a logarithmic axis up, or True for whole decades around the values · summary: how a run
+    becomes a dot
+    """
+
+    knob: str
+    metric: str
+    label: str
+    scale: float = 1.0
+    predicted: Callable[[Knobs], float] | None = None
+    formula: str = ""
+    log: tuple[float, float] | bool = False
+    summary: Summary = "median"
+
+    @property
+    def title(self) -> str:
+        return self.label
+
+    def across(self, knobs: Knobs) -> KnobAxis:
+        return KnobAxis.of(dial_of(knobs, self.knob))
+
+    def prediction(self, knobs: Knobs) -> tuple[list[float], list[float]]:
+        """(places on the axis across, predicted metric in the label's unit), one for each value of
+        the knob that the others allow.
+        """
+        dial, across = dial_of(knobs, self.knob), self.across(knobs)
+        xs, ys = [], []
+        for value in dial.values():
+            try:
+                turned = knobs.turned(**{self.knob: value})
+            except ValueError:
+                continue
+            xs.append(across.place(value))
+            ys.append(self.predicted(turned) * self.scale)
+        return xs, ys
+
+    def predicted_line(self, knobs: Knobs) -> tuple[list[float], list[float]]:
+        """The prediction as a line: through numbers, or a dash at each choice, NaN before each."""
+        xs, ys = self.prediction(knobs)
+        if not self.across(knobs).choices:
+            return xs, ys
+        dashes = [end for x in xs for end in (x, x - 0.3, x + 0.3)]
+        return dashes, [end for y in ys for end in (nan, y, y)]
+
+    def dot(self, record: Record) -> tuple[float, float] | None:
+        """Where a run stands; None until it has measured the metric."""
+        value = record.typical(self.metric, self.summary)
+        place = self.across(record.knobs).place(getattr(record.knobs, self.knob))
+        return None if value is None else (place, value * self.scale)
+
+    def draw(self, axes: Axes, runs: Runs) -> None:
+        styled = runs.styled()
+        if self.predicted:
+            xs, ys = self.predicted_line(styled[-1].record.knobs if styled else runs.knobs)
+            axes.plot(xs, ys, **LIMIT)
+            if xs:
+                middle = (xs[len(xs) // 2], ys[len(ys) // 2])
+                _write(axes, self.formula, middle, "black")
+        for one in styled:
+            if at := self.dot(one.record):
+                axes.plot(*at, "o", color=one.color, markersize=5 if one.color == GREY else 7)
+                if one.color != GREY and says_more(one, self.knob):
+                    _write(axes, one.record.label, at, one.color)
+        knob_across(axes, self.across(runs.knobs))
+        upward(axes, self.log)
+
+
+def _write(axes: Axes, text: str, at: tuple[float, float], color: str) -> None:
+    """Beside a point, on the side where there is room."""
+    beyond = axes.get_xlim()
+    right = at[0] < (beyond[0] + beyond[1]) / 2
+    axes.annotate(
+        text,
+        at,
+        xytext=(6 if right else -6, 5),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        fontsize=SMALL,
+        color=color,
+        bbox=HALO,
+    )

@@ -1,0 +1,117 @@
+"""The live Curve."""
+
+from __future__ import annotations
+
+import bqplot as bq
+import numpy as np
+
+from accel_lab.workbench.drawing.axis import running_median
+from accel_lab.workbench.drawing.chart import MOST_CURVES, Runs
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.look import BLUE, GREY
+from accel_lab.workbench.panel.live.frame import (
+    DASHES,
+    LIMIT,
+    FittedAxis,
+    Frame,
+    floats,
+    say_at,
+    tooltip,
+    write,
+)
+
+MOST_HOVERED = 40  # points of a run that tell their values under the mouse
+
+
+class LiveCurve:
+    def __init__(self, chart: Curve, knobs: Knobs):
+        self._chart = chart
+        self._across = FittedAxis(chart.over, whole=chart.over == "updates")
+        self._up = FittedAxis(up=True, log=chart.log, ends=chart.ends)
+        self._scales = {"x": self._across.scale, "y": self._up.scale}
+        self._frame = Frame(chart.title, [self._across.axis, self._up.axis])
+        self.view = self._frame.view
+        self._raw = self._line(BLUE, "-", 1.0, opacities=[0.35])
+        self._front = self._line(BLUE, "-", 2.5)
+        self._hover = self._points(BLUE)
+        self._limit = bq.Lines(x=[], y=[], scales=self._scales, **LIMIT)
+        self._limit_name = write(self._scales)
+        self._behind: list[bq.Mark] = []
+        self._kept: list[np.ndarray] = [np.array([]), np.array([])]  # what stays: across, up
+
+    def keep(self, runs: Runs) -> None:
+        marks, kept = [], [[], []]
+        for record, color, style, _ in runs.staying(MOST_CURVES):
+            xs, ys = self._chart.points(record)
+            if not len(ys):
+                continue
+            kept[0].append(xs[-1:])
+            kept[1].append(np.array([ys.min(), ys.max()]))
+            if self._chart.smoothed:
+                ys = running_median(ys)
+            line, points = self._line(color, style, 1.6), self._points(color)
+            _put(line, xs, ys)
+            _put(points, *_some(xs, ys))
+            marks += [line] if color == GREY else [line, points]
+        if self._chart.limit:
+            kept[1].append(np.array([self._chart.limit[0]]))
+            marks += [self._limit, self._limit_name]
+        self._kept = [np.concatenate(parts) if parts else np.array([]) for parts in kept]
+        self._behind = marks
+        self._frame.show(marks)
+        self._fit(np.array([]), np.array([]))
+
+    def move(self, record: Record) -> None:
+        xs, ys = self._chart.points(record)
+        if not len(ys):
+            return
+        self._fit(xs[-1:], ys)
+        front = running_median(ys) if self._chart.smoothed else ys
+        _put(self._front, xs, front)
+        _put(self._hover, *_some(xs, front))
+        raw = [self._raw] if self._chart.smoothed else []
+        if raw:
+            _put(self._raw, xs, ys)
+        self._frame.show([*self._behind, *raw, self._front, self._hover])
+
+    def _fit(self, xs: np.ndarray, ys: np.ndarray) -> None:
+        self._across.fit([*self._kept[0], *xs])
+        if len(ys):
+            ys = np.array([ys.min(), ys.max()])
+        self._up.fit([*self._kept[1], *ys])
+        if self._chart.limit and (right := self._across.scale.max) != self._drawn_to():
+            value, text = self._chart.limit
+            _put(self._limit, np.array([0.0, right]), np.array([value, value]))
+            say_at(self._limit_name, [(right, value, text)])
+
+    def _drawn_to(self) -> float | None:
+        return self._limit.x[-1] if len(self._limit.x) else None
+
+    def _line(self, color: str, style: str, width: float, **more: object) -> bq.Lines:
+        look = {"colors": [color], "line_style": DASHES[style], "stroke_width": width, **more}
+        return bq.Lines(x=[], y=[], scales=self._scales, **look)
+
+    def _points(self, color: str) -> bq.Scatter:
+        """Points that nobody sees, until the mouse finds them."""
+        return bq.Scatter(
+            x=[],
+            y=[],
+            scales=self._scales,
+            colors=[color],
+            default_size=90,
+            opacities=[0.0],
+            hovered_style={"opacity": "1"},
+            tooltip=tooltip(x=self._chart.over, y=self._chart.label),
+        )
+
+
+def _put(mark: bq.Mark, xs: np.ndarray, ys: np.ndarray) -> None:
+    with mark.hold_sync():
+        mark.x, mark.y = floats(xs), floats(ys)
+
+
+def _some(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    places = np.unique(np.linspace(0, len(xs) - 1, MOST_HOVERED).astype(int))
+    return xs[places], ys[places]

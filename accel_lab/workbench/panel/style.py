@@ -1,0 +1,43 @@
+"""How a panel looks. Inks and grounds are JupyterLab's own, so that it follows its theme."""
+
+STYLE = """<style>
+.accel-panel {
+  --bq-axis-tick-text-fill: var(--jp-ui-font-color1);
+  --bq-axislabel-fill: var(--jp-ui-font-color1);
+  --bq-axis-path-stroke: var(--jp-ui-font-color2);
+  --bq-axis-tick-stroke: var(--jp-border-color2);
+  --bq-background: transparent;
+  --bq-plotarea-background-fill: transparent;
+  border: 1px solid var(--jp-border-color2);
+  border-radius: 6px;
+  padding: 10px 14px;
+}
+.accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
+.accel-panel .bqplot text.axislabel { fill: var(--jp-ui-font-color1) !important; }
+/* for WebGL; it keeps its width while its graph is out of sight */
+.accel-panel .bqplot > canvas { display: none; }
+.accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
+.accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
+.accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
+  outline: 2px solid var(--jp-brand-color1);
+  outline-offset: 1px;
+}
+.accel-panel .widget-box { overflow: visible; }
+.accel-note { color: var(--jp-ui-font-color2); }
+.accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
+.accel-panel .widget-readout { min-width: 5em; }
+.accel-panel .widget-inline-hbox { margin: 2px; }
+.accel-panel .widget-toggle-buttons {
+  display: flex;
+  flex-flow: row nowrap;
+  align-items: baseline;
+  height: auto;
+}
+.accel-panel .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
+.accel-panel .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
+.accel-status { font-variant-numeric: tabular-nums; }
+.accel-title { font-weight: 600; }
+/* What does not fit is reached by scrolling: the graphs below stay where they are. */
+.accel-legend > .widget-html-content { white-space: nowrap; overflow: auto hidden; }
+.accel-entry { margin-right: 1.4em; white-space: nowrap; }
+</style>"""

@@ -1,6 +1,4 @@
-"""A step of distillation beside a plain one, a student beside its teacher, and what the student
-gains, seed by seed.
-"""
+"""Distillation beside plain training, a student beside its teacher, and its gain, seed by seed."""
 
 from __future__ import annotations
 
@@ -12,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from accel_lab import distillation
-from accel_lab.distillation import Knobs, logits_of, soft_loss
-from accel_lab.measuring import Comparison, compare, threads
+from accel_lab.distillation import logits_of, soft_loss
+from accel_lab.experiments.distillation import Knobs, run
 from accel_lab.workbench import models
+from accel_lab.workbench.device import threads
+from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.step import Step
 
 SEEDS = range(5)
@@ -56,7 +55,7 @@ def epoch() -> Iterator[str]:
 
     def seconds(**changes: object) -> Callable[[], float]:
         knobs = Knobs(samples=1000, **changes)
-        return lambda: sum(step.seconds for step in islice(distillation.run(knobs), 20))
+        return lambda: sum(step.seconds for step in islice(run(knobs), 20))
 
     plain = seconds(soft_share=0.0)
     for name, ours in (
@@ -106,9 +105,7 @@ def student_and_teacher() -> Iterator[str]:
 
 
 def gains() -> Iterator[str]:
-    """Accuracy in percent, student taught against student alone: the same weights at the start, the
-    same samples and order.
-    """
+    """Compare accuracy in percent, taught and alone: the same start, samples and order."""
     for name, lesson in {
         "mnist5k, 200 samples": {},
         "mnist5k, 200 samples in 9 views": {"views": 9},
@@ -134,5 +131,5 @@ def spread(values: list[float]) -> str:
 
 
 def accuracy(**changes: object) -> float:
-    steps: list[Step] = list(islice(distillation.run(Knobs(**changes)), UPDATES))
+    steps: list[Step] = list(islice(run(Knobs(**changes)), UPDATES))
     return 100 * steps[-1].metrics["accuracy"]

@@ -33,8 +33,9 @@ from statistics import mean
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from accel_lab import distillation
-from accel_lab.distillation import Knobs, distillation_loss, logits_of, soft_loss, teacher_of
+from accel_lab.distillation import distillation_loss, logits_of, soft_loss
+from accel_lab.experiments import distillation as experiment
+from accel_lab.experiments.distillation import Knobs, teacher_of
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.drawing import figure
@@ -113,12 +114,12 @@ guess_threes
 
 # %%
 panel = Panel(
-    distillation.run,
+    experiment.run,
     base,
     [
         Curve("accuracy", "digits recognised, %", scale=100, over="updates"),
         Curve("throughput", "samples/s"),
-        Sweep("temperature", "classes_named", "classes the teacher names"),
+        Sweep("temperature", "perplexity", "classes the teacher names"),
         Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "samples"],
@@ -331,7 +332,7 @@ proof
 # %% tags=["nbval-check-output"]
 def losses(**changes):
     return torch.tensor(
-        [step.metrics["loss"] for step in islice(distillation.run(base.turned(**changes)), 10)]
+        [step.metrics["loss"] for step in islice(experiment.run(base.turned(**changes)), 10)]
     )
 
 
@@ -352,7 +353,7 @@ print(
 # %%
 @cache
 def accuracy(knobs):
-    steps = islice(distillation.run(knobs), 120)
+    steps = islice(experiment.run(knobs), 120)
     return 100 * list(steps)[-1].metrics["accuracy"]
 
 
@@ -383,7 +384,7 @@ guess_gain.against(max(0.1, mean(gain)))
 
 # %%
 def epoch(knobs):
-    return sum(step.seconds for step in islice(distillation.run(knobs.turned(samples=250)), 5))
+    return sum(step.seconds for step in islice(experiment.run(knobs.turned(samples=250)), 5))
 
 
 def price(knobs, pairs=9):
@@ -454,7 +455,7 @@ picture
 
 # %%
 break_it = Panel(
-    distillation.run,
+    experiment.run,
     base,
     [
         Curve("accuracy", "digits recognised, %", scale=100, over="updates"),
@@ -469,7 +470,7 @@ break_it
 
 # %%
 for name in ("swapped", "no_square", "mean_of_all", "no_logarithm"):
-    print(inspect.getsource(getattr(distillation, name)))
+    print(inspect.getsource(getattr(experiment, name)))
 
 # %% [markdown]
 # - **the article's formula.** Taken with the letters as the field uses them, T the teacher and S

@@ -13,10 +13,12 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from accel_lab import catalog
+
 ROOT = Path(__file__).parents[1]
-CHAPTER = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)")
 UI = {"ipywidgets", "bqplot"}
 NOT_IN_A_TECHNIQUE = UI | {"IPython"}
+ABOVE = {f"accel_lab.{part}" for part in ("experiments", "exercises", "grading", "command_line")}
 
 
 # ---- what is there ----
@@ -27,19 +29,24 @@ def modules(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
 
 
+def techniques_of(root: Path) -> set[str]:
+    return modules(root / "accel_lab") - catalog.NOT_TECHNIQUES
+
+
 def sources(root: Path) -> list[Path]:
     return sorted((root / "course/source").glob("*.py"))
 
 
 def chapters(root: Path) -> list[str]:
     """The words of the chapters that teach a technique: all but those numbered 00."""
-    names = [CHAPTER.fullmatch(path.stem) for path in sources(root)]
+    names = [catalog.CHAPTER.fullmatch(path.stem) for path in sources(root)]
     return [name[2] for name in names if name and name[1] != "00"]
 
 
 def imports(path: Path, root: Path) -> Iterator[str]:
-    """Every module a file imports, wherever in it, in full: ``accel_lab.ddp`` also for ``from
-    accel_lab import ddp``.
+    """Every module a file imports, wherever in it, in full.
+
+    ``accel_lab.ddp`` also for ``from accel_lab import ddp``.
     """
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
@@ -52,12 +59,12 @@ def imports(path: Path, root: Path) -> Iterator[str]:
 
 
 def imported_techniques(path: Path, root: Path) -> list[str]:
-    """Names of the technique modules, or of their exercises, that a file imports."""
-    techniques = modules(root / "accel_lab")
+    """Names of the technique modules, their experiments or exercises, that a file imports."""
+    techniques = techniques_of(root)
     found = set()
     for name in imports(path, root):
         first, _, rest = name.partition(".")
-        parts = rest.removeprefix("exercises.").split(".")
+        parts = rest.removeprefix("exercises.").removeprefix("experiments.").split(".")
         if first == "accel_lab" and parts[0] in techniques:
             found.add(parts[0])
     return sorted(found)
@@ -68,7 +75,7 @@ def imported_techniques(path: Path, root: Path) -> list[str]:
 
 def chapter_names(root: Path) -> list[str]:
     """course/source holds nothing but NN_name.py; no number and no name twice."""
-    found = [(path.name, CHAPTER.fullmatch(path.stem)) for path in sources(root)]
+    found = [(path.name, catalog.CHAPTER.fullmatch(path.stem)) for path in sources(root)]
     complaints = [
         f"course/source/{name}: a chapter is called NN_name.py"
         for name, match in found
@@ -81,35 +88,31 @@ def chapter_names(root: Path) -> list[str]:
     return complaints
 
 
+PARTS = ("accel_lab", "accel_lab/experiments", "accel_lab/exercises")
+
+
 def one_word(root: Path) -> list[str]:
-    """Each chapter has its module, exercises, tests and benchmark; no module or exercise is without
-    its chapter.
+    """Each chapter has its technique, experiment, exercises, tests and benchmark; no technique,
+    experiment or exercise is without its chapter.
 
     A benchmark may also be named after any other part of accel_lab (``panel`` after
     ``workbench/panel``), or after a folder beside it (``binder``).
     """
     words = chapters(root)
+    files = [*(f"{folder}/{{}}.py" for folder in PARTS), "tests/test_{}.py", "benchmarks/{}.py"]
     complaints = [
-        f"{path}: missing, and course/source has a chapter called {word}"
+        f"{path.format(word)}: missing, and course/source has a chapter called {word}"
         for word in words
-        for path in (
-            f"accel_lab/{word}.py",
-            f"accel_lab/exercises/{word}.py",
-            f"tests/test_{word}.py",
-            f"benchmarks/{word}.py",
-        )
-        if not (root / path).is_file()
+        for path in files
+        if not (root / path.format(word)).is_file()
     ]
-    for folder in ("accel_lab", "accel_lab/exercises"):
-        orphans = sorted(modules(root / folder) - set(words))
+    for folder in PARTS:
+        orphans = sorted(modules(root / folder) - catalog.NOT_TECHNIQUES - set(words))
         complaints += [
             f"{folder}/{word}.py: course/source has no chapter called {word}" for word in orphans
         ]
-    parts = {
-        path.stem
-        for path in (root / "accel_lab").rglob("*")
-        if path.is_dir() or path.suffix == ".py"
-    }
+    ours = (root / "accel_lab").rglob("*")
+    parts = {path.stem for path in ours if path.is_dir() or path.suffix == ".py"}
     parts |= {path.name for path in root.iterdir() if path.is_dir()}
     orphans = sorted(modules(root / "benchmarks") - parts)
     return complaints + [
@@ -186,6 +189,32 @@ def chapters_spoken_of(root: Path) -> list[str]:
     ]
 
 
+def leads_on(root: Path) -> list[str]:
+    """The last cell of a chapter links to the chapter after it, and to the front door."""
+    doors = [path.stem for path in sources(root) if path.stem.startswith("00")]
+    rooms = [path for path in sources(root) if not path.stem.startswith("00")]
+    complaints = []
+    for place, path in enumerate(rooms):
+        last = jupytext.read(path).cells[-1]["source"]
+        wanted = [*(after.stem for after in rooms[place + 1 : place + 2]), *doors]
+        complaints += [
+            f"course/source/{path.name}: its last cell does not link to {name}.ipynb"
+            for name in wanted
+            if f"({name}.ipynb)" not in last
+        ]
+    return complaints
+
+
+def readme_lists_the_chapters(root: Path) -> list[str]:
+    """README's table has a row for each chapter, in their order, and no other."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\d\d) .*?\]\(course/(\w+)\.ipynb\) \|", text, re.MULTILINE)
+    there = [path.stem for path in sources(root)]
+    if [name for _, name in listed] == there and all(name[:2] == n for n, name in listed):
+        return []
+    return [f"README.md: its table lists {[name for _, name in listed]}, there are {there}"]
+
+
 def workbench_knows_no_technique(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}: imports {name}, and the workbench knows no technique"
@@ -195,23 +224,25 @@ def workbench_knows_no_technique(root: Path) -> list[str]:
 
 
 def techniques_stand_alone(root: Path) -> list[str]:
-    """A technique draws nothing, and uses another only where its docstring tells the reader so by
-    the full name.
+    """A technique draws nothing and knows neither its experiment nor its exercises; it uses another
+    only where its docstring tells the reader so by the full name.
     """
     complaints = []
-    for word in sorted(modules(root / "accel_lab")):
+    for word in sorted(techniques_of(root)):
         path = root / "accel_lab" / f"{word}.py"
-        drawing = sorted(
-            {name.partition(".")[0] for name in imports(path, root)} & NOT_IN_A_TECHNIQUE
-        )
+        drawing = {name.partition(".")[0] for name in imports(path, root)} & NOT_IN_A_TECHNIQUE
         complaints += [
             f"accel_lab/{word}.py: imports {name}, and a technique draws nothing"
-            for name in drawing
+            for name in sorted(drawing)
+        ]
+        above = sorted({".".join(name.split(".")[:2]) for name in imports(path, root)} & ABOVE)
+        complaints += [
+            f"accel_lab/{word}.py: imports {name}, which builds upon techniques" for name in above
         ]
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         complaints += [
-            f"accel_lab/{word}.py: imports {other}, and its docstring does not speak of "
-            f"accel_lab.{other}"
+            f"accel_lab/{word}.py: imports {other}, "
+            f"and its docstring does not speak of accel_lab.{other}"
             for other in imported_techniques(path, root)
             if other != word and not re.search(rf"\baccel_lab\.{other}\b", docstring)
         ]
@@ -233,6 +264,8 @@ RULES = [
     notebooks,
     front_door,
     chapters_spoken_of,
+    leads_on,
+    readme_lists_the_chapters,
     workbench_knows_no_technique,
     techniques_stand_alone,
     only_the_panel_draws_widgets,
@@ -261,13 +294,31 @@ def notebook(*cells: tuple[str, str], count: int | None = 1, shows: str = "") ->
 
 SOURCE = "# %% [markdown]\n# A *question*\n\n# %%\nx = 1\nx\n"
 CELLS = [("markdown", "A *question*"), ("code", "x = 1\nx")]
+
+
+def room(*links: str) -> tuple[str, list[tuple[str, str]]]:
+    """A chapter that leads on to these: its source and its cells."""
+    last = " · ".join(f"[on]({name}.ipynb)" for name in (*links, "00_start_here"))
+    return f"{SOURCE}\n# %% [markdown]\n# {last}\n", [*CELLS, ("markdown", last)]
+
+
+def table(*names: str) -> str:
+    rows = (f"| [{name[:2]} a title](course/{name}.ipynb) | what |\n" for name in names)
+    return "# accel_lab\n\n| chapter | shows |\n| --- | --- |\n" + "".join(rows)
+
+
+ROOM, ROOM_CELLS = room()
 GOOD = {
     "course/source/00_start_here.py": SOURCE,
     "course/00_start_here.ipynb": notebook(*CELLS, shows="07_folding.ipynb"),
-    "course/source/07_folding.py": SOURCE,
-    "course/07_folding.ipynb": notebook(*CELLS),
+    "course/source/07_folding.py": ROOM,
+    "course/07_folding.ipynb": notebook(*ROOM_CELLS),
+    "README.md": table("00_start_here", "07_folding"),
     "accel_lab/__init__.py": "",
-    "accel_lab/__main__.py": "from accel_lab import folding\n",
+    "accel_lab/__main__.py": "from accel_lab import command_line\n",
+    "accel_lab/command_line.py": "from accel_lab import catalog\n",
+    "accel_lab/catalog.py": "",
+    "accel_lab/experiments/folding.py": "from accel_lab import folding\n",
     "accel_lab/folding.py": '"""Folding."""\nfrom accel_lab.workbench.step import Step\n',
     "accel_lab/exercises/folding.py": "from accel_lab import folding\n",
     "accel_lab/workbench/step.py": "import torch\n",
@@ -309,12 +360,32 @@ FAULTS = {
         "the name folding",
     ),
     "no module": ({"accel_lab/folding.py": None}, "accel_lab/folding.py: missing"),
+    "no experiment": (
+        {"accel_lab/experiments/folding.py": None},
+        "accel_lab/experiments/folding.py: missing",
+    ),
     "no exercises": (
         {"accel_lab/exercises/folding.py": None},
         "accel_lab/exercises/folding.py: missing",
     ),
     "no tests": ({"tests/test_folding.py": None}, "tests/test_folding.py: missing"),
     "no benchmark": ({"benchmarks/folding.py": None}, "benchmarks/folding.py: missing"),
+    "a chapter that leads nowhere": (
+        {"course/source/07_folding.py": SOURCE},
+        "07_folding.py: its last cell does not link to 00_start_here.ipynb",
+    ),
+    "a chapter that README leaves out": (
+        {"README.md": table("00_start_here")},
+        "README.md: its table lists ['00_start_here'], there are ['00_start_here', '07_folding']",
+    ),
+    "a chapter that README calls by another number": (
+        {"README.md": table("00_start_here", "07_folding").replace("[07", "[08")},
+        "README.md: its table lists",
+    ),
+    "a technique that knows its experiment": (
+        {"accel_lab/folding.py": "from accel_lab.experiments.folding import Knobs\n"},
+        "accel_lab/folding.py: imports accel_lab.experiments, which builds upon techniques",
+    ),
     "a technique without a chapter": ({"accel_lab/bending.py": ""}, "no chapter called bending"),
     "exercises without a chapter": (
         {"accel_lab/exercises/bending.py": ""},
@@ -330,12 +401,12 @@ FAULTS = {
         "course/09_left.ipynb: has no source",
     ),
     "a stale notebook": (
-        {"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"))},
+        {"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"), ROOM_CELLS[2])},
         "not what its source says",
     ),
     "a cell too few": ({"course/07_folding.ipynb": notebook(CELLS[0])}, "not what its source says"),
     "a tag too few": (
-        {"course/source/07_folding.py": SOURCE.replace("# %%\n", '# %% tags=["exercise"]\n')},
+        {"course/source/07_folding.py": ROOM.replace("# %%\n", '# %% tags=["exercise"]\n')},
         "not what its source says",
     ),
     "a front door that hides a chapter": (
@@ -347,7 +418,7 @@ FAULTS = {
         "accel_lab/folding.py: speaks of chapter 12",
     ),
     "a notebook never run": (
-        {"course/07_folding.ipynb": notebook(*CELLS, count=None)},
+        {"course/07_folding.ipynb": notebook(*ROOM_CELLS, count=None)},
         "never run",
     ),
     "a workbench that knows a technique": (
@@ -381,8 +452,12 @@ FAULTS = {
 }
 BENDING = {
     "course/00_start_here.ipynb": notebook(*CELLS, shows="07_folding.ipynb 08_bending.ipynb"),
-    "course/source/08_bending.py": SOURCE,
-    "course/08_bending.ipynb": notebook(*CELLS),
+    "course/source/07_folding.py": room("08_bending")[0],
+    "course/07_folding.ipynb": notebook(*room("08_bending")[1]),
+    "course/source/08_bending.py": ROOM,
+    "course/08_bending.ipynb": notebook(*ROOM_CELLS),
+    "README.md": table("00_start_here", "07_folding", "08_bending"),
+    "accel_lab/experiments/bending.py": "",
     "accel_lab/exercises/bending.py": "",
     "tests/test_bending.py": "",
     "benchmarks/bending.py": "",

@@ -62,7 +62,7 @@ def test_it_finds_the_chapters_in_their_order(course):
 
 def test_the_time_follows_from_what_is_there(course):
     minutes = {
-        name: syllabus._minutes(book.cells)
+        name: syllabus.minutes_of(book.cells)
         for name, book in {
             "short": chapter(),
             "long": chapter(words=4000),
@@ -70,7 +70,7 @@ def test_the_time_follows_from_what_is_there(course):
             "panel": chapter(panel=png()),
         }.items()
     }
-    assert minutes == {"short": 5, "long": 20, "with exercises": 20, "panel": 5}
+    assert minutes == {"short": 5, "long": 25, "with exercises": 35, "panel": 5}
 
 
 def test_a_thumbnail_is_small_and_still_the_picture():

@@ -25,6 +25,7 @@ from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure import machine
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, process_peak
 from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
+from accel_lab.workbench.notebook.source import show_source
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
 
@@ -430,6 +431,33 @@ def test_attention_is_torchs():
     theirs.in_proj_bias.data.copy_(ours.queries_keys_values.bias)
     theirs.out_proj.load_state_dict(ours.out.state_dict())
     assert torch.allclose(ours(x), theirs(x, x, x, need_weights=False)[0], atol=1e-6)
+
+
+# ---- source, shown ----
+
+
+def shown_in_pieces(x):
+    """What it does."""
+    first = x + 1
+    second = first * 2
+    return second
+
+
+def test_source_is_shown_highlighted_and_in_pieces():
+    whole = show_source(shown_in_pieces)
+    assert repr(whole).splitlines()[1] == '    """What it does."""'
+    assert whole._repr_markdown_() == f"```python\n{whole}\n```"
+    without = repr(show_source(shown_in_pieces, docstring=False)).splitlines()
+    assert without[1] == "    first = x + 1"
+    piece = show_source(shown_in_pieces, first="first =", last="second =")
+    assert repr(piece) == "first = x + 1\nsecond = first * 2"
+
+
+def test_source_that_cannot_be_read_at_a_glance_is_refused():
+    with pytest.raises(ValueError, match="lines are too many to read at a glance, at most 25"):
+        show_source(ActivationMeter)
+    with pytest.raises(ValueError, match="no line holds 'third'"):
+        show_source(shown_in_pieces, first="third")
 
 
 # ---- records ----

@@ -1,5 +1,6 @@
-"""The chapters that are there, read from their notebooks: what each asks, its picture, how long it
-takes, what it showed here.
+"""The chapters that are there: what each asks, its picture, how long it takes, what it showed here.
+
+All of it is read from the notebooks themselves.
 """
 
 from __future__ import annotations
@@ -11,30 +12,26 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import nbformat
-from PIL import Image
-
+from accel_lab import catalog
 from accel_lab.workbench.look import AT_NIGHT
 from accel_lab.workbench.notebook.speed_log import SpeedLog
 
-NAME = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)")
-# pixels at most, drawn at half that: sharp where a pixel of the page is two of the screen
-THUMBNAIL = (
-    480,
-    480,
-)
-# Minutes: of 200 words, of 20 lines of code, of a panel, of an exercise.
-WORDS, LINES, PANEL, EXERCISE = 200, 20, 3, 5
+# Pixels at most, drawn at half that: sharp where a pixel of the page is two of the screen.
+THUMBNAIL = (480, 480)
+# In a minute a fresh reader reads so many words or lines of code; minutes at a panel, an exercise.
+WORDS, LINES, PANEL, EXERCISE = 180, 12, 3, 10
 CARD = (
-    "display:flex;flex-wrap:wrap;gap:16px;margin:0 0 12px;padding:12px;border:1px solid "
-    "var(--jp-border-color2,#ccc);border-radius:6px"
+    "display:flex;flex-wrap:wrap;gap:16px;margin:0 0 12px;padding:12px;"
+    "border:1px solid var(--jp-border-color2,#ccc);border-radius:6px"
 )
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter's notebook. ``word``: of its technique · ``picture``: PNG, its first panel, b""
-    if it was never run.
+    """One chapter's notebook.
+
+    word: of its technique · picture: PNG, its first panel, b"" if it was never run · minutes: to
+    read it, play with it and do its exercises.
     """
 
     path: Path
@@ -45,78 +42,55 @@ class Chapter:
     minutes: int
 
     @classmethod
-    def read(cls, path: Path) -> Chapter:
-        cells = nbformat.read(path, as_version=4).cells
+    def read(cls, file: catalog.ChapterFile) -> Chapter:
+        import nbformat  # a chapter that shows no syllabus does without its 18 MB
+
+        cells = nbformat.read(file.path, as_version=4).cells
         prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
         heading, *paragraphs = [part for text in prose for part in text.split("\n\n")]
         question = next((part for part in paragraphs if part[:1] not in "#>|`-"), "")
-        return cls(
-            path,
-            NAME.fullmatch(path.stem)[2],
-            heading.lstrip("# "),
-            _plain(question),
-            _panel(cells),
-            _minutes(cells),
-        )
+        said = heading.lstrip("# "), _plain(question)
+        return cls(file.path, file.word, *said, _panel(cells), minutes_of(cells))
 
     def card(self, verdict: str) -> str:
-        link = f'<a href="{escape(self.path.name)}">'
-        shown = base64.b64encode(_small(self.picture)).decode() if self.picture else ""
-        picture = (
-            f'<img class="accel-picture" src="data:image/png;base64,{shown}" alt="" width="240">'
-            if shown
-            else ""
-        )
-        done = (
-            f"<b>You found:</b> {escape(verdict)}" if verdict else f"about {self.minutes} minutes"
-        )
-        said = f"<b>{link}{escape(self.title)}</a></b><br>{escape(self.question)}<br><span>{done}</span>"
-        return (
-            f'<li style="{CARD}">{picture}<div style="flex:1 1 260px;min-width:0">{said}</div></li>'
-        )
+        picture = ""
+        if self.picture:
+            data = f"data:image/png;base64,{base64.b64encode(_small(self.picture)).decode()}"
+            picture = f'<img class="accel-picture" src="{data}" alt="" width="240">'
+        found = f"<b>You found:</b> {escape(verdict)}" if verdict else ""
+        done = found or f"about {self.minutes} minutes"
+        link = f'<a href="{escape(self.path.name)}">{escape(self.title)}</a>'
+        said = f"<b>{link}</b><br>{escape(self.question)}<br><span>{done}</span>"
+        beside = f'<div style="flex:1 1 260px;min-width:0">{said}</div>'
+        return f'<li style="{CARD}">{picture}{beside}</li>'
 
 
 class Syllabus:
-    """The chapters of a folder in their order, those numbered 00 left out; in a notebook a card
-    each, with the reader's verdict.
+    """The chapters of a folder in their order, the front door left out.
+
+    In a notebook a card each, with the reader's verdict.
     """
 
     def __init__(self, folder: str | Path = "."):
-        paths = sorted(
-            path
-            for path in Path(folder).glob("[0-9][0-9]_*.ipynb")
-            if not path.stem.startswith("00")
-        )
-        self.chapters = [Chapter.read(path) for path in paths if NAME.fullmatch(path.stem)]
-        self.verdicts = {
-            entry["technique"]: entry["verdict"] for entry in SpeedLog.of_the_reader().entries
-        }
+        files = [file for file in catalog.chapters(Path(folder)) if file.teaches_a_technique]
+        self.chapters = [Chapter.read(file) for file in files]
+        entries = SpeedLog.of_the_reader().entries
+        self.verdicts = {entry["technique"]: entry["verdict"] for entry in entries}
 
     @property
     def done(self) -> int:
         return sum(chapter.word in self.verdicts for chapter in self.chapters)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            f"{chapter.title} ({chapter.minutes} minutes)" for chapter in self.chapters
-        )
+        return "\n".join(f"{one.title} ({one.minutes} minutes)" for one in self.chapters)
 
     def _repr_html_(self) -> str:
-        hours = sum(chapter.minutes for chapter in self.chapters) / 60
-        progress = (
-            f"{self.done} of {len(self.chapters)} chapters done, about {hours:.0f} hours in all"
-        )
-        bar = (
-            f'<progress value="{self.done}" max="{len(self.chapters)}" aria-label="chapters '
-            'done"></progress>'
-        )
-        cards = "".join(
-            chapter.card(self.verdicts.get(chapter.word, "")) for chapter in self.chapters
-        )
-        return (
-            f"<style>{AT_NIGHT}</style><p>{bar} {progress}</p><ul "
-            f'style="list-style:none;margin:0;padding:0">{cards}</ul>'
-        )
+        count, hours = len(self.chapters), sum(chapter.minutes for chapter in self.chapters) / 60
+        bar = f'<progress value="{self.done}" max="{count}" aria-label="chapters done"></progress>'
+        progress = f"{self.done} of {count} chapters done, about {hours:.0f} hours in all"
+        cards = "".join(one.card(self.verdicts.get(one.word, "")) for one in self.chapters)
+        listed = f'<ul style="list-style:none;margin:0;padding:0">{cards}</ul>'
+        return f"<style>{AT_NIGHT}</style><p>{bar} {progress}</p>{listed}"
 
 
 def _plain(markdown: str) -> str:
@@ -144,16 +118,11 @@ def _panel(cells: list) -> bytes:
     )
 
 
-def _minutes(cells: list) -> int:
-    """To the next five: reading, running and thinking."""
+def minutes_of(cells: list) -> int:
+    """Of a chapter's cells, to the next five: reading, running, playing and thinking."""
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
-    lines = sum(
-        1
-        for cell in cells
-        if cell.cell_type == "code"
-        for line in cell.source.splitlines()
-        if line.strip()
-    )
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    lines = sum(bool(line.strip()) for source in code for line in source.splitlines())
     exercises = sum("exercise" in cell.metadata.get("tags", []) for cell in cells)
     exact = words / WORDS + lines / LINES + PANEL * len(_panels(cells)) + EXERCISE * exercises
     return 5 * max(1, round(exact / 5))
@@ -161,6 +130,8 @@ def _minutes(cells: list) -> int:
 
 def _small(picture: bytes) -> bytes:
     """A thumbnail in few colours: a page of them must stay light."""
+    from PIL import Image
+
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -1,6 +1,4 @@
-"""How sure the verdicts are on this machine while it is busy, what they cost, and how near
-operations come to the roofline.
-"""
+"""How sure verdicts are on this machine under load, what they cost, and how near the roof is."""
 
 from __future__ import annotations
 
@@ -14,7 +12,10 @@ import torch
 from torch.utils.benchmark import Timer
 
 from accel_lab import measuring
-from accel_lab.measuring import Comparison, compare, reading
+from accel_lab.experiments import measuring as experiment
+from accel_lab.workbench.device import threads
+from accel_lab.workbench.measure.comparison import Comparison, compare, reading
+from accel_lab.workbench.measure.roofline import fastest, roofline
 
 TRIES = 100
 
@@ -44,12 +45,11 @@ def verdicts() -> Iterator[str]:
     same = sum(not compare(work(100), work(100)).differs for _ in range(TRIES))
     yield (
         f"under load, a program with itself: {same} of {TRIES} say no difference shown "
-        "(at least "
-        "95 wanted)"
+        "(at least 95 wanted)"
     )
     slower = sum(compare(work(110), work(100)).differs for _ in range(TRIES))
     yield f"under load, one that works 10 % more: {slower} of {TRIES} find it (at least 90 wanted)"
-    for name, wrong in measuring.WRONG_RATIOS.items():
+    for name, wrong in experiment.WRONG_RATIOS.items():
         claims = sum(abs(wrong(work(100), work(100)) - 1) > 0.05 for _ in range(TRIES))
         yield (
             f"under load, a program with itself, {name}: {claims} of {TRIES} are more than 5 % off"
@@ -69,9 +69,7 @@ def work(hundreds: int) -> Callable[[], int]:
 def timers_ratio(
     ours: Callable[[], object], peer: Callable[[], object], seconds: float = 0.05
 ) -> float:
-    """What a careful user of torch's own timer would report, in about the time that ``compare``
-    takes.
-    """
+    """Measure as a careful user of torch's timer does, in about the time of ``compare``."""
     medians = [
         Timer("f()", globals={"f": f}).blocked_autorange(min_run_time=seconds).median
         for f in (ours, peer)
@@ -103,20 +101,20 @@ def cost() -> Iterator[str]:
 def roof() -> Iterator[str]:
     """Each operation against the physical limit: the roofline of one core."""
     cpu = torch.device("cpu")
-    limits = measuring.roofline(cpu, 1)
+    limits = roofline(cpu, 1)
     for name, make in measuring.OPERATIONS.items():
         for n in (1, 256):
             operation = make(n, cpu)
             least = limits.least_seconds(operation)
-            with measuring.threads(1):
-                pairs = [(measuring.fastest(operation.call, 0.05), least) for _ in range(9)]
+            with threads(1):
+                pairs = [(fastest(operation.call, 0.05), least) for _ in range(9)]
             yield Comparison.of(pairs).line(
                 f"{name}, batch {n}", f"roofline of one core, bound by {limits.bound(operation)}"
             )
     for n in (1, 256):
         operation = measuring.all_reduce(n)
         least = limits.least_seconds(operation)
-        pairs = [(measuring.all_reduce_seconds([n])[n], least) for _ in range(9)]
+        pairs = [(experiment.all_reduce_seconds([n])[n], least) for _ in range(9)]
         yield Comparison.of(pairs).line(
             f"all-reduce between 2 processes, batch {n}",
             "the same roofline, as if its bytes went through memory",
@@ -124,7 +122,7 @@ def roof() -> Iterator[str]:
     x, weight = torch.rand(64, 784), torch.rand(784, 10)
     for way in (measuring.python_loop, measuring.one_by_one):
         torch.testing.assert_close(way(x, weight), measuring.batched(x, weight))
-        with measuring.threads(1):
+        with threads(1):
             comparison = compare(
                 lambda way=way: way(x, weight), lambda: measuring.batched(x, weight)
             )

@@ -1,6 +1,4 @@
-"""The verdict is as sure as it says, on a made-up machine and on this one; and what is counted
-below the roof is what happens.
-"""
+"""The verdict is as sure as it says, and what is counted below the roof is what happens."""
 
 import math
 import random
@@ -19,9 +17,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from accel_lab import ddp, measuring
-from accel_lab.measuring import Comparison, Knobs, Operation, Roofline, compare
+from accel_lab.experiments import measuring as experiment
+from accel_lab.experiments.measuring import Knobs
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure import comparison
+from accel_lab.workbench.measure.comparison import Comparison, compare
+from accel_lab.workbench.measure.roofline import Operation, Roofline, roofline
 from accel_lab.workbench.ranks.launch import launch
 
 unhurried = settings(deadline=None)  # the first example pays for starting up
@@ -92,7 +93,7 @@ def test_ten_percent_is_found(machine, seconds):
 
 
 def test_the_usual_ways_claim_differences_between_equal_programs(machine):
-    for wrong in measuring.WRONG_RATIOS.values():
+    for wrong in experiment.WRONG_RATIOS.values():
         claims = 0
         for seed in range(100):
             made = machine(seed)
@@ -248,7 +249,7 @@ def test_each_piece_moves_at_the_speed_of_its_own_size():
 
 
 def test_the_machines_limits_are_possible():
-    limits = measuring.roofline(CPU, 1)
+    limits = roofline(CPU, 1)
     assert all(
         later <= earlier
         for (_, earlier), (_, later) in zip(limits.bandwidth, limits.bandwidth[1:], strict=False)
@@ -311,11 +312,9 @@ def one_all_reduce(n):
     torch.manual_seed(rank)
     operation = measuring.all_reduce(n, world)
     chunks = [len(chunk) for chunk in own.flatten().tensor_split(world)]
-    moves = list(ddp.ring_moves(rank, world))
-    sent, added = (
-        sum(chunks[out] for out, _, _ in moves),
-        sum(chunks[into] for _, into, adds in moves if adds),
-    )
+    adding, passing = ddp.reduce_scatter_turns(rank, world), ddp.all_gather_turns(rank, world)
+    sent = sum(chunks[out] for out, _ in adding + passing)
+    added = sum(chunks[into] for _, into in adding)
     return own, operation.call(), (operation.bytes, operation.flops), (sent, added)
 
 
@@ -331,7 +330,7 @@ def test_an_all_reduce_sends_and_adds_what_a_ring_does(world):
 
 
 def test_all_reduces_are_timed_between_two_processes():
-    seconds = measuring.all_reduce_seconds((1, 4096), readings=2, calls=1)
+    seconds = experiment.all_reduce_seconds((1, 4096), readings=2, calls=1)
     assert list(seconds) == [1, 4096]
     assert (
         0 < seconds[1] < seconds[4096] < 10
@@ -357,7 +356,7 @@ def test_three_ways_to_the_same_sums(n, inputs, outputs, seed):
 @pytest.mark.parametrize("way", ["batched", "one by one"])
 def test_a_step_is_a_reading(operation, way):
     before = torch.get_num_threads()
-    steps = measuring.run(Knobs(operation=operation, way=way, batch_size=4))
+    steps = experiment.run(Knobs(operation=operation, way=way, batch_size=4))
     for step in islice(steps, 3):
         batches = step.samples / 4
         assert step.seconds == pytest.approx(batches * step.metrics["seconds_a_batch"])
@@ -376,15 +375,15 @@ def test_only_the_mistake_makes_data_inside_the_clock(monkeypatch):
     monkeypatch.setitem(measuring.OPERATIONS, "element-wise", making)
     for mistake, times in (("none", 1), ("one call", 1), ("data in the clock", 1 + 3)):
         made.clear()
-        list(islice(measuring.run(Knobs(operation="element-wise", mistake=mistake)), 3))
+        list(islice(experiment.run(Knobs(operation="element-wise", mistake=mistake)), 3))
         assert len(made) == times
 
 
 def test_batching_is_predicted_to_gain_where_weights_are_shared(monkeypatch):
-    monkeypatch.setattr(measuring, "roofline", lambda device, cores: LIMITS)
+    monkeypatch.setattr(experiment, "roofline", lambda device, cores: LIMITS)
 
     def predicted(**knobs) -> float:
-        return measuring.most_samples_per_second(Knobs(**knobs))
+        return experiment.most_samples_per_second(Knobs(**knobs))
 
     assert predicted(operation="matmul", batch_size=256) > 10 * predicted(
         operation="matmul", batch_size=1
@@ -397,7 +396,7 @@ def test_batching_is_predicted_to_gain_where_weights_are_shared(monkeypatch):
 
 def test_the_profilers_trace_is_a_timeline():
     x = torch.ones(8, 8)
-    spans = measuring.spans_of(lambda: (x @ x).relu())
+    spans = experiment.spans_of(lambda: (x @ x).relu())
     assert [span.name for span in spans] == ["aten::matmul", "aten::relu"]
     assert all(0 <= span.start <= span.end for span in spans)
     assert spans[0].end <= spans[1].start

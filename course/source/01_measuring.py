@@ -37,13 +37,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from accel_lab import measuring
-from accel_lab.measuring import Comparison, Knobs, compare, fastest, reading, roofline, threads
+from accel_lab.experiments import measuring as experiment
+from accel_lab.experiments.measuring import Knobs
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
+from accel_lab.workbench.device import threads
 from accel_lab.workbench.drawing import figure
 from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.loop import train
+from accel_lab.workbench.measure.comparison import Comparison, compare, reading
+from accel_lab.workbench.measure.roofline import fastest, roofline
 from accel_lab.workbench.notebook.speed_log import log_verdict
 from accel_lab.workbench.panel import Panel, Prediction
 
@@ -127,7 +131,7 @@ guess_sum
 
 # %%
 panel = Panel(
-    measuring.run,
+    experiment.run,
     base,
     [
         Curve("share_of_limit", "share of what the roofline allows", limit=(1.0, "the roofline")),
@@ -135,7 +139,7 @@ panel = Panel(
             "batch_size",
             "throughput",
             "samples/s",
-            predicted=measuring.most_samples_per_second,
+            predicted=experiment.most_samples_per_second,
             formula="the roofline allows",
             log=(1e3, 1e8),
         ),
@@ -303,14 +307,14 @@ print(
 # Forty comparisons of a program with itself, in three ways that you meet everywhere, and in pairs:
 
 # %%
-for wrong in measuring.WRONG_RATIOS.values():
+for wrong in experiment.WRONG_RATIOS.values():
     print(inspect.getsource(wrong))
 
 # %%
 tries = 40
 alarms = {
     name: sum(abs(wrong(work(2_000), work(2_000)) - 1) > 0.05 for _ in range(tries))
-    for name, wrong in measuring.WRONG_RATIOS.items()
+    for name, wrong in experiment.WRONG_RATIOS.items()
 }
 alarms["in pairs"] = sum(compare(work(2_000), work(2_000)).differs for _ in range(tries))
 found = sum(compare(work(2_200), work(2_000)).differs for _ in range(tries))
@@ -363,7 +367,7 @@ def both():
 
 
 with threads(base.cores):
-    spans = measuring.spans_of(both)
+    spans = experiment.spans_of(both)
 picture, (axes,) = figure.axes(9, 1.8)
 figure.draw_spans(axes, spans)
 axes.set(xlabel="milliseconds (the profiler's own work included)", yticks=[])
@@ -386,7 +390,7 @@ with threads(base.cores):
         for n in batches:
             operation = make(n, cpu)
             points[name, n] = operation, fastest(operation.call, 0.05)
-for n, seconds in measuring.all_reduce_seconds(batches).items():
+for n, seconds in experiment.all_reduce_seconds(batches).items():
     points["all-reduce", n] = measuring.all_reduce(n), seconds
 
 # %%
@@ -472,7 +476,7 @@ guess_sum.against(in_memory / between)
 # %%
 small = base.turned(operation="element-wise", batch_size=8)
 break_it = Panel(
-    measuring.run,
+    experiment.run,
     small,
     [
         Curve("seconds_a_batch", "microseconds a batch", scale=1e6, log=(1, 1e4)),
@@ -564,7 +568,7 @@ log_verdict("measuring", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 REPAIR, PAIRS, INTENSITY = exercises("measuring")
 REPAIR

@@ -1,0 +1,170 @@
+"""An operation against the roofline, and the famous mistakes of measuring."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from statistics import mean
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from accel_lab.measuring import OPERATIONS, all_reduce, separately
+from accel_lab.workbench import knobs
+from accel_lab.workbench.device import pick_device, threads
+from accel_lab.workbench.measure.comparison import reading
+from accel_lab.workbench.measure.roofline import Operation, fastest, roofline
+from accel_lab.workbench.ranks.launch import launch
+from accel_lab.workbench.step import Span, Step
+
+Program = Callable[[], object]
+
+# ---- the famous mistakes of comparing: each estimates the ratio of two programs' times ----
+
+
+def one_reading(ours: Program, peer: Program) -> float:
+    """Run each once: the first one pays for everything that had to start up."""
+    return reading(ours) / reading(peer)
+
+
+def one_after_the_other(ours: Program, peer: Program) -> float:
+    """Average nine readings of one, then of the other: a change of load counts as a difference."""
+    return mean(reading(ours) for _ in range(9)) / mean(reading(peer) for _ in range(9))
+
+
+def best_of_five(ours: Program, peer: Program) -> float:
+    """Try five times, and report the best."""
+    return min(reading(ours) / reading(peer) for _ in range(5))
+
+
+WRONG_RATIOS = {
+    "one reading": one_reading,
+    "one after the other": one_after_the_other,
+    "the best of five": best_of_five,
+}
+
+
+# ---- the experiment ----
+
+
+class Knobs(knobs.Knobs):
+    operation: Literal["element-wise", "matmul", "convolution", "embedding"] = knobs.dial(
+        "matmul", description="what is computed"
+    )
+    batch_size: int = knobs.dial(1, ge=1, le=1024, log=True, description="samples at once")
+    way: Literal["batched", "one by one"] = knobs.dial(
+        "batched", description="one call for all samples, or one for each"
+    )
+    mistake: Literal["none", "one call", "data in the clock"] = knobs.dial(
+        "none", description="a famous mistake to make"
+    )
+    device: Literal["auto", "cpu", "cuda"] = knobs.dial(
+        "auto", panel=False, description="where to compute"
+    )
+    cores: int = knobs.dial(
+        1, ge=1, le=256, panel=False, description="threads of the CPU that compute"
+    )
+
+
+STEP_SECONDS = 0.005  # a small operation is called many times: more Steps would slow the run down
+
+
+def run(knobs: Knobs) -> Generator[Step, None, None]:
+    """Call one operation again and again, until the generator is closed.
+
+    A Step is one reading of the clock. Its metrics, for one batch:
+    seconds_a_batch: seconds.
+    flops_per_second, bytes_per_second: bytes counted as the least that has to move.
+    share_of_limit: 1 at the roofline.
+    """
+    device = pick_device(knobs.device)
+    operation = operation_of(knobs, device)
+    least = roofline(device, knobs.cores).least_seconds(operation)
+    call, calls = operation.call, 1
+
+    def call_with_data_made() -> object:
+        return operation_of(knobs, device).call()
+
+    if knobs.mistake == "data in the clock":
+        call = call_with_data_made
+    elif knobs.mistake == "none":
+        calls = math.ceil(STEP_SECONDS / fastest(call, 0))
+    for index in count():
+        with threads(knobs.cores):
+            seconds = reading(call, calls)
+        metrics = {
+            "seconds_a_batch": seconds,
+            "flops_per_second": operation.flops / seconds,
+            "bytes_per_second": operation.bytes / seconds,
+            "share_of_limit": least / seconds,
+        }
+        yield Step(index, calls * operation.samples, calls * seconds, metrics)
+
+
+def operation_of(knobs: Knobs, device: torch.device) -> Operation:
+    """Make the operation that the knobs describe, with its data on the device."""
+    make = OPERATIONS[knobs.operation]
+    if knobs.way == "one by one":
+        return separately(make(1, device), knobs.batch_size)
+    return make(knobs.batch_size, device)
+
+
+def most_samples_per_second(knobs: Knobs) -> float:
+    """Predict the most samples per second that the roofline allows."""
+    operation = operation_of(knobs, torch.device("meta"))  # its size is enough: no data
+    limits = roofline(pick_device(knobs.device), knobs.cores)
+    return knobs.batch_size / limits.least_seconds(operation)
+
+
+# ---- what else the chapter measures ----
+
+
+def all_reduce_seconds(
+    sizes: Sequence[int], readings: int = 20, calls: int = 10
+) -> dict[int, float]:
+    """Time an ``all_reduce`` between two processes, by n: the fastest of some readings, in seconds.
+
+    sizes: the values of n. calls: in one reading. The two ranks are started and ended here.
+    """
+
+    def worker() -> Iterator[float]:
+        for n in sizes:
+            call = all_reduce(n, dist.get_world_size()).call
+            # equally often on each rank, since they wait for one another
+            yield min(reading(call, calls) for _ in range(1 + readings))
+
+    found = [seconds for rank, seconds in launch(worker, 2) if rank == 0]
+    return dict(zip(sizes, found, strict=True))
+
+
+def spans_of(program: Program) -> list[Span]:
+    """Record the operations that a program calls, by torch.profiler, as a timeline of one lane."""
+    program()
+    with _quiet(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        program()
+    events = [event for event in profiler.events() if event.cpu_parent is None]
+    zero = min(event.time_range.start for event in events)
+    return [
+        Span(0, e.name, (e.time_range.start - zero) * 1e-6, (e.time_range.end - zero) * 1e-6)
+        for e in events
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the process's standard error, on which some builds of the profiler announce a run."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

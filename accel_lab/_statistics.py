@@ -185,8 +185,8 @@ def check_scale(x: Tensor, low: Tensor, high: Tensor, integers: bool) -> None:
         some = x.flatten()[:: max(1, x.numel() // 4096)]
         if ((some >= 0) & (some <= 1)).all() and (some != some.round()).any():
             raise ValueError(
-                f"scale: fitted on values up to {high.max():g}, given fractions of 0…1: scaled "
-                "already?"
+                f"scale: fitted on values up to {high.max():g}, given fractions of 0…1; was it "
+                "scaled already?"
             )
 
 

@@ -153,8 +153,8 @@ class BatchNorm(nn.Module):
     def _track(self, mean: Tensor, variance: Tensor, n: int) -> None:
         if n < 2:
             raise ValueError(
-                "batch norm: one value per channel cannot be normalized; train on two samples or "
-                "more"
+                "batch norm: one value per channel cannot be normalized; train on at least two "
+                "samples"
             )
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)

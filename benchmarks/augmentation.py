@@ -1,7 +1,7 @@
 """Pictures augmented beside kornia, and the four operations on text beside nlpaug.
 
-nlpaug gets our tables of words. It is no longer developed (the last release is of 2022), but it is
-the only installable one that works offline: textaugment downloads word lists when it is set up.
+nlpaug gets our tables of words. Its last release is of 2022, but no other one that can be installed
+works offline: textaugment downloads word lists when it is set up.
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ def pictures(x: Tensor) -> Iterator[str]:
 
 
 def statistics(x: Tensor) -> Iterator[str]:
-    """In 20 batches, as from a disk. scikit-learn wants rows of channels; the naive way wants all
-    of it at once.
-    """
+    """Fit in 20 batches, as from a disk; scikit-learn needs rows of channels, torch all at once."""
     batches = x.split(100)
 
     def scikit_learn() -> StandardScaler:
@@ -85,9 +83,7 @@ def statistics(x: Tensor) -> Iterator[str]:
 
 
 def batch_norm(x: Tensor) -> Iterator[str]:
-    """Ours is written to be read: each operation of the formula passes over memory once more.
-    PyTorch's is one kernel.
-    """
+    """Compare batch norms: PyTorch's is one kernel, ours passes over memory per operation."""
     ours, theirs = BatchNorm(32), nn.BatchNorm2d(32)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.running_var, theirs.running_var)

@@ -161,9 +161,8 @@ def test_activations_fall_with_the_largest_micro_batch(m):
         assert meter.held == 0
         return meter.peak
 
-    assert peak(m) == pytest.approx(
-        peak(1) * -(-50 // m) / 50, abs=64
-    )  # the loss keeps a few bytes that no sample adds to
+    # the loss keeps a few bytes that no sample adds to
+    assert peak(m) == pytest.approx(peak(1) * -(-50 // m) / 50, abs=64)
 
 
 def test_the_prediction_is_what_run_counts():

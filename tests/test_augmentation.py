@@ -40,8 +40,9 @@ def augmented(x, policy, seed=0):
 
 
 def slow_warp(picture, flip, angle, zoom, right, down):
-    """One picture [h, w]: for each output pixel, undo shift, zoom, turn and mirror, and mix the
-    four pixels around that place.
+    """Warp one picture [h, w], pixel by pixel.
+
+    For each output pixel, undo shift, zoom, turn and mirror, and mix the four pixels around.
     """
     height, width = picture.shape
     out = torch.zeros_like(picture)
@@ -90,9 +91,8 @@ def test_warping_is_the_slow_way(policy, shape):
             (2 * down - 1) * policy.shift * shape[2],
         )
         for channel, done_channel in zip(picture, done, strict=True):
-            assert torch.allclose(
-                done_channel, slow_warp(channel, *amounts), atol=1e-4
-            )  # draws are float32
+            # the random numbers are float32
+            assert torch.allclose(done_channel, slow_warp(channel, *amounts), atol=1e-4)
 
 
 @some
@@ -120,7 +120,7 @@ def test_another_seed_is_another_batch():
     assert not torch.equal(augmented(x, Policy(rotate=20)), augmented(x, Policy(rotate=20), seed=1))
 
 
-def test_a_picture_keeps_its_luck_when_another_amount_is_turned():
+def test_a_picture_keeps_its_random_numbers_when_another_amount_is_turned():
     x = pictures(6, 1, 9, 9)
     turned = augmented(augmented(x, Policy(flip=0.5)), Policy(rotate=30))  # the same draws, twice
     assert torch.allclose(turned, augmented(x, Policy(flip=0.5, rotate=30)), atol=1e-6)

@@ -99,9 +99,7 @@ def plainly(model, x, y):
 
 
 def way(name):
-    """(model, backward(x, y, share)) of one way to train the Awkward on this rank, from weights
-    that differ between ranks.
-    """
+    """Make (model, backward(x, y, share)) of one way to train, from weights that ranks differ in."""
     model = seeded(dist.get_rank())
     if name in ("torch", "torch, views"):
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view="views" in name)

@@ -78,9 +78,8 @@ def test_hot_enough_it_is_matching_centred_logits(size, seed):
 def test_never_negative_and_nothing_where_they_agree(size, seed, t):
     student, teacher = logits(size, seed)
     assert soft_loss(student, teacher, t) >= -1e-12
-    assert soft_loss(teacher + 7, teacher, t) == pytest.approx(
-        0, abs=1e-9
-    )  # logits only count up to a constant
+    # a constant added to all logits changes nothing
+    assert soft_loss(teacher + 7, teacher, t) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_teacher_without_doubts_gives_the_labels():
@@ -147,9 +146,7 @@ def test_kept_logits_are_what_the_teacher_would_say(samples):
     torch.manual_seed(0)
     teacher = nn.Sequential(models.cnn(2, batch_norm=True), nn.Dropout())
     x = torch.rand(samples, 1, 28, 28)
-    kept = logits_of(
-        teacher.train(), x, batch_size=6
-    )  # it asks in evaluation mode, whatever mode it finds
+    kept = logits_of(teacher.train(), x, batch_size=6)  # it uses evaluation mode
     assert not kept.requires_grad
     torch.testing.assert_close(kept, teacher.eval()(x))
 

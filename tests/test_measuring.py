@@ -33,7 +33,8 @@ CPU = torch.device("cpu")
 
 
 class Machine:
-    """A clock that programs push on, and other programs' load, which comes in bursts and drifts.
+    """A clock that programs push on, under load that comes in bursts and drifts.
+
     ``work(s)`` lasts s if undisturbed.
     """
 
@@ -47,9 +48,8 @@ class Machine:
     def work(self, seconds: float) -> None:
         self.drift = 0.95 * self.drift + self.chance.gauss(0, 0.03)  # seen by neighbours alike
         if self.burst <= 0 and self.chance.random() < 0.05:
-            self.burst = self.chance.expovariate(
-                1 / 0.02
-            )  # for 20 ms on average half of the machine is gone
+            # for 20 ms on average, half of the machine is gone
+            self.burst = self.chance.expovariate(1 / 0.02)
         lasts = seconds * math.exp(self.drift) * (1 + abs(self.chance.gauss(0, 0.02)))
         if self.burst > 0:
             lasts *= self.chance.uniform(1, 3)
@@ -62,9 +62,8 @@ def machine(monkeypatch):
     def make(seed: int) -> Machine:
         made = Machine(seed)
         monkeypatch.setattr(comparison, "perf_counter", made.clock)
-        monkeypatch.setattr(
-            comparison, "random", SimpleNamespace(Random=lambda: random.Random(~seed))
-        )  # the coin
+        coin = SimpleNamespace(Random=lambda: random.Random(~seed))
+        monkeypatch.setattr(comparison, "random", coin)
         return made
 
     return make
@@ -303,9 +302,7 @@ def test_only_the_size_matters_to_the_counts():
 
 
 def one_all_reduce(n):
-    """(this rank's numbers, their sum over the ranks, what is counted) and how many numbers a ring
-    would make it send and add.
-    """
+    """This rank's numbers, their sum, (bytes, FLOPs) counted, numbers a ring sends and adds."""
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
     own = torch.rand(n, measuring.PIXELS)
@@ -332,9 +329,8 @@ def test_an_all_reduce_sends_and_adds_what_a_ring_does(world):
 def test_all_reduces_are_timed_between_two_processes():
     seconds = experiment.all_reduce_seconds((1, 4096), readings=2, calls=1)
     assert list(seconds) == [1, 4096]
-    assert (
-        0 < seconds[1] < seconds[4096] < 10
-    )  # so much apart that a busy machine cannot turn them round
+    # so far apart that load cannot swap them
+    assert 0 < seconds[1] < seconds[4096] < 10
 
 
 @unhurried

@@ -163,9 +163,7 @@ def test_a_pipeline_equals_torch_s(world, schedule):
     ("stages", "micro_batches"), list(itertools.product((1, 2, 3, 4), (1, 2, 3, 4, 8)))
 )
 def test_a_schedule_runs_through_in_the_time_the_formula_allows(schedule, stages, micro_batches):
-    """Played with a forward of 1 and a backward of 2: no deadlock, everything once, and just the
-    bubble that is predicted.
-    """
+    """Play it with a forward of 1 and a backward of 2: no deadlock, and the predicted bubble."""
     to_do = [SCHEDULES[schedule](stage, stages, micro_batches) for stage in range(stages)]
     assert all(sorted(actions) == sorted(to_do[0]) for actions in to_do)
     done, clock = {}, [0] * stages
@@ -222,9 +220,8 @@ def test_a_parameter_tied_across_stages_is_refused():
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU())
     with pytest.raises(ValueError, match=r"0\.weight.* is tied across stages"):
         stage_of(model, range(0, 2))
-    assert (
-        len(stage_of(model, range(0, 3))) == 3
-    )  # both uses in one stage: one parameter, as before
+    # both uses in one stage: one parameter, as before
+    assert len(stage_of(model, range(0, 3))) == 3
 
 
 def test_stages_that_do_not_fit_are_refused_before_anything_is_sent():

@@ -99,7 +99,7 @@ def plainly(model, x, y):
 
 
 def way(name):
-    """Make (model, backward(x, y, share)) of one way to train, from weights that ranks differ in."""
+    """Make (model, backward(x, y, share)) of one way to train; ranks start from other weights."""
     model = seeded(dist.get_rank())
     if name in ("torch", "torch, views"):
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view="views" in name)

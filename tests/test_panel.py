@@ -239,6 +239,60 @@ def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeyp
     assert bundle["text/plain"] == "Panel"
 
 
+def test_where_nobody_watches_the_panel_answers_to_the_same_names(world, monkeypatch):
+    shown, renewed = [], []
+    Handle = type("Handle", (), {"update": lambda self, bundle, **_: renewed.append(bundle)})
+    monkeypatch.setattr(
+        "accel_lab.workbench.panel.still_panel.display",
+        lambda bundle, **_: shown.append(bundle) or Handle(),
+    )
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    still = Panel(world.run, Some(parts=3), CHARTS, seconds=0.2)
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    watched = Panel(world.run, Some(parts=3), CHARTS)
+    assert public(still) == public(watched) - {"badge", "box"}
+    assert (still.knobs, still.live, still.training) == (Some(parts=3), None, False)
+    still._ipython_display_()
+    assert [bundle["text/plain"] for bundle in shown] == ["Panel"]
+    still.start()
+    first = still.live
+    assert len(first.seconds) >= 4
+    assert first.label == "now"
+    still.pin()
+    assert still.pinned == [first]
+    still.start()
+    still.stop()
+    still.wait()
+    assert still.live is not first
+    assert still.ghosts == []
+    still.start()
+    assert still.pinned[0] is not first  # renewed: the same knobs
+    assert [bundle["text/plain"] for bundle in renewed] == ["Panel"] * 4
+    assert world.open == 0
+
+
+def public(panel) -> set[str]:
+    return {name for name in dir(panel) if not name.startswith("_")}
+
+
+def test_a_run_that_fails_where_nobody_watches_is_kept_as_an_error(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    panel = Panel(world.run, Some(fault="nan"), CHARTS, seconds=0.05)
+    panel.start()
+    assert "lower the learning rate" in str(panel.error)
+    assert panel.live is None
+    assert world.open == 0
+
+
+def test_one_wrong_update_turns_the_badge(panel):
+    record = Record(Some(), "run")
+    for index, error in enumerate((1.0, 1.0, 9.0, 1.0)):
+        record.add(Step(index, 1, 0.1, {"loss": error}))
+    record.close_window(0.4)
+    panel._judge(record)
+    assert "not fine" in panel._verdict.value
+
+
 def test_a_watched_panel_shows_widgets_and_a_picture_that_is_renewed(panel, monkeypatch):
     shown, renewed = [], []
     monkeypatch.setattr(

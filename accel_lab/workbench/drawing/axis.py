@@ -18,8 +18,6 @@ from accel_lab.workbench.look import LIMIT, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from accel_lab.workbench.drawing.chart import Styled
-
 MOST_TICKS = 8
 
 
@@ -36,7 +34,8 @@ def round_ends(low: float, high: float, whole: bool = False, most: int = 6) -> E
     steps between its ticks; ``whole``: no ticks between whole numbers.
     """
     low, high = min(0.0, low), max(0.0, high)
-    step = _round_step((high - low) or 1.0, whole, most)
+    high = high if high > low else 1.0
+    step = _round_step(high - low, whole, most)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
     last = max(last, first + 1)
     ticks = [place * step for place in range(first, last + 1)]
@@ -147,9 +146,11 @@ def upward(
     ends: tuple[float, float] | None = None,
     vertical: bool = True,
     whole: bool = False,
+    room: float = 0.0,
 ) -> None:
     """Finish the axis up (or across) once all is drawn: logarithmic between ends, or within whole
-    decades if True; else linear, from ``ends`` or from zero to a round number.
+    decades if True; else linear, from ``ends`` or from zero to a round number. room: a share of the
+    values, left free above them.
     """
     one = axes.yaxis if vertical else axes.xaxis
     low, high = axes.dataLim.intervaly if vertical else axes.dataLim.intervalx
@@ -163,7 +164,9 @@ def upward(
         one.set_ticks([tick for tick in round_ends(low, high).ticks if low <= tick <= high])
     else:
         there = isfinite(low) and isfinite(high)
-        low, high, ticks = round_ends(low, high, whole) if there else round_ends(0, 1, whole)
+        low, high, ticks = (
+            round_ends(low, high * (1 + room), whole) if there else round_ends(0, 1, whole)
+        )
         one.set_ticks(ticks)
     one.set_major_formatter(lambda value, _: number(value))
     one.minorticks_off()
@@ -195,10 +198,10 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     """Beside the axes the (x, y, text, colour) of each line's end, moved apart where they would
     touch. Call it when the axes have their scales.
     """
-    texts = [textwrap.fill(text, 17, max_lines=3, placeholder=" …") for *_, text, _ in ends]
+    texts = [_folded(text) for *_, text, _ in ends]
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform((x, y))[1]) for x, y, *_ in ends]
-    inches = max(0.5, axes.get_position().height * axes.figure.get_figheight())
+    inches = max(0.5, axes.bbox.height / axes.figure.dpi)
     heights = [0.14 * (text.count("\n") + 1) / inches for text in texts]
     for end, text, place in zip(ends, texts, apart(wanted, heights), strict=True):
         x, y, _, color = end
@@ -211,8 +214,65 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             fontsize=SMALL,
             color=color,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.4},
         )
+
+
+def label_dots(axes: Axes, dots: Sequence[tuple[float, float, str, str]]) -> None:
+    """Beside each (x, y, text, colour) its text, towards the middle, and moved apart where they
+    would touch. Call it when the axes have their scales.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    placed = [(to_axes.transform((x, y)), _folded(text), color) for x, y, text, color in dots]
+    height = max(0.5, axes.bbox.height / axes.figure.dpi)
+    for right in (False, True):
+        side = [one for one in placed if (one[0][0] < 0.5) == right]
+        heights = [0.14 * (text.count("\n") + 1) / height for _, text, _ in side]
+        ups = apart([at[1] for at, *_ in side], heights)
+        for (at, text, color), up in zip(side, ups, strict=True):
+            axes.annotate(
+                text,
+                (at[0], up),
+                xycoords="axes fraction",
+                xytext=(7 if right else -7, 0),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                fontsize=SMALL,
+                color=color,
+                bbox=HALO,
+            )
+
+
+def label_line(
+    axes: Axes, line: tuple[Sequence[float], Sequence[float]], text: str, dots: Sequence
+) -> None:
+    """Beside a line, where it is farthest from the dots (x, y, …)."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    taken = [to_axes.transform(dot[:2]) for dot in dots]
+    points = [to_axes.transform(point) for point in zip(*line, strict=True) if isfinite(point[1])]
+    inside = [at for at in points if 0 <= at[0] <= 0.8 and 0 <= at[1] <= 0.93]
+    if not inside or not text:
+        return
+
+    def room(at: np.ndarray) -> float:
+        beside = at + np.array([0.15, 0.05])  # about the middle of the text
+        return min((float(np.abs(beside - dot).max()) for dot in taken), default=1.0)
+
+    best = max(inside, key=room)
+    axes.annotate(
+        text,
+        best,
+        xycoords="axes fraction",
+        xytext=(6, 4),
+        textcoords="offset points",
+        fontsize=SMALL,
+        bbox=HALO,
+    )
+
+
+def _folded(text: str) -> str:
+    return textwrap.fill(text, 17, max_lines=3, placeholder=" …")
 
 
 def apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
@@ -236,9 +296,3 @@ def running_median(values: np.ndarray, width: int = 9) -> np.ndarray:
     return np.array(
         [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
     )
-
-
-def says_more(styled: Styled, knob: str) -> bool:
-    """Whether a run's label tells more than where it stands on this knob's axis."""
-    record = styled.record
-    return not record.label.startswith(knob.replace("_", " ")) or "," in record.label

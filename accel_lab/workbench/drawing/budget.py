@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -107,36 +108,39 @@ class Budget:
                     va="center",
                 )
             if bar.predicted is not None:
-                axes.plot([bar.predicted] * 2, [row - 0.42, row + 0.42], **LIMIT | {"linewidth": 2})
+                mark = {"color": "black", "linewidth": 2}
+                axes.plot([bar.predicted] * 2, [row - 0.42, row + 0.42], **mark)
         if self.limit:
             axes.axvline(self.limit[0], **LIMIT)
-            axes.annotate(
-                self.limit[1],
-                (self.limit[0], 1),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(-3, 2),
-                textcoords="offset points",
-                ha="right",
-                fontsize=SMALL,
-            )
-        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
-        axes.set_ylim(max(len(bars), 2) - 0.4, -0.6)
+            at = {"fontsize": SMALL, "ha": "right", "va": "center"}
+            axes.text(self.limit[0] - 0.01 * reach, -0.85, self.limit[1], **at)
+        axes.set_yticks(
+            range(len(bars)), [_folded(bar.label, len(bars)) for bar in bars], fontsize=SMALL
+        )
+        axes.set_ylim(max(len(bars), 2) - 0.4, -1.2 if self.limit else -0.6)
         axes.grid(False, axis="y")
-        upward(axes, False, (0, reach), vertical=False)
+        upward(axes, False, (0, 1.02 * reach), vertical=False)
         shown = [
             name for name in self.parts.values() if any(name == p[0] for b in bars for p in b.parts)
         ]
         handles = [axes.barh(0, 0, color=self.colors[name], label=name) for name in shown]
         if any(bar.predicted is not None for bar in bars):
-            handles += axes.plot([], [], **LIMIT, label=self.formula)
+            handles += axes.plot([], [], "|", color="black", markeredgewidth=2, label=self.formula)
         if handles:
             axes.legend(
                 handles=handles,
                 frameon=False,
                 fontsize=SMALL,
-                ncols=len(handles),
+                ncols=3,
                 loc="upper left",
                 bbox_to_anchor=(0, -0.12),
                 handlelength=1.0,
                 columnspacing=1.2,
             )
+
+
+def _folded(label: str, bars: int) -> str:
+    """In one line where there are many bars."""
+    if bars > 4:
+        return textwrap.shorten(label, 24, placeholder=" …")
+    return textwrap.fill(label, 20, max_lines=2, placeholder=" …")

@@ -96,7 +96,8 @@ def draw(charts: Sequence[Chart], runs: Runs) -> Picture:
     grid = figure.add_gridspec(max(1, rows), 2)
     for place, chart in enumerate(charts):
         last_alone = place == len(charts) - 1 and place % 2 == 0
-        one = figure.add_subplot(grid[place // 2, :] if last_alone else grid[place // 2, place % 2])
+        part = grid[place // 2, :] if last_alone else grid[place // 2, place % 2]
+        one = figure.add_subfigure(part).subplots()  # long labels of one leave room to the others
         tidy(one)
         one.set_title(chart.title, loc="left", fontsize=10)
         one.tick_params(labelsize=SMALL + 1)

@@ -86,12 +86,20 @@ class HeatMap:
         for (row, column), value in np.ndenumerate(cells.values):
             if np.isfinite(value):
                 ink = "white" if value - low > 0.5 * (high - low) > 0 else "black"
-                text = number(float(f"{value:.3g}"))
+                text = short(value)
                 at = (column + 0.5, row + 0.5)
                 axes.text(*at, text, ha="center", va="center", fontsize=SMALL, color=ink)
         axes.set_xticks(np.arange(len(cells.across)) + 0.5, [said(v) for v in cells.across])
         axes.set_yticks(np.arange(len(cells.up)) + 0.5, [said(v) for v in cells.up])
         axes.tick_params(length=0)
+
+
+def short(value: float) -> str:
+    """A number that fits into a cell: 0.25, 980, 12.1k, 3.4M."""
+    for from_, size, sign in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= from_:
+            return f"{value / size:.3g}{sign}"
+    return number(float(f"{value:.3g}"))
 
 
 def said(value: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import floor, log2
+from math import ceil, floor, log2
 from typing import TYPE_CHECKING
 
-from accel_lab.workbench.drawing.axis import SMALL, label_ends, upward
+from accel_lab.workbench.drawing.axis import SMALL, upward
 from accel_lab.workbench.drawing.chart import MOST_CURVES, Runs
 from accel_lab.workbench.drawing.record import BINS_PER_OCTAVE, Record
 from accel_lab.workbench.look import GREY, LIMIT, RAISED, number
@@ -70,16 +70,18 @@ class Histogram:
         }
 
     def ticks(self, low: int, high: int) -> dict[float, str]:
-        """Place on the axis → text, at powers of two."""
-        per = self.bins_per_octave
-        first, last = -(-low // per), floor(high / per)
+        """Place on the axis → text, at powers of two of the label's unit."""
+        per, shift = self.bins_per_octave, log2(self.scale)
+        first, last = ceil(low / per + shift), floor(high / per + shift)
         every = next(
             n for n in (1, 2, 4, 8, 16, 32, 64, 128, 512) if (last - first) / n < MOST_TICKS
         )
         powers = [power for power in range(first, last + 1) if power % every == 0]
-        if self.powers:
-            return {power * per: f"2{str(power).translate(RAISED)}" for power in powers}
-        return {power * per: number(float(f"{2.0**power * self.scale:.2g}")) for power in powers}
+        texts = {
+            power: f"2{str(power).translate(RAISED)}" if self.powers else number(2.0**power)
+            for power in powers
+        }
+        return {(power - shift) * per: text for power, text in texts.items()}
 
     def place(self, value: float) -> float:
         """Where a value, in the label's unit, stands on the axis."""
@@ -97,7 +99,7 @@ class Histogram:
         return (min(places) - 1, max(places) + 2) if places else (0, 1)
 
     def draw(self, axes: Axes, runs: Runs) -> None:
-        names, places = [], []
+        lines, places = [], []
         for record, color, style, width in runs.styled(MOST_CURVES):
             if not (bins := self.bins(record)):
                 continue
@@ -105,10 +107,9 @@ class Histogram:
             xs, ys = self.outline(bins)
             if record is runs.shown:
                 axes.fill_between(xs, ys, color=color, alpha=0.35, linewidth=0)
-            axes.plot(xs, ys, style, color=color, linewidth=width)
+            (line,) = axes.plot(xs, ys, style, color=color, linewidth=width, label=record.label)
             if color != GREY:
-                top = max(bins, key=bins.get)
-                names.append((top + 1.0, bins[top], record.label, color))
+                lines.insert(0, line)
         low, high = self.reach_of(places)
         for value, text in self.marks.items():
             axes.axvline(self.place(value), **LIMIT)
@@ -125,4 +126,5 @@ class Histogram:
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(self.label)
         upward(axes, False)
-        label_ends(axes, names)
+        if len(lines) > 1:
+            axes.legend(handles=lines, frameon=False, fontsize=SMALL)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from accel_lab.workbench.drawing.axis import HALO, SMALL, upward
+from accel_lab.workbench.drawing.axis import label_dots, upward
 from accel_lab.workbench.drawing.chart import Runs, Styled
 from accel_lab.workbench.drawing.record import Summary
 from accel_lab.workbench.look import GREY, LIMIT
@@ -73,22 +73,9 @@ class Pareto:
         axes.plot([dot.x for dot in front], [dot.y for dot in front], **LIMIT)
         for dot in dots:
             size = 5 if dot.run.color == GREY else 8
-            axes.plot(dot.x, dot.y, "o", color=dot.run.color, markersize=size)
+            axes.plot(dot.x, dot.y, "o", color=dot.run.color, markersize=size, zorder=4)
         axes.set_xlabel(self.x_label)
-        upward(axes, self.x_log, vertical=False)
-        upward(axes, self.log)
-        low, high = axes.get_xlim()
-        for dot in dots:
-            if dot.run.color == GREY and dot not in front:
-                continue
-            right = dot.x < (low + high) / 2 if not self.x_log else dot.x**2 < low * high
-            axes.annotate(
-                dot.run.record.label,
-                (dot.x, dot.y),
-                xytext=(7 if right else -7, -3),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                fontsize=SMALL,
-                color=dot.run.color,
-                bbox=HALO,
-            )
+        upward(axes, self.x_log, vertical=False, room=0.06)
+        upward(axes, self.log, room=0.06)
+        named = [dot for dot in dots if dot.run.color != GREY or dot in front]
+        label_dots(axes, [(dot.x, dot.y, dot.run.record.label, dot.run.color) for dot in named])

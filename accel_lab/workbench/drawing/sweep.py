@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING
 
-from accel_lab.workbench.drawing.axis import HALO, SMALL, KnobAxis, knob_across, says_more, upward
+from accel_lab.workbench.drawing.axis import KnobAxis, knob_across, label_dots, label_line, upward
 from accel_lab.workbench.drawing.chart import Runs, dial_of
 from accel_lab.workbench.drawing.record import Record, Summary
 from accel_lab.workbench.knobs import Knobs
@@ -74,32 +74,19 @@ class Sweep:
 
     def draw(self, axes: Axes, runs: Runs) -> None:
         styled = runs.styled()
+        line = ([], [])
         if self.predicted:
-            xs, ys = self.predicted_line(styled[-1].record.knobs if styled else runs.knobs)
-            axes.plot(xs, ys, **LIMIT)
-            if xs:
-                middle = (xs[len(xs) // 2], ys[len(ys) // 2])
-                _write(axes, self.formula, middle, "black")
+            line = self.predicted_line(styled[-1].record.knobs if styled else runs.knobs)
+            axes.plot(*line, **LIMIT)
+        dots = []
         for one in styled:
             if at := self.dot(one.record):
-                axes.plot(*at, "o", color=one.color, markersize=5 if one.color == GREY else 7)
-                if one.color != GREY and says_more(one, self.knob):
-                    _write(axes, one.record.label, at, one.color)
+                size = 5 if one.color == GREY else 7
+                axes.plot(*at, "o", color=one.color, markersize=size, zorder=4)
+                says_more = not one.record.label.startswith(self.knob.replace("_", " "))
+                named = one.color != GREY and (says_more or "," in one.record.label)
+                dots.append((*at, one.record.label if named else "", one.color))
         knob_across(axes, self.across(runs.knobs))
-        upward(axes, self.log)
-
-
-def _write(axes: Axes, text: str, at: tuple[float, float], color: str) -> None:
-    """Beside a point, on the side where there is room."""
-    beyond = axes.get_xlim()
-    right = at[0] < (beyond[0] + beyond[1]) / 2
-    axes.annotate(
-        text,
-        at,
-        xytext=(6 if right else -6, 5),
-        textcoords="offset points",
-        ha="left" if right else "right",
-        fontsize=SMALL,
-        color=color,
-        bbox=HALO,
-    )
+        upward(axes, self.log, room=0.06)
+        label_line(axes, line, self.formula, dots)
+        label_dots(axes, [dot for dot in dots if dot[2]])

@@ -31,6 +31,7 @@ class Timeline:
         if record := runs.shown:
             draw_spans(axes, record.spans)
         axes.set_xlabel(self.label)
+        axes.set_title("", loc="left")  # there the names of the kinds stand
 
 
 def kinds_of(spans: Sequence[Span]) -> dict[str, bool]:

@@ -8,10 +8,9 @@ import bqplot as bq
 import numpy as np
 
 from accel_lab.workbench.drawing.chart import Runs
-from accel_lab.workbench.drawing.heat_map import COLORS, HeatMap, said
+from accel_lab.workbench.drawing.heat_map import COLORS, HeatMap, said, short
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import number
 from accel_lab.workbench.panel.live.frame import MARGIN, Frame, floats, mark, say_at, write
 
 
@@ -64,8 +63,8 @@ class LiveHeatMap:
             share = (value - low) / (high - low) if high > low else 0.0
             marks.append(self._cell(row, column, None if np.isnan(value) else share))
             if not np.isnan(value):
-                text = number(float(f"{value:.3g}"))
-                (light if share > 0.5 else dark).append((column + 0.5, row + 0.5, text))
+                text = (column + 0.5, row + 0.5, short(value))
+                (light if share > 0.5 else dark).append(text)
         for color, texts in (("#222222", dark), ("#ffffff", light)):
             label = write(self._scales, "middle", y_offset=4, colors=[color])
             say_at(label, texts)

@@ -1,0 +1,377 @@
+"""Records and charts without a front end: every kind of chart draws any record, still and live."""
+
+import random
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from math import isnan, nan
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from accel_lab.workbench import look
+from accel_lab.workbench.drawing import axis, figure
+from accel_lab.workbench.drawing.budget import Budget
+from accel_lab.workbench.drawing.chart import Runs, dial_of
+from accel_lab.workbench.drawing.curve import Curve
+from accel_lab.workbench.drawing.heat_map import HeatMap
+from accel_lab.workbench.drawing.histogram import Histogram
+from accel_lab.workbench.drawing.pareto import Pareto
+from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.drawing.sweep import Sweep
+from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
+from accel_lab.workbench.knobs import KnobError, Knobs, dial
+from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.panel import live as live_charts
+from accel_lab.workbench.panel.live import live_chart
+from accel_lab.workbench.step import Span, Step
+
+
+class Every(Knobs):
+    parts: int = dial(4, ge=1, le=64, log=True, description="a count that doubles")
+    ranks: int = dial(2, ge=1, le=4, description="a small count")
+    rate: float = dial(0.1, ge=1e-4, le=1.0, log=True, description="a ratio")
+    share: float = dial(0.5, ge=0, le=1, description="a share")
+    precision: Literal["float32", "bfloat16"] = dial("float32", description="a choice")
+    compiled: bool = dial(False, description="a switch")
+    free: float = dial(3.0, description="without bounds")
+
+
+KNOBS = tuple(dial.name for dial in Every.dials())
+CHARTS = [
+    Curve("throughput", "samples/s"),
+    Curve("accuracy", "accuracy, %", scale=100, over="updates", ends=(0, 100)),
+    Curve("loss", "loss", over="updates", log=True, limit=(2.3, "chance")),
+    Curve("gap", "gap, %", scale=100),
+    *(Sweep(knob, "loss", "loss", predicted=lambda _: 1.0, formula="one") for knob in KNOBS),
+    Sweep("precision", "throughput", "samples/s", log=(1, 1e6)),
+    Timeline(),
+    Budget({"weights": "weights", "late": "activations"}, "MiB", limit=(9.0, "memory")),
+    Budget({"weights": "weights"}, "MiB", predicted=lambda knobs: 8.0 / knobs.parts),
+    HeatMap("ranks", "precision", "throughput", "samples/s"),
+    HeatMap("rate", "compiled", "loss", "loss"),
+    Pareto("weights", "accuracy", "MiB", "accuracy, %", scale=100, x_log=True),
+    Histogram("seconds", "milliseconds a step", scale=1e3),
+    Histogram("bin:", "size", powers=True, marks={2.0**-14: "the end"}),
+]
+
+
+def steps(knobs, updates):
+    luck = random.Random(0)
+    for index in range(updates):
+        metrics = {"loss": 2.0 / (1 + index), "weights": 8 / knobs.parts, "gap": -0.01}
+        metrics |= {f"bin:{place}": 1.0 for place in range(-16, -8)}
+        if index % 25 == 24:
+            metrics["accuracy"] = 0.5
+        if index >= 30:
+            metrics["late"] = 3.0
+        spans = (Span(0, "forward 0", 0.0, 0.001), Span(1, "backward 0", 0.001, 0.002))
+        yield Step(index, 8, 0.004 * 2 ** luck.gauss(0, 1), metrics, spans)
+
+
+def record(knobs, label="run", updates=120, a_window=10):
+    made = Record(knobs, label)
+    for step in steps(knobs, updates):
+        made.add(step)
+        if step.index % a_window == 0:
+            made.close_window(0.01 * (step.index + 1))
+    made.close_window(0.01 * updates)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs():
+    former = [record(Every(ranks=ranks, rate=0.01 * ranks), "", 60) for ranks in (1, 3, 4)]
+    pinned = [record(Every(), "as it was"), record(Every(precision="bfloat16"), "bfloat16", 3)]
+    return Runs(Every(), pinned, former, record(Every(parts=16, compiled=True), "now"))
+
+
+# ---- the record ----
+
+
+def test_a_metric_may_come_late_or_seldom():
+    made = record(Every())
+    assert {len(values) for values in made.series.values()} == {len(made.seconds)}
+    assert isnan(made.series["late"][0])
+    assert made.latest("late") == made.typical("late") == 3.0
+    updates, accuracy = made.points("accuracy")
+    assert accuracy.tolist() == [0.5] * 4
+    assert updates.tolist() == [31.0, 51.0, 81.0, 101.0]  # the windows that hold its steps
+    assert made.latest("unheard of") is made.typical("unheard of") is None
+
+
+def test_a_metric_that_comes_after_the_record_was_thinned():
+    made = Record(Every(), "run")
+    for index in range(1700):
+        late = {"late": float(index)} if index >= 1000 else {}
+        seldom = {"seldom": 7.0} if index % 100 == 0 else {"seldom": nan}
+        made.add(Step(index, 1, 1.0, {"loss": float(index), **seldom, **late}))
+        made.close_window(index + 1.0)
+    assert len(made.seconds) <= Record.MOST_WINDOWS
+    assert {len(values) for values in made.series.values()} == {len(made.seconds)}
+    assert {v for v in made.series["seldom"] if not isnan(v)} == {7.0}
+    weighted = np.nansum(np.multiply(made.series["late"], made._measured["late"]))
+    assert weighted / 700 == pytest.approx(np.mean(range(1000, 1700)))
+    assert max(made.largest["loss"]) == 1699.0
+    assert sum(made.bins["loss"].values()) == 1700
+
+
+def test_a_window_knows_the_mean_the_median_and_the_largest():
+    made = Record(Every(), "run")
+    for index, ratio in enumerate((1.0, 1.0, 1.0, 1.0, 100.0)):
+        made.add(Step(index, 1, 1.0, {"ratio": ratio}))
+    made.close_window(5.0)
+    assert [made.latest("ratio", way) for way in ("mean", "median", "max")] == [20.8, 1.0, 100.0]
+    drawn = Curve("ratio", "×", summary="median").points(made)[1]
+    assert drawn.tolist() == [1.0]
+
+
+def test_the_spans_kept_are_those_of_a_typical_update():
+    made = Record(Every(), "run")
+    for index, seconds in enumerate((0.1, 0.2, 9.0)):
+        made.add(Step(index, 1, seconds, {}, (Span(0, "forward", 0.0, seconds),)))
+    made.close_window(1.0)
+    assert made.spans[0].end == 0.2
+
+
+# ---- knobs as axes ----
+
+
+def test_the_values_of_a_knob():
+    values = {name: dial_of(Every(), name).values(10) for name in KNOBS}
+    assert values["precision"] == ["float32", "bfloat16"]
+    assert values["compiled"] == [False, True]
+    assert values["ranks"] == [1, 2, 3, 4]
+    assert values["free"] == [3.0]
+    assert (values["rate"][0], values["rate"][-1]) == (1e-4, 1.0)
+    ratios = [b / a for a, b in pairwise(values["rate"])]
+    assert ratios == pytest.approx([ratios[0]] * 9)
+    assert all(isinstance(value, int) for value in values["parts"])
+    assert (values["parts"][0], values["parts"][-1]) == (1, 64)
+
+
+def test_the_axis_of_a_knob_has_whole_ticks_for_whole_numbers_and_a_place_for_each_choice():
+    axes = {name: axis.KnobAxis.of(dial_of(Every(), name)) for name in KNOBS}
+    assert list(axes["ranks"].ticks.values()) == ["1", "2", "3", "4"]
+    assert list(axes["parts"].ticks.values()) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert axes["precision"].ticks == {0.0: "float32", 1.0: "bfloat16"}
+    assert axes["compiled"].ticks == {0.0: "off", 1.0: "on"}
+    assert axes["precision"].place("bfloat16") == axes["compiled"].place(True) == 1.0
+    assert axes["rate"].log
+    assert axes["free"].low is None
+
+
+def test_a_prediction_over_choices_is_a_dash_at_each():
+    class Picky(Every):
+        def turned(self, **changes):
+            if changes.get("precision") == "bfloat16":
+                raise KnobError("precision", "not here")
+            return super().turned(**changes)
+
+    sweep = Sweep("precision", "loss", "loss", predicted=lambda k: len(k.precision))
+    xs, ys = sweep.predicted_line(Every())
+    assert [y for y in ys if not isnan(y)] == [7, 7, 8, 8]
+    assert xs[1] < 0 < xs[2] < xs[4] < 1 < xs[5]
+    assert sweep.prediction(Picky()) == ([0.0], [7.0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "ends"),
+    [
+        (0, 3, True, (0, 3)),
+        (0, 1, True, (0, 1)),
+        (-0.3, 2, False, (-0.5, 2)),
+        (0, 0, False, (0, 1)),
+        (0, 7e6, False, (0, 8e6)),
+    ],
+)
+def test_an_axis_ends_at_round_numbers_and_holds_zero(low, high, whole, ends):
+    found = axis.round_ends(low, high, whole)
+    assert (found.low, found.high) == pytest.approx(ends)
+    assert 0.0 in found.ticks
+    if whole:
+        assert all(tick == int(tick) for tick in found.ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1250000, "1,250,000"),
+        (0.25, "0.25"),
+        (-2.5, "−2.5"),
+        (1e-8, "10⁻⁸"),
+        (3.2e9, "3.2·10⁹"),
+        (0.30000000000000004, "0.3"),
+        (89_123, "89,123"),
+    ],
+)
+def test_a_number_for_people(value, text):
+    assert look.number(value) == text
+
+
+# ---- every kind, still and live ----
+
+
+def kinds():
+    """The charts that are declared, by the names of their files on both sides."""
+    here, there = (
+        {path.stem for path in Path(import_module(name).__file__).parent.glob("*.py")}
+        for name in ("accel_lab.workbench.drawing.chart", live_charts.__name__)
+    )
+    return here & there
+
+
+def test_every_kind_is_drawn_below():
+    assert {type(chart).__module__.rpartition(".")[2] for chart in CHARTS} == kinds() - {"__init__"}
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{type(chart).__name__}")
+def test_a_chart_draws_the_same_runs_still_and_live(chart, runs):
+    for shown in (runs, Runs(Every()), Runs(Every(), runs.pinned), Runs(Every(), (), runs.former)):
+        picture = figure.draw([chart], shown)
+        assert figure.png(picture).startswith(b"\x89PNG")
+        live = live_chart(chart, Every())
+        live.keep(shown)
+        live.move(runs.live)
+        live.keep(runs)
+        live.move(runs.live)
+        assert live.view.children
+    drawn = [mark for mark in live._frame.graph.marks if getattr(mark, "x", None) is not None]
+    assert any(len(np.atleast_1d(mark.x)) for mark in drawn)
+
+
+def test_a_chart_that_is_not_yet_measured_draws_nothing_and_later_it_all():
+    chart = Curve("late", "late", over="updates")
+    live, young, old = live_chart(chart, Every()), record(Every(), updates=20), record(Every())
+    live.keep(Runs(Every(), live=young))
+    live.move(young)
+    assert live._frame.graph.marks == []
+    live.move(old)
+    line = live._front
+    (still,) = figure.draw([chart], Runs(Every(), live=old)).axes[0].lines
+    assert line.x.tolist() == still.get_xdata().tolist() == old.points("late")[0].tolist()
+    assert np.isfinite(line.y).all()
+
+
+def test_another_kind_is_two_more_files(monkeypatch):
+    """Found by the name of the module that declares it, nothing else."""
+    from types import SimpleNamespace
+
+    @dataclass(frozen=True)
+    class Gauge:
+        pass
+
+    Gauge.__module__ = "accel_lab.workbench.drawing.gauge"
+    wanted = {"accel_lab.workbench.panel.live.gauge": SimpleNamespace(LiveGauge=lambda *made: made)}
+    monkeypatch.setattr(live_charts, "import_module", wanted.__getitem__)
+    chart, knobs = Gauge(), Every()
+    assert live_chart(chart, knobs) == (chart, knobs)
+
+
+def test_the_latest_run_fills_its_cell(runs):
+    cells = HeatMap("ranks", "precision", "weights", "MiB").cells(runs)
+    assert (cells.across, cells.up) == ([1, 2, 3, 4], ["float32", "bfloat16"])
+    assert cells.values[0].tolist() == [2.0, 0.5, 2.0, 2.0]  # at ranks 2 the run at hand
+    assert np.isnan(cells.values[1]).tolist() == [True, False, True, True]
+
+
+def test_the_front_is_what_no_other_beats_in_both(runs):
+    chart = Pareto("weights", "loss", "MiB", "loss")
+    dots = chart.dots(runs.styled())
+    points = [dots[0]._replace(x=x, y=y) for x, y in ((1, 1), (2, 3), (3, 2), (4, 5), (1, 0.5))]
+    assert [(dot.x, dot.y) for dot in chart.front(points)] == [(1, 1), (2, 3), (4, 5)]
+    less = Pareto("weights", "loss", "MiB", "loss", more_x=True, more_y=False)
+    assert [(dot.x, dot.y) for dot in less.front(points)] == [(1, 0.5), (3, 2), (4, 5)]
+
+
+def test_a_budget_stacks_what_was_measured():
+    chart = Budget({"weights": "weights", "nothing": "nothing", "late": "rest"}, "KiB", scale=2.0)
+    bar = chart.bar(record(Every()))
+    assert bar.parts == [("weights", 0.0, 4.0), ("rest", 4.0, 10.0)]
+    assert chart.bar(Record(Every(), "young")).parts == []
+    assert [chart.inside("rest", 4.0, 10.0, width) for width in (0.5, 2.0, 9.0)] == [
+        "rest 6",
+        "6",
+        "",
+    ]
+
+
+def test_a_histogram_counts_every_step():
+    made = record(Every())
+    chart = Histogram("seconds", "ms", scale=1e3, octave=1)
+    bins = chart.bins(made)
+    assert sum(bins.values()) == pytest.approx(100)
+    assert -8 in bins  # 4 ms lies between 2⁻⁸ and 2⁻⁷ s
+    ticks = chart.ticks(min(bins), max(bins) + 1)
+    assert "4" in ticks.values()
+    (at,) = (place for place, text in ticks.items() if text == "4")
+    assert at == pytest.approx(chart.place(4.0))
+    assert set(Histogram("bin:", "size").bins(made)) == set(range(-16, -8))
+    with pytest.raises(ValueError, match="octave"):
+        Histogram("seconds", "ms", octave=3)
+
+
+# ---- colours ----
+
+
+def test_a_kind_of_work_has_one_colour_live_and_still_and_no_run_has_it():
+    spans = (*record(Every()).spans, Span(0, "bucket 0", 0.0, 1.0), Span(0, "wait", 0.0, 1.0))
+    _, (one,) = figure.axes()
+    draw_spans(one, spans)
+    still = {bars.get_label(): look_of(bars) for bars in one.containers}
+    live = live_chart(Timeline(), Every())
+    live.move(Record(Every(), "", spans=spans[::-1]))
+    assert {kind: line.colors[0].lower() for kind, line in live._marks.items()} == still
+    assert len(set(still.values())) == 4
+    runs = {look.BLUE, look.GREY, *(color for color, _ in look.STYLES)}
+    assert not runs & {*look.MEANINGS, *look.OTHER_COLORS}
+
+
+def look_of(bars):
+    from matplotlib.colors import to_hex
+
+    return to_hex(bars.patches[0].get_facecolor())
+
+
+def test_colours_depend_on_the_names_alone():
+    names = ["forward", "chunk A", "chunk B", "backward", "all-reduce"]
+    assert look.colors_of(names) == look.colors_of(names[::-1])
+    assert len(set(look.colors_of(names).values())) == 5
+    assert look.colors_of(["backward"])["backward"] == look.colors_of(names)["backward"]
+
+
+# ---- what chapters draw ----
+
+
+def test_results_over_seeds_are_drawn_and_told():
+    results = {1: [1.6, 1.8, 2.1, 1.7, 1.8], 2: [3.0, 3.0, 3.0]}
+    _, (one,) = figure.axes()
+    figure.draw_over_seeds(one, results, label="ours")
+    assert one.lines[0].get_ydata().tolist() == pytest.approx([1.8, 3.0])
+    assert figure.tell_over_seeds(results[1], "×") == "1.8 × (1.6 to 2.1 over 5 seeds)"
+    assert figure.tell_over_seeds([0.5]) == "0.5 (1 seed)"
+    figure.draw_over_seeds(figure.axes()[1][0], {"sgd": [1.0, 2.0], "adam": [3.0]})
+
+
+def test_the_pictures_that_chapters_share():
+    holds = [[1, 2], [2, 1]]
+    picture = figure.draw_grid({"at first": holds, "turn 1": holds}, arrived={"turn 1": [(0, 1)]})
+    assert [one.get_title() for one in picture.axes] == ["at first", "turn 1"]
+    assert len(picture.axes[1].patches) == 1
+    spans = record(Every()).spans
+    picture = figure.draw_timelines({"one": spans, "two": [Span(0, "forward", 0.0, 0.004)]})
+    assert {one.get_xlim() for one in picture.axes} == {(0.0, 4.0)}
+    assert picture.axes[1].get_legend() is None  # its kinds are named above
+    _, (one,) = figure.axes()
+    ratio = Comparison.of([(1.0, 2.0 + place / 10) for place in range(9)])
+    figure.draw_ratios(one, {1: ratio, 2: ratio}, "time, ×")
+    figure.draw_ratios(one, {1: ratio}, color=look.GREEN, style="s--", label="the other")
+    assert sum(line.get_label() == "equally fast" for line in one.lines) == 1
+    figure.draw_guess(one, {1: 2.0})
+    _, (one,) = figure.axes()
+    figure.draw_lines(one, {"a": {1: 1.0, 2: 2.0}}, limit=(3.0, "most"), dashed={"f": {1: 2.0}})
+    assert [text.get_text() for text in one.texts] == ["most", "a", "f"]
+    figure.draw_bars(figure.axes()[1][0], {"a": 1.0, "b": 2.0}, unit="×", limit=(1.0, "equal"))

@@ -27,11 +27,11 @@ STYLES = (
 # Pieces of work, and what fills a budget, have colours that no run has (Tol's "muted" ones). The
 # first meaning whose word is in a name gives the colour.
 MEANINGS = {
-    "#332288": ("forward", "activation"),
+    "#5D5BB8": ("forward", "activation"),
     "#CC6677": ("backward", "gradient"),
     "#999933": ("optimizer", "momentum"),
     "#44AA99": ("bucket", "reduce", "gather", "send", "message", "broadcast", "transfer"),
-    "#882255": ("weight", "parameter"),
+    "#A8396B": ("weight", "parameter"),
     "#DDCC77": ("load", "data", "read", "decode", "augment", "fetch"),
     "#BBBBBB": ("wait", "idle", "queue"),
 }
@@ -41,6 +41,7 @@ OTHER_COLORS = ("#117733", "#88CCEE", "#6F4C9B", "#B9770E", "#4477AA", "#EE8866"
 def colors_of(names: Iterable[str]) -> dict[str, str]:
     """name → colour, the same wherever the same names are drawn, in whatever order they come."""
     colors: dict[str, str] = {}
+    names = list(names)
     for name in sorted(set(names)):
         start = crc32(name.encode())
         wanted = [color for color, words in MEANINGS.items() if any(w in name for w in words)]
@@ -48,7 +49,7 @@ def colors_of(names: Iterable[str]) -> dict[str, str]:
         spare = [color for color in MEANINGS if color not in wanted]
         free = [color for color in wanted + others + spare if color not in colors.values()]
         colors[name] = (free or others)[0]
-    return colors
+    return {name: colors[name] for name in dict.fromkeys(names)}
 
 
 def ink_on(color: str) -> str:

@@ -223,25 +223,39 @@ def label_dots(axes: Axes, dots: Sequence[tuple[float, float, str, str]]) -> Non
     would touch. Call it when the axes have their scales.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
-    placed = [(to_axes.transform((x, y)), _folded(text), color) for x, y, text, color in dots]
     height = max(0.5, axes.bbox.height / axes.figure.dpi)
-    for right in (False, True):
-        side = [one for one in placed if (one[0][0] < 0.5) == right]
-        heights = [0.14 * (text.count("\n") + 1) / height for _, text, _ in side]
-        ups = apart([at[1] for at, *_ in side], heights)
-        for (at, text, color), up in zip(side, ups, strict=True):
-            axes.annotate(
-                text,
-                (at[0], up),
-                xycoords="axes fraction",
-                xytext=(7 if right else -7, 0),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                va="center",
-                fontsize=SMALL,
-                color=color,
-                bbox=HALO,
-            )
+    texts = [textwrap.shorten(text, 30, placeholder=" …") for *_, text, _ in dots]
+    heights = [0.14 / height] * len(texts)
+    places = [to_axes.transform((x, y)) for x, y, *_ in dots]
+    ups = apart([up for _, up in places], heights)
+    for (across, _), up, text, (*_, color) in zip(places, ups, texts, dots, strict=True):
+        right = across < 0.5
+        axes.annotate(
+            text,
+            (across, up),
+            xycoords="axes fraction",
+            xytext=(7 if right else -7, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=SMALL,
+            color=color,
+            bbox=HALO,
+        )
+
+
+def clear_place(
+    line: Sequence[tuple[float, float]], dots: Sequence[tuple[float, float]], text: str
+) -> int | None:
+    """Which point of a line has most room for a text on its right, all in shares of the axes."""
+    width = 0.022 * len(text)
+    inside = [i for i, (x, y) in enumerate(line) if 0 <= x <= 0.99 - width and 0 <= y <= 0.92]
+
+    def room(i: int) -> float:
+        x, y = line[i][0] + width / 2, line[i][1] + 0.05
+        return min((max(abs(x - u) - width / 2, abs(y - v)) for u, v in dots), default=1.0)
+
+    return max(inside, key=room, default=None)
 
 
 def label_line(
@@ -249,20 +263,13 @@ def label_line(
 ) -> None:
     """Beside a line, where it is farthest from the dots (x, y, …)."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    taken = [to_axes.transform(dot[:2]) for dot in dots]
     points = [to_axes.transform(point) for point in zip(*line, strict=True) if isfinite(point[1])]
-    inside = [at for at in points if 0 <= at[0] <= 0.8 and 0 <= at[1] <= 0.93]
-    if not inside or not text:
+    best = clear_place(points, [to_axes.transform(dot[:2]) for dot in dots], text)
+    if best is None or not text:
         return
-
-    def room(at: np.ndarray) -> float:
-        beside = at + np.array([0.15, 0.05])  # about the middle of the text
-        return min((float(np.abs(beside - dot).max()) for dot in taken), default=1.0)
-
-    best = max(inside, key=room)
     axes.annotate(
         text,
-        best,
+        points[best],
         xycoords="axes fraction",
         xytext=(6, 4),
         textcoords="offset points",

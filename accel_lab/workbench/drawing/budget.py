@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +16,7 @@ from accel_lab.workbench.look import LIMIT, colors_of, ink_on, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_BARS = 7
+MOST_BARS = 5
 
 
 class Bar(NamedTuple):
@@ -91,16 +90,19 @@ class Budget:
         return next((text for text in (f"{name} {size}", size) if len(text) + 1 < room), "")
 
     def draw(self, axes: Axes, runs: Runs) -> None:
+        from matplotlib.patches import Patch
+
         bars = self.bars(runs)
         reach = round_ends(0.0, self.reach(bars)).high
         for row, bar in enumerate(bars):
+            axes.text(0, row - 0.15, bar.label, fontsize=SMALL, va="bottom")
             for name, start, end in bar.parts:
                 color = self.colors[name]
-                axes.barh(row, end - start, left=start, height=0.62, color=color, edgecolor="white")
+                axes.barh(row + 0.12, end - start, 0.46, start, color=color, edgecolor="white")
                 text = self.inside(name, start, end, reach / 52)
                 axes.text(
                     (start + end) / 2,
-                    row,
+                    row + 0.12,
                     text,
                     color=ink_on(color),
                     fontsize=SMALL,
@@ -109,21 +111,19 @@ class Budget:
                 )
             if bar.predicted is not None:
                 mark = {"color": "black", "linewidth": 2}
-                axes.plot([bar.predicted] * 2, [row - 0.42, row + 0.42], **mark)
+                axes.plot([bar.predicted] * 2, [row - 0.16, row + 0.4], **mark)
         if self.limit:
             axes.axvline(self.limit[0], **LIMIT)
             at = {"fontsize": SMALL, "ha": "right", "va": "center"}
             axes.text(self.limit[0] - 0.01 * reach, -0.85, self.limit[1], **at)
-        axes.set_yticks(
-            range(len(bars)), [_folded(bar.label, len(bars)) for bar in bars], fontsize=SMALL
-        )
-        axes.set_ylim(max(len(bars), 2) - 0.4, -1.2 if self.limit else -0.6)
+        axes.set_yticks([])
+        axes.set_ylim(max(len(bars), 2) - 0.5, -1.2 if self.limit else -0.7)
         axes.grid(False, axis="y")
         upward(axes, False, (0, 1.02 * reach), vertical=False)
         shown = [
             name for name in self.parts.values() if any(name == p[0] for b in bars for p in b.parts)
         ]
-        handles = [axes.barh(0, 0, color=self.colors[name], label=name) for name in shown]
+        handles = [Patch(color=self.colors[name], label=name) for name in shown]
         if any(bar.predicted is not None for bar in bars):
             handles += axes.plot([], [], "|", color="black", markeredgewidth=2, label=self.formula)
         if handles:
@@ -137,10 +137,3 @@ class Budget:
                 handlelength=1.0,
                 columnspacing=1.2,
             )
-
-
-def _folded(label: str, bars: int) -> str:
-    """In one line where there are many bars."""
-    if bars > 4:
-        return textwrap.shorten(label, 24, placeholder=" …")
-    return textwrap.fill(label, 20, max_lines=2, placeholder=" …")

@@ -76,7 +76,8 @@ def _input(dial: Dial, value: Any) -> w.ValueWidget:
     if (
         dial.choices and sum(len(str(choice)) for choice in dial.choices) <= 70
     ):  # few enough for a row of buttons
-        buttons = {"style": {**LABEL, "button_width": "auto"}, "layout": {"width": "100%"}}
+        wide = {"width": "auto", "max_width": "100%"}
+        buttons = {"style": {**LABEL, "button_width": "auto"}, "layout": wide}
         return w.ToggleButtons(options=list(dial.choices), **{**common, **buttons})
     common["layout"] = {"width": "min(27em, 100%)"}
     if dial.choices:

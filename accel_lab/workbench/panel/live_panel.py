@@ -23,6 +23,9 @@ from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
 from accel_lab.workbench.panel.trainer import Run, Trainer
 
+# One line, whatever is in it: the graphs below stay where they are. What does not fit is scrolled.
+LEGEND = '<div class="accel-legend" tabindex="0" role="region" aria-label="runs">{}</div>'
+
 
 class LivePanel(Bench):
     def __init__(
@@ -144,7 +147,6 @@ class LivePanel(Bench):
         self._status = w.HTML()
         # Room for what comes: nothing below may jump.
         self._legend = w.HTML(layout={"height": "30px"})
-        self._legend.add_class("accel-legend")
         self._verdict = w.HTML(layout={"min_height": "30px"})
         self._say("ready: press Start, then move a knob")
         buttons = [self._start, self._stop, self._pin, self._status]
@@ -172,7 +174,7 @@ class LivePanel(Bench):
             entries.append(_legend_entry("former runs", *runs.staying()[0][1:3]))
         formulas = [getattr(chart, "formula", "") for chart in self.charts]
         entries += [_legend_entry(text, "currentColor", "--") for text in filter(None, formulas)]
-        self._legend.value = "".join(entries)
+        self._legend.value = LEGEND.format("".join(entries))
 
     def _say(self, html: str) -> None:
         self._status.value = f'<span class="accel-status" role="status">{html}</span>'

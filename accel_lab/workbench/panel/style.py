@@ -18,7 +18,7 @@ STYLE = """<style>
 .accel-panel .bqplot > canvas { display: none; }
 .accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
-.accel-panel :is(.widget-button, .noUi-handle, input, select):focus-visible {
+.accel-panel :is(.widget-button, .noUi-handle, input, select, .accel-legend):focus-visible {
   outline: 2px solid var(--jp-brand-color1);
   outline-offset: 1px;
 }
@@ -37,7 +37,6 @@ STYLE = """<style>
 .accel-panel .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }
-/* What does not fit is reached by scrolling: the graphs below stay where they are. */
-.accel-legend > .widget-html-content { white-space: nowrap; overflow: auto hidden; }
+.accel-legend { white-space: nowrap; overflow: auto hidden; scrollbar-width: thin; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 </style>"""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import bqplot as bq
 import ipywidgets as w
 import numpy as np
@@ -19,12 +17,12 @@ from accel_lab.workbench.panel.live.frame import (
     FittedAxis,
     Frame,
     floats,
-    mark,
     say_at,
     swatches,
     write,
 )
 
+BELOW = 0.12  # of its row a bar lies, its name above it
 LETTERS = 40  # about as many as fit into the narrowest graph
 
 
@@ -33,14 +31,13 @@ class LiveBudget:
         self._chart = chart
         self._across = FittedAxis()
         self._rows = bq.LinearScale(min=-0.6, max=1.6, reverse=True)
-        self._names = bq.Axis(scale=self._rows, orientation="vertical", grid_lines="none")
         scales = {"x": self._across.scale, "y": self._rows}
         colors = chart.colors
         self._frame = Frame(
             chart.title,
-            [self._across.axis, self._names],
+            [self._across.axis],
             above=[w.HTML(swatches(colors))],
-            margin=MARGIN | {"left": 120},
+            margin=MARGIN | {"left": 18},
         )
         self.view = self._frame.view
         self._parts = {
@@ -52,9 +49,10 @@ class LiveBudget:
             for name, color in colors.items()
         }
         self._predicted = bq.Lines(x=[], y=[], scales=scales, **LIMIT | {"stroke_width": 2})
+        self._names = write(scales, "start", y_offset=-3)
         self._limit = bq.Lines(x=[], y=[], scales=scales, **LIMIT)
         self._limit_name = write(scales)
-        marks = [*self._parts.values(), *self._inside.values(), self._predicted]
+        marks = [*self._parts.values(), *self._inside.values(), self._predicted, self._names]
         self._frame.show([*marks, self._limit, self._limit_name])
         self._kept: list[Bar] = []
         self._drawn: Bar | None = None
@@ -79,16 +77,16 @@ class LiveBudget:
         self._across.fit([self._chart.reach(bars)])
         rows = max(len(bars), 2)
         self._rows.max = rows - 0.4
-        mark(self._names, {row: _short(bar.label) for row, bar in enumerate(bars)})
+        say_at(self._names, [(0.0, row - 0.22, bar.label) for row, bar in enumerate(bars)])
         letter = self._across.scale.max / LETTERS
         for name, line in self._parts.items():
             pieces = [
-                (row, start, end)
+                (row + BELOW, start, end)
                 for row, bar in enumerate(bars)
                 for part, start, end in bar.parts
                 if part == name
             ]
-            line.stroke_width = max(10, min(34, 110 // rows))
+            line.stroke_width = max(8, min(22, 80 // rows))
             with line.hold_sync():
                 line.x = floats([x for _, start, end in pieces for x in (start, start, end)])
                 line.y = floats([y for row, *_ in pieces for y in (np.nan, row, row)])
@@ -103,17 +101,13 @@ class LiveBudget:
         with self._predicted.hold_sync():
             self._predicted.x = floats([x for _, x in foreseen for _ in range(3)])
             self._predicted.y = floats(
-                [y for row, _ in foreseen for y in (np.nan, row - 0.4, row + 0.4)]
+                [y for row, _ in foreseen for y in (np.nan, row + BELOW - 0.28, row + BELOW + 0.28)]
             )
         if self._chart.limit:
             value, text = self._chart.limit
             with self._limit.hold_sync():
                 self._limit.x, self._limit.y = floats([value] * 2), floats([-0.6, rows - 0.4])
             say_at(self._limit_name, [(value, -0.6, text)])
-
-
-def _short(label: str) -> str:
-    return textwrap.shorten(label, 20, placeholder=" …") if len(label) > 20 else label
 
 
 def _visibly(before: Bar, now: Bar) -> bool:

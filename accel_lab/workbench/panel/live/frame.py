@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from math import isfinite
+from math import inf, isfinite, log10
 
 import bqplot as bq
 import ipywidgets as w
@@ -16,7 +16,8 @@ from accel_lab.workbench.look import number
 INK = "var(--jp-ui-font-color1, #222)"
 DASHES = {"--": "dashed", "-.": "dash_dotted", ":": "dotted", "-": "solid"}
 LIMIT = {"colors": [INK], "line_style": "dashed", "stroke_width": 1}
-PLACE = {"min_width": "320px", "flex": "1 1 380px"}  # two charts a row where there is room for two
+# Two charts a row where there is room for two, and never flat.
+PLACE = {"min_width": "320px", "max_width": "760px", "flex": "1 1 380px"}
 MARGIN = {"top": 14, "bottom": 44, "left": 58, "right": 18}
 
 
@@ -126,10 +127,11 @@ def _axis(scale: bq.Scale, label: str, up: bool) -> bq.Axis:
 
 
 def mark(axis: bq.Axis, ticks: Mapping[float, str]) -> None:
-    """Ticks at these values, with these texts."""
-    with axis.hold_sync():
-        axis.tick_labels = {_as_in_javascript(value): text for value, text in ticks.items()}
-        axis.tick_values = np.array(list(ticks), dtype=float)
+    """Ticks at these values, with these texts: the texts first, for bqplot draws new ticks a moment
+    later and with the texts that were there when it heard of them.
+    """
+    axis.tick_labels = {_as_in_javascript(value): text for value, text in ticks.items()}
+    axis.tick_values = np.array(list(ticks), dtype=float)
 
 
 def _as_in_javascript(value: float) -> str:
@@ -158,6 +160,22 @@ def say_at(label: bq.Label, at: Sequence[tuple[float, float, str]]) -> None:
     with label.hold_sync():
         label.x, label.y = floats([x for x, _, _ in at]), floats([y for _, y, _ in at])
         label.text = [text for *_, text in at]
+
+
+def share(scale: bq.Scale, value: float) -> float:
+    """Where a value stands between the ends of a scale that has some, 0 to 1."""
+    low, high = scale.min, scale.max
+    if isinstance(scale, bq.LogScale):
+        low, high, value = log10(low), log10(high), log10(value) if value > 0 else -inf
+    return (value - low) / (high - low)
+
+
+def value_at(scale: bq.Scale, place: float) -> float:
+    """The value that stands there: the inverse of ``share``."""
+    low, high = scale.min, scale.max
+    if isinstance(scale, bq.LogScale):
+        return low ** (1 - place) * high**place
+    return low + (high - low) * place
 
 
 def swatches(colors: Mapping[str, str]) -> str:

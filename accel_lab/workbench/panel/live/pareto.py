@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import bqplot as bq
 
+from accel_lab.workbench.drawing.axis import apart
 from accel_lab.workbench.drawing.chart import Runs, Styled
 from accel_lab.workbench.drawing.pareto import Dot, Pareto
 from accel_lab.workbench.drawing.record import Record
@@ -15,7 +18,9 @@ from accel_lab.workbench.panel.live.frame import (
     Frame,
     floats,
     say_at,
+    share,
     tooltip,
+    value_at,
     write,
 )
 
@@ -62,15 +67,15 @@ class LivePareto:
         _put(self._front, front)
         for color in dict.fromkeys([*self._dots, *(dot.run.color for dot in dots)]):
             _put(self._mark(color), [dot for dot in dots if dot.run.color == color])
-        middle = (self._across.scale.min + self._across.scale.max) / 2
-        if self._chart.x_log:
-            middle = (self._across.scale.min * self._across.scale.max) ** 0.5
         named = [dot for dot in dots if dot.run.color != GREY or dot in front]
-        for label, side in (
-            (self._right, [dot for dot in named if dot.x < middle]),
-            (self._left, [dot for dot in named if dot.x >= middle]),
-        ):
-            say_at(label, [(dot.x, dot.y, dot.run.record.label) for dot in side])
+        ups = apart([share(self._up.scale, dot.y) for dot in named], [0.075] * len(named))
+        sides: dict[bool, list[tuple[float, float, str]]] = {True: [], False: []}
+        for dot, up in zip(named, ups, strict=True):
+            text = textwrap.shorten(dot.run.record.label, 30, placeholder=" …")
+            across = share(self._across.scale, dot.x)
+            sides[across < 0.5].append((dot.x, value_at(self._up.scale, up), text))
+        say_at(self._right, sides[True])
+        say_at(self._left, sides[False])
         self._frame.show([self._front, *self._dots.values(), self._right, self._left])
 
     def _mark(self, color: str) -> bq.Scatter:

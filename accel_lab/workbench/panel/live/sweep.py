@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bqplot as bq
 
+from accel_lab.workbench.drawing.axis import clear_place
 from accel_lab.workbench.drawing.chart import Runs
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.drawing.sweep import Sweep
@@ -16,6 +17,7 @@ from accel_lab.workbench.panel.live.frame import (
     floats,
     knob_axis,
     say_at,
+    share,
     tooltip,
     write,
 )
@@ -36,6 +38,7 @@ class LiveSweep:
         self._behind: list[bq.Mark] = []
         self._dot: tuple[float, float] | None = None
         self._kept: list[float] = []
+        self._foreseen_at: list[float] = []
         self._foreseen: list[float] = []
 
     def keep(self, runs: Runs) -> None:
@@ -54,6 +57,23 @@ class LiveSweep:
         self._behind = marks
         self._frame.show(marks)
         self._up.fit([*self._kept, *self._foreseen])
+        self._name_formula([at for places in dots.values() for at in places])
+
+    def _name_formula(self, dots: list[tuple[float, float]]) -> None:
+        """Where it keeps clear of the dots."""
+        if self._scales["x"].min is None:
+            return
+        line = list(zip(self._foreseen_at, self._foreseen, strict=True))
+        best = clear_place(
+            [self._at(*point) for point in line],
+            [self._at(*dot) for dot in dots],
+            self._chart.formula,
+        )
+        said = [] if best is None else [(*line[best], self._chart.formula)]
+        say_at(self._formula_name, said)
+
+    def _at(self, x: float, y: float) -> tuple[float, float]:
+        return share(self._scales["x"], x), share(self._scales["y"], y)
 
     def move(self, record: Record) -> None:
         self._predict(record.knobs)
@@ -86,8 +106,7 @@ class LiveSweep:
         self._foreseen = ys
         with self._formula.hold_sync():
             self._formula.x, self._formula.y = floats(xs), floats(ys)
-        middle = len(xs) // 2
-        say_at(self._formula_name, [(xs[middle], ys[middle], self._chart.formula)] if xs else [])
+        self._foreseen_at = xs
 
 
 def _visibly(before: float, now: float) -> bool:

@@ -23,8 +23,8 @@ import psutil
 
 import accel_lab.exercises.measuring as exercises
 from accel_lab.grading import command
+from accel_lab.grading.factory import SandboxFactory
 from accel_lab.grading.nbgrader import export
-from accel_lab.grading.server import Server
 from accel_lab.grading.submissions import find
 from accel_lab.workbench.measure.comparison import Comparison
 
@@ -130,10 +130,10 @@ def _large_class(folder: Path) -> str:
     watch = threading.Thread(target=look)
     watch.start()
     start = time.perf_counter()
-    with Server() as server:
+    with SandboxFactory() as factory:
         right = sum(
             entry["points"] == entry["most"]
-            for entry in command.grade(submissions, folder / "grades.csv", server)
+            for entry in command.grade(submissions, folder / "grades.csv", factory)
         )
     seconds = time.perf_counter() - start
     over.set()
@@ -143,7 +143,7 @@ def _large_class(folder: Path) -> str:
     early, late = max(looks[: len(looks) // 4]), max(looks[-len(looks) // 4 :])
     return (
         f"{MANY} notebooks of {LARGE >> 20} MB: {seconds / MANY:.3f} s each, all right; memory of "
-        "the grader and its boxes at most "
+        "the grader and its sandboxes at most "
         f"{max(looks) >> 20} MB PSS, {early >> 20} MB in the first quarter, {late >> 20} MB in "
         "the last"
     )

@@ -18,15 +18,17 @@ import psutil
 import pytest
 import torch
 
-from accel_lab.exercises import Exercise, LessMemory, LessTime, Wrong, find
-from accel_lab.grading import server as starting
-from accel_lab.grading import walls
-from accel_lab.grading.boxed import Boxed
-from accel_lab.grading.inside import wire
-from accel_lab.grading.judging import Here, judge
+from accel_lab.exercises import Exercise, LessMemory, LessTime, Wrong
+from accel_lab.grading import factory as starting
+from accel_lab.grading import isolation
+from accel_lab.grading.factory import SandboxFactory
+from accel_lab.grading.inside import frames
+from accel_lab.grading.isolation import Isolation, Limits
+from accel_lab.grading.judging import judge
+from accel_lab.grading.lookup import find
 from accel_lab.grading.reader import Unreadable, content, parse
-from accel_lab.grading.server import Server
-from accel_lab.grading.walls import Limits, Wall
+from accel_lab.grading.sandboxed import Sandboxed
+from accel_lab.grading.sides import Here
 
 pytestmark = [
     pytest.mark.needs("bwrap"),
@@ -69,15 +71,15 @@ DOUBLE = Exercise("double", 2, "Twice x.", cases, drive, doubled, (WRONG,))
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Server(Limits(seconds=LIMIT, memory=600 << 20)) as server:
-        server.open_box().close()  # from here on its own processes are there
-        yield server
+def factory():
+    with SandboxFactory(Limits(seconds=LIMIT, memory=600 << 20)) as factory:
+        factory.open_sandbox().close()  # from here on its own processes are there
+        yield factory
 
 
-def grade(server, code, exercise=DOUBLE, seed=0, function=None):
-    side = Boxed(
-        server, parse(notebook(code)).answer(function or exercise.name), function or exercise.name
+def grade(factory, code, exercise=DOUBLE, seed=0, function=None):
+    side = Sandboxed(
+        factory, parse(notebook(code)).answer(function or exercise.name), function or exercise.name
     )
     try:
         return judge(exercise, side, seed)
@@ -85,8 +87,8 @@ def grade(server, code, exercise=DOUBLE, seed=0, function=None):
         side.close()
 
 
-def is_right(server):
-    return grade(server, "def double(x):\n    return x * 2").points == 2
+def is_right(factory):
+    return grade(factory, "def double(x):\n    return x * 2").points == 2
 
 
 def strangers() -> set[int]:
@@ -94,289 +96,576 @@ def strangers() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-# ---- A: cheating
-# -------------------------------------------------------------------------------------------------
+# ---- A: cheating ----
 
 CHEATS = {
-    "A1 allclose": "import torch\ntorch.allclose = lambda *a, **k: True\ndef double(x):\n    "
-    "torch.allclose = lambda *a, **k: True\n    return x",
-    "A1 eq": "import torch\ndef double(x):\n    torch.Tensor.__eq__ = lambda *a: True\n    "
-    "torch.equal = lambda *a: True\n    return x",
-    "A1 modules": "import sys\ndef double(x):\n    sys.modules['inside.wire'] = "
-    "sys.modules['accel_lab'] = sys\n    return x",
-    "A2 equal": "class Same:\n    def __eq__(self, other):\n        return True\ndef double(x):\n  "
-    "  return Same()",
-    "A2 subclass": "import torch\nclass T(torch.Tensor):\n    pass\ndef double(x):\n    return "
-    "x.mul(2).as_subclass(T)",
-    "A2 reduce": "import os\nclass R:\n    def __reduce__(self):\n        return os.system, "
-    "('touch /tmp/reduced',)\ndef double(x):\n    return R()",
-    "A2 dict": "class D(dict):\n    pass\ndef double(x):\n    return D(x=1)",
-    "A3 printed": "def double(x):\n    print('points: 2 of 2', flush=True)\n    return x",
-    "A3 written": "import os\ndef double(x):\n    for fd in range(3, 256):\n"
-    "        try: os.write(fd, b'{\"points\": 2}' * 100)\n        except OSError: pass\n    "
-    "return x",
-    "A3 forged": "import sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in "
-    "f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': "
-    "f.f_locals['number'], 'value': x})\n    return x * 2",
-    "A3 another question": "import sys\ndef double(x):\n    f = sys._getframe()\n    while "
-    "'number' not in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': 'guessed', 'value': "
-    "x * 2})\n    return x * 2",
-    "A3 exit": "import sys, torch\ndef double(x):\n    f = sys._getframe()\n    while 'number' not "
-    "in f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    wire.send(f.f_locals['channel'], {'id': "
-    "f.f_locals['number'], 'exit': 0})\n    return x * 2",
-    "A4 reference": "def double(x):\n    from accel_lab.exercises import find\n    return "
-    "find('double').reference(x)",
-    "A4 gc": "import gc, torch\ndef double(x):\n    right = [o for o in gc.get_objects() if "
-    "type(o) is torch.Tensor and o.shape == x.shape\n"
-    "        and o is not x]\n    return right[0] if right else x",
-    "A4 frames": "import sys\ndef double(x):\n    f, found = sys._getframe(1), []\n    while f:\n  "
-    "      found += [v for k, v in f.f_locals.items()\n"
-    "            if k in ('want', 'right', 'reference', 'expected')]\n        f = f.f_back\n    "
-    "return found[0] if found else x",
-    "A4 disk": "import os\ndef double(x):\n    for place, _, files in os.walk('/'):\n        if "
-    "place.startswith(('/usr', '/proc', '/sys')): continue\n"
-    "        for one in files:\n            if one in ('judging.py', 'exercises.py', "
-    "'accumulation.py') and 'accel_lab' in place: return x * 2\n    return x",
-    "A4 proc": "import os\ndef double(x):\n    mine = {str(os.getpid()), str(os.getppid()), '1', "
-    "'self', 'thread-self'}\n"
-    "    return x * 2 if [p for p in os.listdir('/proc') if p.isdigit() and p not in mine] else x",
-    "A5 network": "import socket\ndef double(x):\n    try: socket.create_connection(('1.1.1.1', "
-    "53), 1)\n    except OSError: return x\n    return x * 2",
-    "A5 loopback": "import socket\ndef double(x):\n    s = socket.socket(); s.settimeout(1)\n    "
-    "try: s.connect(('127.0.0.1', 22))\n"
-    "    except OSError: return x\n    return x * 2",
-    "A5 kill": "import os\ndef double(x):\n    try: os.kill(os.getppid(), 9)\n    except OSError: "
-    "pass\n    return x",
-    "A5 kill all": "import os\ndef double(x):\n    try: os.kill(-1, 9)\n    except OSError: pass\n "
-    "   return x",
-    "A5 ptrace": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None, use_errno=True)\n    "
-    "return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x",
-    "A5 namespaces": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 "
-    "if c.unshare(0x10000000) == 0 else x",
-    "A5 mount": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n    return x * 2 if "
-    "c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x",
-    "A5 locks": "import fcntl, inside\ndef double(x):\n    try: fcntl.lockf(open(inside.__file__), "
-    "fcntl.LOCK_SH)\n"
-    "    except OSError: return x\n    return x * 2",
-    "A5 virtual machines": "import socket\ndef double(x):\n    try: socket.socket(40, "
-    "socket.SOCK_STREAM)\n    except OSError: return x\n"
-    "    return x * 2",
-    "A5 terminals": "import os\ndef double(x):\n    try: os.openpty()\n    except OSError: return "
-    "x\n    return x * 2",
-    "A5 what others read": "import ctypes\ndef double(x):\n    c = ctypes.CDLL(None)\n"
-    "    return x * 2 if c.inotify_add_watch(c.inotify_init(), b'/usr/lib', 32) >= 0 else x",
-    "A5 interrupt": "import os, signal\ndef double(x):\n    os.kill(os.getppid(), signal.SIGINT)\n "
-    "   return x",
-    "A5 root": "import os\ndef double(x):\n    try: os.setuid(0)\n    except OSError: return x\n   "
-    " return x * 2",
-    "A5 write": "def double(x):\n    import inside\n    try: open(inside.__file__, 'a')\n    "
-    "except OSError: return x\n    return x * 2",
+    "A1 allclose": """\
+import torch
+torch.allclose = lambda *a, **k: True
+def double(x):
+    torch.allclose = lambda *a, **k: True
+    return x""",
+    "A1 eq": """\
+import torch
+def double(x):
+    torch.Tensor.__eq__ = lambda *a: True
+    torch.equal = lambda *a: True
+    return x""",
+    "A1 modules": """\
+import sys
+def double(x):
+    sys.modules['inside.frames'] = sys.modules['accel_lab'] = sys
+    return x""",
+    "A2 equal": """\
+class Same:
+    def __eq__(self, other):
+        return True
+def double(x):
+    return Same()""",
+    "A2 subclass": """\
+import torch
+class T(torch.Tensor):
+    pass
+def double(x):
+    return x.mul(2).as_subclass(T)""",
+    "A2 reduce": """\
+import os
+class R:
+    def __reduce__(self):
+        return os.system, ('touch /tmp/reduced',)
+def double(x):
+    return R()""",
+    "A2 dict": """\
+class D(dict):
+    pass
+def double(x):
+    return D(x=1)""",
+    "A3 printed": """\
+def double(x):
+    print('points: 2 of 2', flush=True)
+    return x""",
+    "A3 written": """\
+import os
+def double(x):
+    for fd in range(3, 256):
+        try: os.write(fd, b'{"points": 2}' * 100)
+        except OSError: pass
+    return x""",
+    "A3 forged": """\
+import sys
+def double(x):
+    f = sys._getframe()
+    while 'number' not in f.f_locals: f = f.f_back
+    from inside import frames
+    frames.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'value': x})
+    return x * 2""",
+    "A3 another question": """\
+import sys
+def double(x):
+    f = sys._getframe()
+    while 'number' not in f.f_locals: f = f.f_back
+    from inside import frames
+    frames.send(f.f_locals['channel'], {'id': 'guessed', 'value': x * 2})
+    return x * 2""",
+    "A3 exit": """\
+import sys, torch
+def double(x):
+    f = sys._getframe()
+    while 'number' not in f.f_locals: f = f.f_back
+    from inside import frames
+    frames.send(f.f_locals['channel'], {'id': f.f_locals['number'], 'exit': 0})
+    return x * 2""",
+    "A4 reference": """\
+def double(x):
+    try: import accel_lab.exercises
+    except ImportError: return x
+    return x * 2""",
+    "A4 gc": """\
+import gc, torch
+def double(x):
+    right = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == x.shape
+        and o is not x]
+    return right[0] if right else x""",
+    "A4 frames": """\
+import sys
+def double(x):
+    f, found = sys._getframe(1), []
+    while f:
+        found += [v for k, v in f.f_locals.items()
+            if k in ('want', 'right', 'reference', 'expected')]
+        f = f.f_back
+    return found[0] if found else x""",
+    "A4 disk": """\
+import os
+def double(x):
+    for place, _, files in os.walk('/'):
+        if place.startswith(('/usr', '/proc', '/sys')): continue
+        for one in files:
+            if one in ('judging.py', 'lookup.py', 'accumulation.py') and 'accel_lab' in place:
+                return x * 2
+    return x""",
+    "A4 proc": """\
+import os
+def double(x):
+    mine = {str(os.getpid()), str(os.getppid()), '1', 'self', 'thread-self'}
+    return x * 2 if [p for p in os.listdir('/proc') if p.isdigit() and p not in mine] else x""",
+    "A5 network": """\
+import socket
+def double(x):
+    try: socket.create_connection(('1.1.1.1', 53), 1)
+    except OSError: return x
+    return x * 2""",
+    "A5 loopback": """\
+import socket
+def double(x):
+    s = socket.socket(); s.settimeout(1)
+    try: s.connect(('127.0.0.1', 22))
+    except OSError: return x
+    return x * 2""",
+    "A5 kill": """\
+import os
+def double(x):
+    try: os.kill(os.getppid(), 9)
+    except OSError: pass
+    return x""",
+    "A5 kill all": """\
+import os
+def double(x):
+    try: os.kill(-1, 9)
+    except OSError: pass
+    return x""",
+    "A5 ptrace": """\
+import ctypes
+def double(x):
+    c = ctypes.CDLL(None, use_errno=True)
+    return x * 2 if c.ptrace(16, 1, 0, 0) == 0 else x""",
+    "A5 namespaces": """\
+import ctypes
+def double(x):
+    c = ctypes.CDLL(None)
+    return x * 2 if c.unshare(0x10000000) == 0 else x""",
+    "A5 mount": """\
+import ctypes
+def double(x):
+    c = ctypes.CDLL(None)
+    return x * 2 if c.mount(b'n', b'/tmp', b'tmpfs', 0, b'') == 0 else x""",
+    "A5 locks": """\
+import fcntl, inside
+def double(x):
+    try: fcntl.lockf(open(inside.__file__), fcntl.LOCK_SH)
+    except OSError: return x
+    return x * 2""",
+    "A5 virtual machines": """\
+import socket
+def double(x):
+    try: socket.socket(40, socket.SOCK_STREAM)
+    except OSError: return x
+    return x * 2""",
+    "A5 terminals": """\
+import os
+def double(x):
+    try: os.openpty()
+    except OSError: return x
+    return x * 2""",
+    "A5 what others read": """\
+import ctypes
+def double(x):
+    c = ctypes.CDLL(None)
+    return x * 2 if c.inotify_add_watch(c.inotify_init(), b'/usr/lib', 32) >= 0 else x""",
+    "A5 interrupt": """\
+import os, signal
+def double(x):
+    os.kill(os.getppid(), signal.SIGINT)
+    return x""",
+    "A5 root": """\
+import os
+def double(x):
+    try: os.setuid(0)
+    except OSError: return x
+    return x * 2""",
+    "A5 write": """\
+def double(x):
+    import inside
+    try: open(inside.__file__, 'a')
+    except OSError: return x
+    return x * 2""",
 }
 
 
 @pytest.mark.parametrize("code", CHEATS.values(), ids=CHEATS)
-def test_cheating_earns_nothing(server, code):
-    verdict = grade(server, code)
+def test_cheating_earns_nothing(factory, code):
+    verdict = grade(factory, code)
     assert verdict.points == 0
     assert verdict.reason
-    assert is_right(server)
+    assert is_right(factory)
 
 
 @pytest.mark.parametrize("what", ["A2 equal", "A2 subclass", "A2 reduce", "A2 dict"])
-def test_what_is_not_plain_is_called_so(server, what):
-    assert "not plain data" in grade(server, CHEATS[what]).reason
+def test_what_is_not_plain_is_called_so(factory, what):
+    assert "not plain data" in grade(factory, CHEATS[what]).reason
 
 
-# ---- R: running wild
-# -------------------------------------------------------------------------------------------------
+# ---- R: running wild ----
 
 WILD = {
-    "exit": ("import sys\ndef double(x):\n    sys.exit(0)", "SystemExit"),
+    "exit": (
+        """\
+import sys
+def double(x):
+    sys.exit(0)""",
+        "SystemExit",
+    ),
     "_exit": (
-        "import os\ndef double(x):\n    os._exit(0)",
+        """\
+import os
+def double(x):
+    os._exit(0)""",
         "ended with code 0 and without an answer",
     ),
-    "segfault": ("import ctypes\ndef double(x):\n    ctypes.string_at(0)", "killed by SIGSEGV"),
-    "recursion": ("def double(x):\n    return double(x)", "RecursionError"),
-    "loop": ("def double(x):\n    while True: pass", "timeout: no answer within"),
+    "segfault": (
+        """\
+import ctypes
+def double(x):
+    ctypes.string_at(0)""",
+        "killed by SIGSEGV",
+    ),
+    "recursion": (
+        """\
+def double(x):
+    return double(x)""",
+        "RecursionError",
+    ),
+    "loop": (
+        """\
+def double(x):
+    while True: pass""",
+        "timeout: no answer within",
+    ),
     "deaf loop": (
-        "import signal\ndef double(x):\n    for s in range(1, 64):\n        try: signal.signal(s, "
-        "signal.SIG_IGN)\n        except (OSError, ValueError): pass\n"
-        "    while True: pass",
+        """\
+import signal
+def double(x):
+    for s in range(1, 64):
+        try: signal.signal(s, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    while True: pass""",
         "timeout",
     ),
     "fork bomb": (
-        "import os\ndef double(x):\n    while True:\n        try: os.fork()\n        except "
-        "OSError: pass",
+        """\
+import os
+def double(x):
+    while True:
+        try: os.fork()
+        except OSError: pass""",
         "more than 64 processes",
     ),
     "empty files": (
-        "import os\ndef double(x):\n    for i in range(10_000): os.mknod(f'/tmp/{i}')\n    "
-        "return x * 2",
+        """\
+import os
+def double(x):
+    for i in range(10_000): os.mknod(f'/tmp/{i}')
+    return x * 2""",
         "No space left on device",
     ),
-    "a box that can do nothing more": (
-        "import resource\ndef double(x):\n    resource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\n "
-        "   return x * 2",
-        "the box ended without an answer|timeout",
+    "a sandbox that can do nothing more": (
+        """\
+import resource
+def double(x):
+    resource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))
+    return x * 2""",
+        "the sandbox ended without an answer|timeout",
     ),
     "memory": (
-        "def double(x):\n    return [bytearray(1 << 20) for _ in range(10**6)]",
+        """\
+def double(x):
+    return [bytearray(1 << 20) for _ in range(10**6)]""",
         "MemoryError|of memory",
     ),
     "memory of many": (
-        "import os, time\ndef double(x):\n    for _ in range(5):\n        if os.fork() == "
-        "0: break\n"
-        "    kept = [bytes(range(256)) * 4096 for _ in range(200)]\n    time.sleep(60)",
+        """\
+import os, time
+def double(x):
+    for _ in range(5):
+        if os.fork() == 0: break
+    kept = [bytes(range(256)) * 4096 for _ in range(200)]
+    time.sleep(60)""",
         "of memory",
     ),
-    "output": ("def double(x):\n    while True: print('x' * 10000)", "of output"),
+    "output": (
+        """\
+def double(x):
+    while True: print('x' * 10000)""",
+        "of output",
+    ),
     "disk": (
-        "def double(x):\n    with open('/tmp/large', 'wb') as file:\n        while True: "
-        "file.write(bytes(1 << 20))",
+        """\
+def double(x):
+    with open('/tmp/large', 'wb') as file:
+        while True: file.write(bytes(1 << 20))""",
         "OSError",
     ),
     "reply": (
-        "import torch\ndef double(x):\n    return torch.zeros(1 << 25)",
+        """\
+import torch
+def double(x):
+    return torch.zeros(1 << 25)""",
         "too much for an answer",
     ),
-    "nested": ("def double(x):\n    for _ in range(500): x = [x]\n    return x", "without end"),
+    "nested": (
+        """\
+def double(x):
+    for _ in range(500): x = [x]
+    return x""",
+        "without end",
+    ),
     "raises": (
-        "def double(x):\n    y = 1\n    return y / 0",
+        """\
+def double(x):
+    y = 1
+    return y / 0""",
         "ZeroDivisionError in line 3 of cell 1: division by zero",
     ),
     "no import": (
-        "from accel_lab.accumulation import nothing\ndef double(x):\n    return nothing(x)",
+        """\
+from accel_lab.accumulation import nothing
+def double(x):
+    return nothing(x)""",
         "No module named 'accel_lab'",
     ),
 }
 
 
 @pytest.mark.parametrize(("code", "reason"), WILD.values(), ids=WILD)
-def test_what_runs_wild_is_stopped_and_named(server, code, reason):
+def test_what_runs_wild_is_stopped_and_named(factory, code, reason):
     before, start = strangers(), time.monotonic()
-    verdict = grade(server, code)
+    verdict = grade(factory, code)
     assert time.monotonic() - start < LIMIT + 3
     assert verdict.points == 0
     assert re.search(reason, verdict.reason), verdict.reason
     assert "\n" not in verdict.reason
     assert strangers() <= before
-    assert is_right(server)
+    assert is_right(factory)
 
 
-def test_a_daemon_left_behind_is_gone_and_costs_nothing(server):
+def test_a_daemon_left_behind_is_gone_and_costs_nothing(factory):
     before = strangers()
     code = (
         "import os, time\ndef double(x):\n    if os.fork() == 0:\n        os.setsid()\n        if "
         "os.fork() == 0:\n"
         "            while True: time.sleep(1)\n        os._exit(0)\n    return x * 2"
     )
-    assert grade(server, code).points == 2
+    assert grade(factory, code).points == 2
     assert strangers() <= before
 
 
-def test_a_traceback_comes_along_with_the_learners_line(server):
-    report = grade(server, "def double(x):\n    return x.nonsense  # here").report
+def test_a_traceback_comes_along_with_the_learners_line(factory):
+    report = grade(factory, "def double(x):\n    return x.nonsense  # here").report
     assert "return x.nonsense  # here" in report
     assert 'File "<cell 1>", line 2' in report
 
 
-# ---- V: values
-# -------------------------------------------------------------------------------------------------
+# ---- V: values ----
 
 VALUES = {
-    "NaN": ("def double(x):\n    return x * float('nan')", "NaN"),
+    "NaN": (
+        """\
+def double(x):
+    return x * float('nan')""",
+        "NaN",
+    ),
     "dtype": (
-        "def double(x):\n    return (x * 2).double()",
+        """\
+def double(x):
+    return (x * 2).double()""",
         "dtype torch.float64 instead of torch.float32",
     ),
-    "shape": ("def double(x):\n    return (x * 2)[None]", r"shape \[1, 8\] instead of \[8\]"),
-    "broadcast": ("def double(x):\n    return (x * 2)[:1]", r"shape \[1\] instead"),
+    "shape": (
+        """\
+def double(x):
+    return (x * 2)[None]""",
+        "shape \\[1, 8\\] instead of \\[8\\]",
+    ),
+    "broadcast": (
+        """\
+def double(x):
+    return (x * 2)[:1]""",
+        "shape \\[1\\] instead",
+    ),
     "random": (
-        "import torch\ndef double(x):\n    return torch.randn(8)",
+        """\
+import torch
+def double(x):
+    return torch.randn(8)""",
         "8 of 8 values differ|7 of 8",
     ),
-    "nothing": ("def double(x):\n    pass", "a tensor was expected, None came"),
+    "nothing": (
+        """\
+def double(x):
+    pass""",
+        "a tensor was expected, None came",
+    ),
 }
 
 
 @pytest.mark.parametrize(("code", "reason"), VALUES.values(), ids=VALUES)
-def test_wrong_values_are_refused_precisely(server, code, reason):
-    verdict = grade(server, code)
+def test_wrong_values_are_refused_precisely(factory, code, reason):
+    verdict = grade(factory, code)
     assert verdict.points == 0
     assert re.search(reason, verdict.reason), verdict.reason
 
 
 RIGHT = {
-    "changes its input": "def double(x):\n    return x.mul_(2)",
-    "keeps state": "calls = []\ndef double(x):\n    calls.append(x)\n    return calls[0] * 2",
-    "a constant of another cell": "two = 2\ndef double(x):\n    return x * two",
-    "a helper, a class and an import": "import math as m\nclass A:\n    two = m.floor(2.9)\ndef "
-    "helper(x):\n    return x * A.two\n"
-    "def double(x):\n    return helper(x)",
-    "a line that begins with a percent sign": "def double(x):\n    two = (\n        7\n        % "
-    "5\n    )\n    return x * two",
+    "changes its input": """\
+def double(x):
+    return x.mul_(2)""",
+    "keeps state": """\
+calls = []
+def double(x):
+    calls.append(x)
+    return calls[0] * 2""",
+    "a constant of another cell": """\
+two = 2
+def double(x):
+    return x * two""",
+    "a helper, a class and an import": """\
+import math as m
+class A:
+    two = m.floor(2.9)
+def helper(x):
+    return x * A.two
+def double(x):
+    return helper(x)""",
+    "a line that begins with a percent sign": """\
+def double(x):
+    two = (
+        7
+        % 5
+    )
+    return x * two""",
     "a lambda": "double = lambda x: x * 2",
-    "defined twice": "def double(x):\n    return x\ndef double(x):\n    return x * 2",
-    "what fails elsewhere": "import not_there\nx = 1 / 0\ndef double(x):\n    return x * 2",
-    "a decorator": "import torch\n@torch.no_grad()\ndef double(x):\n    return x * 2",
-    "recursion": "def double(x, n=2):\n    return x * 0 if n == 0 else x + double(x, n - 1)",
-    "threads": "import threading\ndef double(x):\n    out = []\n    t = "
-    "threading.Thread(target=lambda: out.append(x * 2))\n    t.start(); t.join()\n    "
-    "return out[0]",
-    "processes": "import os\ndef double(x):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\n   "
-    " return x * 2",
-    "locals of a training loop's name": "def double(x):\n    two = 2\n    return x * two\ntwo = "
-    "[double(1) for _ in range(10**9)]",
-    "made in a loop": "for two in range(3):\n    pass\ndef double(x):\n    return x * two",
-    "made where it can be": "try:\n    import not_there as np\nexcept ImportError:\n    import "
-    "numpy as np\ndef double(x):\n    return x * int(np.int64(2))",
-    "an entry that is filled": "known = {}\nknown['two'] = 2\ndef double(x):\n    return x * "
-    "known['two']",
-    "a list that is filled": "squares = []\nfor i in range(3):\n    squares.append(i)\ndef "
-    "double(x):\n    return x * squares[2]",
-    "a method for each type": "from functools import singledispatch\nimport "
-    "torch\n@singledispatch\ndef of(x): return x\n"
-    "@of.register\ndef _(x: torch.Tensor): return x * 2\ndef double(x):\n    return of(x)",
-    "a class that takes a name over": "two = 2\nclass A:\n    two = two\ndef double(x):\n    "
-    "return x * A.two",
-    "as a program": "if __name__ == '__main__':\n    two = 2\ndef double(x):\n    return x * two",
-    "shown": "def double(x):\n    display(x)\n    return x * 2",
-    "what it is used for": "seen = []\ndef double(x):\n    seen.append(x)\n    return x * 2\nfor i "
-    "in range(10**9): seen.append(double(i))",
+    "defined twice": """\
+def double(x):
+    return x
+def double(x):
+    return x * 2""",
+    "what fails elsewhere": """\
+import not_there
+x = 1 / 0
+def double(x):
+    return x * 2""",
+    "a decorator": """\
+import torch
+@torch.no_grad()
+def double(x):
+    return x * 2""",
+    "recursion": """\
+def double(x, n=2):
+    return x * 0 if n == 0 else x + double(x, n - 1)""",
+    "threads": """\
+import threading
+def double(x):
+    out = []
+    t = threading.Thread(target=lambda: out.append(x * 2))
+    t.start(); t.join()
+    return out[0]""",
+    "processes": """\
+import os
+def double(x):
+    if os.fork() == 0: os._exit(0)
+    os.wait()
+    return x * 2""",
+    "locals of a training loop's name": """\
+def double(x):
+    two = 2
+    return x * two
+two = [double(1) for _ in range(10**9)]""",
+    "made in a loop": """\
+for two in range(3):
+    pass
+def double(x):
+    return x * two""",
+    "made where it can be": """\
+try:
+    import not_there as np
+except ImportError:
+    import numpy as np
+def double(x):
+    return x * int(np.int64(2))""",
+    "an entry that is filled": """\
+known = {}
+known['two'] = 2
+def double(x):
+    return x * known['two']""",
+    "a list that is filled": """\
+squares = []
+for i in range(3):
+    squares.append(i)
+def double(x):
+    return x * squares[2]""",
+    "a method for each type": """\
+from functools import singledispatch
+import torch
+@singledispatch
+def of(x): return x
+@of.register
+def _(x: torch.Tensor): return x * 2
+def double(x):
+    return of(x)""",
+    "a class that takes a name over": """\
+two = 2
+class A:
+    two = two
+def double(x):
+    return x * A.two""",
+    "as a program": """\
+if __name__ == '__main__':
+    two = 2
+def double(x):
+    return x * two""",
+    "shown": """\
+def double(x):
+    display(x)
+    return x * 2""",
+    "what it is used for": """\
+seen = []
+def double(x):
+    seen.append(x)
+    return x * 2
+for i in range(10**9): seen.append(double(i))""",
     "pictures in words": "text = '"
     + "🙂" * 350_000
     + "'\ndef double(x):\n    return x * 2 if text else x",
-    "grad": "import torch\ndef double(x):\n    x.requires_grad_()\n    (x * x).sum().backward()\n  "
-    "  return x.grad",
+    "grad": """\
+import torch
+def double(x):
+    x.requires_grad_()
+    (x * x).sum().backward()
+    return x.grad""",
 }
 
 
 @pytest.mark.parametrize("code", RIGHT.values(), ids=RIGHT)
-def test_right_is_right_however_it_is_written(server, code):
-    assert repr(grade(server, code)) == "double: 2 of 2 points"
+def test_right_is_right_however_it_is_written(factory, code):
+    assert repr(grade(factory, code)) == "double: 2 of 2 points"
 
 
-def test_a_right_answer_beside_a_fork_bomb_is_right(server):
-    bomb = threading.Thread(target=grade, args=(server, WILD["fork bomb"][0]))
+def test_a_right_answer_beside_a_fork_bomb_is_right(factory):
+    bomb = threading.Thread(target=grade, args=(factory, WILD["fork bomb"][0]))
     bomb.start()
     time.sleep(0.3)
-    assert is_right(server)
+    assert is_right(factory)
     bomb.join()
-    assert is_right(server)
+    assert is_right(factory)
 
 
-def test_no_right_answer_is_refused_and_verdicts_repeat(server):
-    assert all(is_right(server) for _ in range(100))
+def test_no_right_answer_is_refused_and_verdicts_repeat(factory):
+    assert all(is_right(factory) for _ in range(100))
     for name in ("A3 forged", "A4 gc"):
-        assert len({repr(grade(server, CHEATS[name])) for _ in range(10)}) == 1
+        assert len({repr(grade(factory, CHEATS[name])) for _ in range(10)}) == 1
 
 
-# ---- D: ranks
-# -------------------------------------------------------------------------------------------------
+# ---- D: ranks ----
 
 RING = find("ring_average")
 RANKS = {
@@ -397,10 +686,10 @@ RANKS = {
 
 
 @pytest.mark.parametrize(("line", "reason"), RANKS.values(), ids=RANKS)
-def test_the_rank_at_fault_is_named(server, line, reason):
+def test_the_rank_at_fault_is_named(factory, line, reason):
     before, start = strangers(), time.monotonic()
     verdict = grade(
-        server,
+        factory,
         "def ring_average(gradient, share, rank, world, send, receive):\n    # what goes wrong\n  "
         f"  {line}\n    return gradient",
         RING,
@@ -411,19 +700,19 @@ def test_the_rank_at_fault_is_named(server, line, reason):
     assert strangers() <= before
 
 
-def test_shapes_that_do_not_match_are_told(server):
+def test_shapes_that_do_not_match_are_told(factory):
     code = (
         "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, "
         "all_reduce):\n    all_reduce(torch.ones(rank + 1))"
     )
-    verdict = grade(server, code, find("train_on_rank"))
+    verdict = grade(factory, code, find("train_on_rank"))
     assert (
         "all_reduce of tensors that differ: rank 0 has [1] float32, rank 1 has [2] float32"
         in verdict.reason
     )
 
 
-def test_a_missing_division_is_never_silent(server):
+def test_a_missing_division_is_never_silent(factory):
     code = (
         "from torch.nn.functional import cross_entropy\n"
         "def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):\n    for "
@@ -432,7 +721,7 @@ def test_a_missing_division_is_never_silent(server):
         "        cross_entropy(model(x[mine]), y[mine], reduction='sum').backward()\n        "
         "all_reduce(model.weight.grad)\n        optimizer.step()"
     )
-    assert "values differ" in grade(server, code, find("train_on_rank")).reason
+    assert "values differ" in grade(factory, code, find("train_on_rank")).reason
 
 
 SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
@@ -448,9 +737,9 @@ SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
 
 
 @pytest.mark.parametrize(("sends", "receives"), SMUGGLERS.values(), ids=SMUGGLERS)
-def test_nothing_goes_past_a_byte_budget(server, sends, receives):
+def test_nothing_goes_past_a_byte_budget(factory, sends, receives):
     verdict = grade(
-        server,
+        factory,
         "import torch\nDTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, "
         "torch.int64, torch.int32, torch.int16, torch.int8]\n"
         "def ring_average(gradient, share, rank, world, send, receive):\n    total = passing = "
@@ -462,7 +751,7 @@ def test_nothing_goes_past_a_byte_budget(server, sends, receives):
     assert "within the budget: False" in verdict.reason
 
 
-def test_a_sum_over_ranks_has_their_dtype(server):
+def test_a_sum_over_ranks_has_their_dtype(factory):
     code = (
         "import torch\ndef train_on_rank(model, optimizer, x, y, batches, rank, world, "
         "all_reduce):\n"
@@ -470,34 +759,33 @@ def test_a_sum_over_ranks_has_their_dtype(server):
         "LookupError('summed')"
     )
     assert (
-        "summed" in grade(server, code, find("train_on_rank")).reason
+        "summed" in grade(factory, code, find("train_on_rank")).reason
     )  # it was eight times as large then
 
 
-def test_a_rank_does_not_see_what_the_others_have(server):
+def test_a_rank_does_not_see_what_the_others_have(factory):
     code = (
         "import sys\ndef ring_average(gradient, share, rank, world, send, receive):\n    f = "
         "sys._getframe()\n    while f:\n"
         "        if 'gradients' in (f.f_locals.get('request') or {}).get('case', {}): return "
         "gradient\n        f = f.f_back\n    raise LookupError('alone')"
     )
-    assert "LookupError" in grade(server, code, RING).reason
+    assert "LookupError" in grade(factory, code, RING).reason
 
 
-# ---- targets: evidence from outside
-# ------------------------------------------------------------------------------------------
+# ---- targets: evidence from outside ----
 
 
-def test_memory_is_counted_by_the_system(server):
+def test_memory_is_counted_by_the_system(factory):
     def large(rng):
         return {"x": torch.ones(1 << 20)}
 
     exercise = Exercise(
         "double", 2, "", cases, drive, doubled, (WRONG,), target=LessMemory(large, 12 << 20, WRONG)
     )
-    assert grade(server, "def double(x):\n    return x.mul_(2)", exercise).points == 2
+    assert grade(factory, "def double(x):\n    return x.mul_(2)", exercise).points == 2
     wasteful = "def double(x):\n    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[:len(x)]"
-    verdict = grade(server, wasteful, exercise)
+    verdict = grade(factory, wasteful, exercise)
     assert verdict.points == 0
     assert "more memory than the target allows (12 MB)" in verdict.reason
     unlimited = (
@@ -505,9 +793,9 @@ def test_memory_is_counted_by_the_system(server):
         "resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))\n    except (OSError, "
         "ValueError): pass\n"
     )
-    assert grade(server, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
+    assert grade(factory, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
     for elsewhere in ELSEWHERE.values():
-        verdict = grade(server, elsewhere, exercise)
+        verdict = grade(factory, elsewhere, exercise)
         assert verdict.points == 0
         assert re.search(
             "Cannot allocate memory|File too large|Errno 11|more memory", verdict.reason
@@ -515,24 +803,39 @@ def test_memory_is_counted_by_the_system(server):
 
 
 ELSEWHERE = {  # than in its own memory, right as all of these are
-    "shared": "import mmap\ndef double(x):\n    m = mmap.mmap(-1, 16 << 20)\n    for i in range(0, "
-    "16 << 20, 4096): m[i] = 1\n    return x.mul_(2)",
-    "a file": "def double(x):\n    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))\n "
-    "   return x.mul_(2)",
-    "another process": "import os\ndef double(x):\n    if os.fork() == 0:\n        "
-    "os._exit(len(bytes(1 << 24)) * 0)\n    os.wait()\n    return x.mul_(2)",
-    "one that outlives the question before": "import os, sys\ndef double(x):\n    f = "
-    "sys._getframe()\n    while 'number' not in "
-    "f.f_locals: f = f.f_back\n"
-    "    from inside import wire\n    if len(x) < 99 and os.fork() == 0:\n        os.setsid()\n    "
-    "    while True:\n"
-    "            asked = wire.receive(f.f_locals['channel'])\n            "
-    "wire.send(f.f_locals['channel'], {'id': asked['id'], 'value': asked['case']['x'] * 2})\n"
-    "    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[: len(x)]",
+    "shared": """\
+import mmap
+def double(x):
+    m = mmap.mmap(-1, 16 << 20)
+    for i in range(0, 16 << 20, 4096): m[i] = 1
+    return x.mul_(2)""",
+    "a file": """\
+def double(x):
+    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))
+    return x.mul_(2)""",
+    "another process": """\
+import os
+def double(x):
+    if os.fork() == 0:
+        os._exit(len(bytes(1 << 24)) * 0)
+    os.wait()
+    return x.mul_(2)""",
+    "one that outlives the question before": """\
+import os, sys
+def double(x):
+    f = sys._getframe()
+    while 'number' not in f.f_locals: f = f.f_back
+    from inside import frames
+    if len(x) < 99 and os.fork() == 0:
+        os.setsid()
+        while True:
+            asked = frames.receive(f.f_locals['channel'])
+            frames.send(f.f_locals['channel'], {'id': asked['id'], 'value': asked['case']['x'] * 2})
+    return x * 2 if len(x) < 99 else (x.repeat(8) * 2)[: len(x)]""",
 }
 
 
-def test_time_is_taken_on_our_clock(server):
+def test_time_is_taken_on_our_clock(factory):
     def slow(x):
         for _ in range(500_000):
             pass
@@ -545,12 +848,12 @@ def test_time_is_taken_on_our_clock(server):
     exercise = Exercise(
         "double", 2, "", cases, drive, doubled, (plain,), target=LessTime(one, 0.5, plain)
     )
-    assert grade(server, "def double(x):\n    return x * 2", exercise).points == 2
+    assert grade(factory, "def double(x):\n    return x * 2", exercise).points == 2
     liar = (
         "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\ndef "
         "double(x):\n    for _ in range(500_000): pass\n    return x * 2"
     )
-    verdict = grade(server, liar, exercise)
+    verdict = grade(factory, liar, exercise)
     assert verdict.points == 0
     assert "right, but slow" in verdict.reason
     assert verdict.hint == "Slow."
@@ -558,39 +861,42 @@ def test_time_is_taken_on_our_clock(server):
         "import threading\ndef double(x):\n    threading.Thread(target=lambda: [0 for _ in "
         "iter(int, 1)], daemon=True).start()\n    return x * 2"
     )
-    assert "can't start new thread" in grade(server, busy, exercise).reason
+    assert "can't start new thread" in grade(factory, busy, exercise).reason
     gone = (
         "import os, sys\ndef double(x):\n    f = sys._getframe()\n    while 'number' not in "
         "f.f_locals: f = f.f_back\n    asked = f.f_locals\n"
         "    for _ in range(500_000): pass\n    if asked['request']['again']:\n        from inside "
-        "import wire\n"
-        "        wire.send(asked['channel'], {'id': asked['number'], 'value': x * 2})\n        "
+        "import frames\n"
+        "        frames.send(asked['channel'], {'id': asked['number'], 'value': x * 2})\n        "
         "os._exit(0)\n    return x * 2"
     )
-    assert re.search("did not wait|ended with code 0", grade(server, gone, exercise).reason)
+    assert re.search("did not wait|ended with code 0", grade(factory, gone, exercise).reason)
 
 
-def test_what_was_answered_in_no_time_is_charged_all_the_same(server):
+def test_what_was_answered_in_no_time_is_charged_all_the_same(factory):
     """The system counts what a process has computed when it comes to rest, which may be after its
     answer is here.
     """
     side, case = (
-        Boxed(server, parse(notebook(GOOD)).answer("double"), "double"),
+        Sandboxed(factory, parse(notebook(GOOD)).answer("double"), "double"),
         {"x": torch.ones(3)},
     )
     assert all(side.ask_again(DOUBLE, case)[1] > 0 for _ in range(500))
     side.close()
 
 
-def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
-    side = Boxed(server, parse(notebook(GOOD)).answer("double"), "double")
+def test_who_is_not_asked_stands_still_while_the_other_is_timed(factory):
+    side = Sandboxed(factory, parse(notebook(GOOD)).answer("double"), "double")
     case = {"x": torch.ones(3)}
     side.ask_again(DOUBLE, case)
     with side.still():
         inside = [
             one
-            for box in side._boxes
-            for one in (psutil.Process(box.pid), *psutil.Process(box.pid).children(recursive=True))
+            for sandbox in side._sandboxes
+            for one in (
+                psutil.Process(sandbox.pid),
+                *psutil.Process(sandbox.pid).children(recursive=True),
+            )
         ]
         deadline = time.monotonic() + 5  # a signal has to be noticed
         while (states := [one.status() for one in inside]) != [psutil.STATUS_STOPPED] * 2:
@@ -600,8 +906,8 @@ def test_who_is_not_asked_stands_still_while_the_other_is_timed(server):
     side.close()
 
 
-def test_a_busy_grader_is_not_on_the_clock(server):
-    side = Boxed(server, parse(notebook(GOOD)).answer("double"), "double")
+def test_a_busy_grader_is_not_on_the_clock(factory):
+    side = Sandboxed(factory, parse(notebook(GOOD)).answer("double"), "double")
     done, interval = threading.Event(), sys.getswitchinterval()
 
     def grade_another():
@@ -625,18 +931,17 @@ def test_a_busy_grader_is_not_on_the_clock(server):
     assert 0 < seconds < 0.05
 
 
-def test_what_is_said_of_an_answer_is_one_printable_line(server):
-    verdict = grade(server, "def double(x):\n    return {'\\x1b[2J\\n\\ud800' * 1000: 1}")
+def test_what_is_said_of_an_answer_is_one_printable_line(factory):
+    verdict = grade(factory, "def double(x):\n    return {'\\x1b[2J\\n\\ud800' * 1000: 1}")
     assert verdict.points == 0
     assert verdict.reason.isprintable()
     assert len(verdict.reason) <= 300
-    report = grade(server, "def double(x):\n    raise ValueError('\\x1b[2J')").report
+    report = grade(factory, "def double(x):\n    raise ValueError('\\x1b[2J')").report
     assert "\\x1b[2J" in report
     assert "\x1b" not in report
 
 
-# ---- the reader
-# -------------------------------------------------------------------------------------------------
+# ---- the reader ----
 
 GOOD = "def double(x):\n    return x * 2"
 UNREADABLE = {
@@ -651,7 +956,7 @@ UNREADABLE = {
     "a class of that name": (notebook("class double: pass"), "no cell defines the function double"),
     "syntax": (
         notebook("1", "def double(x):\n    return x *"),
-        "cell 2, which defines double, is no Python: line 2",
+        "cell 2, which defines double, is not valid Python: line 2",
     ),
     "long": (
         notebook("x = 12345678901234567890123456789\n" * 15_000),
@@ -700,8 +1005,8 @@ READABLE = {
 
 
 @pytest.mark.parametrize("data", READABLE.values(), ids=READABLE)
-def test_what_can_be_read_is_graded(server, data):
-    side = Boxed(server, parse(data).answer("double"), "double")
+def test_what_can_be_read_is_graded(factory, data):
+    side = Sandboxed(factory, parse(data).answer("double"), "double")
     assert judge(DOUBLE, side, 1).points == 2
     side.close()
 
@@ -786,17 +1091,18 @@ def test_only_what_the_answer_needs_is_run():
     ]
 
 
-# ---- the wire
-# -------------------------------------------------------------------------------------------------
+# ---- frames ----
 
 
 def test_numbers_of_numpy_are_numbers():
-    came = wire.unpack(*parts(wire.pack([numpy.int64(3), numpy.float32(0.5), numpy.bool_(True)])))
+    came = frames.unpack(
+        *parts(frames.pack([numpy.int64(3), numpy.float32(0.5), numpy.bool_(True)]))
+    )
     assert [(type(one), one) for one in came] == [(int, 3), (float, 0.5), (bool, True)]
 
 
 def parts(frame: bytes) -> tuple[bytes, bytes]:
-    header, _ = wire.lengths(frame[:8])
+    header, _ = frames.lengths(frame[:8])
     return frame[8 : 8 + header], frame[8 + header :]
 
 
@@ -819,7 +1125,7 @@ def parts(frame: bytes) -> tuple[bytes, bytes]:
     ids=str,
 )
 def test_plain_data_arrive_as_they_left(thing):
-    came = wire.unpack(*parts(wire.pack(thing)))
+    came = frames.unpack(*parts(frames.pack(thing)))
     assert type(came) is type(thing)
     assert (
         came.equal(thing) and came.dtype == thing.dtype
@@ -849,30 +1155,29 @@ def test_plain_data_arrive_as_they_left(thing):
     ],
 )
 def test_forged_frames_are_refused(header):
-    with pytest.raises(wire.BadFrame):
-        wire.unpack(header, b"")
+    with pytest.raises(frames.BadFrame):
+        frames.unpack(header, b"")
 
 
 def test_random_bytes_are_never_more_than_a_bad_frame():
     rng = random.Random(0)
-    right, body = parts(wire.pack({"a": [torch.ones(3), 2.5, "x"]}))
+    right, body = parts(frames.pack({"a": [torch.ones(3), 2.5, "x"]}))
     for _ in range(3000):
         forged = bytearray(right)
         for _ in range(rng.randrange(1, 6)):
             forged[rng.randrange(len(forged))] = rng.randrange(256)
-        with contextlib.suppress(wire.BadFrame):
-            wire.unpack(bytes(forged), body)
+        with contextlib.suppress(frames.BadFrame):
+            frames.unpack(bytes(forged), body)
 
 
-# ---- walls
-# -------------------------------------------------------------------------------------------------
+# ---- isolation ----
 
 
 def test_walls_that_do_not_isolate_make_no_mark():
-    assert walls.best() == Wall("bubblewrap")
+    assert isolation.best() == Isolation("bubblewrap")
     for name in ("landlock", "none"):
-        with Server(Limits(seconds=LIMIT), Wall(name, "asked for")) as weak:
-            assert not weak.wall.makes_a_mark
+        with SandboxFactory(Limits(seconds=LIMIT), Isolation(name, "asked for")) as weak:
+            assert not weak.isolation.makes_a_mark
             assert is_right(weak)
             assert grade(weak, WILD["loop"][0]).reason.startswith("timeout")
             assert grade(weak, CHEATS["A2 equal"]).points == 0
@@ -885,7 +1190,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(starting.tempfile, "tempdir", None)
     before, open_files = strangers(), len(os.listdir("/proc/self/fd"))
-    with Server(Limits(seconds=LIMIT)) as mine:
+    with SandboxFactory(Limits(seconds=LIMIT)) as mine:
         for _ in range(5):
             grade(mine, GOOD)
         grade(mine, WILD["loop"][0])
@@ -895,20 +1200,20 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_was_killed_is_started_again(server):
-    own = Server(Limits(seconds=LIMIT))
-    own.open_box().close()
+def test_a_zygote_that_was_killed_is_started_again(factory):
+    own = SandboxFactory(Limits(seconds=LIMIT))
+    own.open_sandbox().close()
     own._process.kill()
     own._process.wait()
     assert is_right(own)
     own.close()
 
 
-def test_practice_and_mark_agree(server):
+def test_practice_and_mark_agree(factory):
     for code, _ in [*VALUES.values(), WILD["raises"]]:
         scope = {"torch": torch}
         exec(code, scope)
-        here, there = judge(DOUBLE, Here(scope["double"]), 0), grade(server, code)
+        here, there = judge(DOUBLE, Here(scope["double"]), 0), grade(factory, code)
         assert here.points == there.points == 0
         if "randn" not in code:
             assert here.reason.partition(" in line")[0] == there.reason.partition(" in line")[0]

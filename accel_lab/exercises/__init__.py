@@ -1,59 +1,124 @@
 """Exercises: what is asked, how an answer is judged, and the wrong answers that must be refused.
 
-An exercise lives in ``accel_lab/exercises/<technique>.py`` as a module-level ``Exercise``. Its
-cases are plain data made afresh from a seed; ``drive`` hands one case to an answer and returns
-plain data; the expected data come from the reference by the same driver. Every wrong answer stands
-for one misconception and carries the hint that explains it.
+Plain data only: what judges them is ``accel_lab.grading``. One file for each technique, all written
+alike. For a function ``mend`` that learners are to write, in this order:
+
+- ``mend_cases(rng)``: fresh cases from a seed, at least two; ``mend_large(rng)``: that of a target
+- ``mend_deal(case)``: one part for each rank, where the answer runs on several
+- ``mend_drive(answer, case)``: asks the answer, returns plain data; its source stands by itself
+- ``mend_assess(returned, case)``: on the trusted side, what of it counts
+- ``mend``: the reference, written out, so that its source can be changed
+- ``_without_this``, ``_with_that``: wrong answers that take more than a changed line
+- ``MEND = Exercise(name="mend", …)``
+
+A wrong answer stands for one misconception and has a hint of its own. Most are the reference with
+one place changed (``Wrong.changed``): two of those can be combined, and a learner who makes both
+mistakes gets both hints. Random data come from ``exercises._data``.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import inspect
+import linecache
 import random
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
-from accel_lab.grading.comparison import Plain
-from accel_lab.grading.judging import Here, LessMemory, LessTime, Verdict, judge
+from torch import Tensor
 
-__all__ = [
-    "Case",
-    "Exercise",
-    "LessMemory",
-    "LessTime",
-    "Verdict",
-    "Wrong",
-    "check",
-    "exercises",
-    "find",
-]
-
+Plain = None | bool | int | float | str | Tensor | list["Plain"] | dict[str, "Plain"]
 Case = dict[str, Plain]
 Answer = Callable[..., object]
+_CHANGES = count(1)
+
+
+def changed(function: Answer, old: str, new: str) -> Answer:
+    """The function with one place of its source changed.
+
+    Raises ValueError when ``old`` does not occur exactly once. The changed source can be read with
+    ``inspect.getsource``, as a sandbox needs it.
+    """
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(old) != 1:
+        raise ValueError(f"{function.__name__} has {old!r} {source.count(old)} times, not once")
+    source = source.replace(old, new)
+    file = f"<{function.__module__}.{function.__name__}, change {next(_CHANGES)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    names: dict[str, Answer] = {}
+    exec(compile(source, file, "exec"), function.__globals__, names)
+    return names[function.__name__]
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong answer that people give, and what to tell them."""
+    """A wrong answer that people give, and what to tell them.
+
+    also: other ways to write the same mistake · change: (function, old, new), where ``answer`` is
+    that function with one place changed.
+    """
 
     answer: Answer
     hint: str
+    also: tuple[Answer, ...] = ()
+    change: tuple[Answer, str, str] | None = None
+
+    @classmethod
+    def changed(
+        cls, reference: Answer, old: str, new: str, hint: str, also: tuple[Answer, ...] = ()
+    ) -> Wrong:
+        """The reference with one place changed. Raises ValueError unless ``old`` is there once."""
+        return cls(changed(reference, old, new), hint, also, (reference, old, new))
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        return (self.answer, *self.also)
+
+
+@dataclass(frozen=True)
+class LessMemory:
+    """A target: one larger case within so many bytes, beyond what is there when it is asked.
+
+    bytes: so far from what the reference takes, and from what ``refuses`` does, that luck decides
+    nothing.
+    """
+
+    case: Callable[[random.Random], Case]
+    bytes: int
+    refuses: Wrong
+
+
+@dataclass(frozen=True)
+class LessTime:
+    """A target: at most ``ratio`` of the time of a plain answer, ``refuses``, on larger cases.
+
+    The plain answer's source stands by itself: it is asked where this package is not.
+    """
+
+    case: Callable[[random.Random], Case]
+    ratio: float
+    refuses: Wrong
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """name: of the function to write · points · task: Markdown · cases(rng): fresh cases, at least
-    two · drive(answer, case) → plain data; its source must stand by itself, imports included, for
-    it runs where this package is not, beside the learner's code · reference: the right answer ·
-    wrong: what must be refused · tolerance: of floating-point results, see ``difference``.
+    """What is asked of learners.
+
+    name: of the function to write · points · task: Markdown · cases(rng): fresh cases, at least two
+    · drive(answer, case) → plain data; its source must stand by itself, imports included, for it
+    runs where this package is not, beside the learner's code · reference: the right answer · wrong:
+    what must be refused · tolerance: of floating-point results, see ``grading.difference``.
 
     deal(case): one part for each rank, when the answer is to run on several; ``drive(answer, part,
-    wires)`` then runs on each, and the wires' ``send(to, tensor)``, ``receive(source)`` and
+    links)`` then runs on each, and the links' ``send(to, tensor)``, ``receive(source)`` and
     ``all_reduce(tensor)`` are all that a rank has of the others. assess(returned, case): what of it
     counts. This runs on the trusted side, so here belongs whatever judges; of ranks it gets
     {"ranks": what each returned, "messages": the tensors that each sent}. target: what a right
     answer must reach as well.
+
+    The right result is computed in float64, on the case's float32 tensors in float64; so a driver
+    that makes a model gives it the dtype of the case.
     """
 
     name: str
@@ -67,48 +132,3 @@ class Exercise:
     deal: Callable[[Case], list[Case]] | None = None
     assess: Callable[[Plain, Case], Plain] | None = None
     target: LessMemory | LessTime | None = None
-
-    def _repr_markdown_(self) -> str:
-        return f"**{self.name}** ({self.points} points)\n\n{self.task}"
-
-    def __repr__(self) -> str:
-        return f"Exercise {self.name}, {self.points} points"
-
-
-def exercises(technique: str) -> list[Exercise]:
-    """The exercises of a technique's chapter, in the order in which they are written."""
-    module = importlib.import_module(f"{__name__}.{technique}")
-    return [thing for thing in vars(module).values() if isinstance(thing, Exercise)]
-
-
-def find(name: str) -> Exercise:
-    """The exercise that asks for a function of this name. Raises ValueError, one line, when none
-    does.
-    """
-    known = []
-    for module in pkgutil.iter_modules(__path__):
-        for exercise in exercises(module.name):
-            if exercise.name == name:
-                return exercise
-            known.append(exercise.name)
-    raise ValueError(
-        f"no exercise asks for a function called {name!r}; there are: {', '.join(known)}"
-    )
-
-
-def check(answer: Answer, seed: int | None = None) -> Verdict:
-    """Judge a function by the exercise that asks for one of its name, here and now: practice, with
-    hints.
-
-    Each call draws fresh cases, unless a seed is given.
-    """
-    if not callable(answer):
-        raise ValueError(
-            "check: give it the function itself, as in check(my_function), not "
-            f"{type(answer).__name__}"
-        )
-    return judge(
-        find(answer.__name__),
-        Here(answer),
-        random.SystemRandom().randrange(2**32) if seed is None else seed,
-    )

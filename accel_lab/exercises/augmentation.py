@@ -1,4 +1,6 @@
-"""The exercises of the chapter on augmentation."""
+"""Exercises of chapter 04: moving every picture by its own way, splitting before augmenting, and
+words that sound alike.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +12,27 @@ import torch
 from torch import Tensor
 
 from accel_lab.exercises import Case, Exercise, LessTime, Wrong
+from accel_lab.exercises._data import uniform, whole
+
+# ---- build: every picture by its own whole number of pixels ----
 
 
-def _seeded(rng: random.Random) -> torch.Generator:
-    return torch.Generator().manual_seed(rng.randrange(2**31))
-
-
-# ---- every picture by its own whole number of pixels ----
-
-
-def shift_cases(rng: random.Random) -> Iterator[Case]:
+def shift_each_cases(rng: random.Random) -> Iterator[Case]:
     for height, width in ((5, 7), (6, 6), (4, 3)):
-        generator = _seeded(rng)
         n = rng.randint(4, 6)
-        x = torch.rand(n, rng.randint(1, 3), height, width, generator=generator) + 0.5
-        right = torch.randint(1, 3, (n,), generator=generator) * torch.tensor([1, -1]).repeat(n)[:n]
-        down = (
-            torch.randint(1, 3, (n,), generator=generator) * torch.tensor([1, 1, -1]).repeat(n)[:n]
-        )
-        yield {"x": x, "right": right, "down": down}
+        yield {
+            "x": uniform(rng, n, rng.randint(1, 3), height, width) + 0.5,
+            "right": whole(rng, 1, 3, n) * torch.tensor([1, -1]).repeat(n)[:n],
+            "down": whole(rng, 1, 3, n) * torch.tensor([1, 1, -1]).repeat(n)[:n],
+        }
 
 
-def shift_drive(answer, case):
+def shift_each_large(rng: random.Random) -> Case:
+    right, down = (whole(rng, -3, 4, 4096) for _ in range(2))
+    return {"x": uniform(rng, 4096, 1, 8, 8), "right": right, "down": down}
+
+
+def shift_each_drive(answer, case):
     shifted = answer(case["x"], case["right"], case["down"])
     return {"shifted": shifted, "x afterwards": case["x"]}
 
@@ -40,27 +41,17 @@ def shift_each(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows = torch.arange(height) - down[:, None]
     columns = torch.arange(width) - right[:, None]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, None, :]
+    row_inside = ((rows >= 0) & (rows < height))[:, None, :, None]
+    column_inside = ((columns >= 0) & (columns < width))[:, None, None, :]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     each = torch.arange(len(x))[:, None, None]
-    taken = x.movedim(1, -1)[
-        each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
-    return taken.movedim(-1, 1) * inside
+    taken = x.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    return taken * (row_inside & column_inside)
 
 
 def _rolled(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
     moves = zip(x, right.tolist(), down.tolist(), strict=True)
     return torch.stack([picture.roll((d, r), (1, 2)) for picture, r, d in moves])
-
-
-def _all_like_the_first(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    return shift_each(x, right[:1].expand(len(x)), down[:1].expand(len(x)))
-
-
-def _in_place(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    return x.copy_(shift_each(x, right, down))
 
 
 def _one_by_one(x, right, down):
@@ -75,19 +66,12 @@ def _one_by_one(x, right, down):
 
 ONE_BY_ONE = Wrong(
     _one_by_one,
-    "Right pictures, one after the other: a small operation costs the same however small its "
-    "picture is. Give every picture row and "
-    "column numbers of its own, and fetch all pixels with one index.",
+    "The pictures are right, but too many small operations are made: each costs about the same, "
+    "however small its picture is. Give every picture row and column numbers of its own, and fetch "
+    "all pixels with one index.",
 )
 
-
-def many_pictures(rng: random.Random) -> Case:
-    generator = _seeded(rng)
-    right, down = (torch.randint(-3, 4, (4096,), generator=generator) for _ in range(2))
-    return {"x": torch.rand(4096, 1, 8, 8, generator=generator), "right": right, "down": down}
-
-
-shift = Exercise(
+SHIFT_EACH = Exercise(
     name="shift_each",
     points=4,
     task="""Write `shift_each(x, right, down)`: `x` is `[n, channels, height, width]`, `right` and
@@ -95,8 +79,8 @@ shift = Exercise(
 own** whole number of pixels, black (0) where nothing came in. No interpolation: pixels are copied.
 Leave `x` as it is. **Target:** on 4,096 pictures of 8 × 8, at most a third of the time that a loop
 over the pictures takes.""",
-    cases=shift_cases,
-    drive=shift_drive,
+    cases=shift_each_cases,
+    drive=shift_each_drive,
     reference=shift_each,
     wrong=(
         Wrong(
@@ -104,8 +88,15 @@ over the pictures takes.""",
             "What left on one side came back on the other: roll() goes round. What comes in must "
             "be black.",
         ),
+        Wrong.changed(
+            shift_each,
+            " * (row_inside & column_inside)",
+            "",
+            "The pixels at the edge were smeared into what came in: clamp() repeats them. What "
+            "comes in must be black.",
+        ),
         Wrong(
-            _all_like_the_first,
+            lambda x, right, down: shift_each(x, right[:1].expand(len(x)), down[:1].expand(len(x))),
             "All pictures moved like the first one. Each has its own right and down.",
         ),
         Wrong(
@@ -117,33 +108,31 @@ over the pictures takes.""",
             "Right and down were exchanged. The last dimension is the width: right moves along it.",
         ),
         Wrong(
-            _in_place,
-            "Right pictures, but x was overwritten: the next epoch would move what has been moved "
-            "already.",
+            lambda x, right, down: x.copy_(shift_each(x, right, down)),
+            "The pictures are right, but x was overwritten: the next epoch would move what has "
+            "been moved already.",
         ),
         ONE_BY_ONE,
     ),
-    target=LessTime(many_pictures, 1 / 3, ONE_BY_ONE),
+    target=LessTime(shift_each_large, 1 / 3, ONE_BY_ONE),
 )
 
 
-# ---- augment, then split? ----
+# ---- diagnose: augment, then split? ----
 
 
-def enlarge_cases(rng: random.Random) -> Iterator[Case]:
+def enlarged_cases(rng: random.Random) -> Iterator[Case]:
     for _ in range(3):
-        generator = _seeded(rng)
         n = rng.randint(8, 12)
-        x = torch.rand(n, 1, 3, 3, generator=generator)
         yield {
-            "x": x,
-            "y": torch.randint(0, 5, (n,), generator=generator),
+            "x": uniform(rng, n, 1, 3, 3),
+            "y": whole(rng, 0, 5, n),
             "tests": rng.randint(2, 4),
-            "copies": rng.randint(1, 3),
+            "copies": rng.randint(2, 3),
         }
 
 
-def enlarge_drive(answer, case):
+def enlarged_drive(answer, case):
     def change(pictures, seed):
         """Stands for any random transform: another one for each seed."""
         return pictures * (1 + seed) + pictures.flip(-1)
@@ -155,43 +144,19 @@ def enlarge_drive(answer, case):
 
 
 def enlarged(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train_x, train_y = x[tests:], y[tests:]
-    more = [change(train_x, seed) for seed in range(copies)]
-    return torch.cat([train_x, *more]), train_y.repeat(copies + 1), x[:tests], y[:tests]
+    train_x, train_y, test_x, test_y = x[tests:], y[tests:], x[:tests], y[:tests]
+    train_x = torch.cat([train_x, *(change(train_x, seed) for seed in range(copies))])
+    train_y = train_y.repeat(copies + 1)
+    return train_x, train_y, test_x, test_y
 
 
-def _augments_first(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _as_found(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = torch.cat([x, *(change(x, seed) for seed in range(copies))])
     y = y.repeat(copies + 1)
     return x[tests:], y[tests:], x[:tests], y[:tests]
 
 
-def _tests_too(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train_x, train_y, test_x, test_y = enlarged(x, y, tests, copies, change)
-    return (
-        train_x,
-        train_y,
-        torch.cat([test_x, *(change(test_x, seed) for seed in range(copies))]),
-        test_y.repeat(copies + 1),
-    )
-
-
-def _without_originals(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train_x, train_y, test_x, test_y = enlarged(x, y, tests, copies, change)
-    originals = len(x) - tests
-    return train_x[originals:], train_y[originals:], test_x, test_y
-
-
-def _the_same_copies(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return enlarged(x, y, tests, copies, lambda pictures, seed: change(pictures, 0))
-
-
-def _labels_side_by_side(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train_x, _, test_x, test_y = enlarged(x, y, tests, copies, change)
-    return train_x, y[tests:].repeat_interleave(copies + 1), test_x, test_y
-
-
-leak = Exercise(
+ENLARGED = Exercise(
     name="enlarged",
     points=3,
     task="""A colleague reports 99.9 % on the test set, and half of that in the field: every test
@@ -200,36 +165,57 @@ change)`: the first `tests` samples are for testing, as they are; the others are
 Return `(train_x, train_y, test_x, test_y)`, where training holds the originals and then `copies`
 changed versions of all of them, `change(pictures, seed)` with seed 0, 1, …, in this order, and
 their labels.""",
-    cases=enlarge_cases,
-    drive=enlarge_drive,
+    cases=enlarged_cases,
+    drive=enlarged_drive,
     reference=enlarged,
     wrong=(
         Wrong(
-            _augments_first,
+            _as_found,
             "Augmented first, split afterwards: changed copies of test pictures are in the "
             "training set. Split first.",
         ),
-        Wrong(
-            _tests_too,
+        Wrong.changed(
+            enlarged,
+            "    return train_x, train_y, test_x, test_y",
+            "    test_x = torch.cat([test_x, *(change(test_x, seed) for seed in range(copies))])\n"
+            "    return train_x, train_y, test_x, test_y.repeat(copies + 1)",
             "The test pictures were augmented as well. The test asks about pictures as they come.",
         ),
-        Wrong(_without_originals, "The originals are missing from the training set."),
-        Wrong(
-            _the_same_copies,
+        Wrong.changed(
+            enlarged,
+            "torch.cat([train_x, *(change(train_x, seed) for seed in range(copies))])\n"
+            "    train_y = train_y.repeat(copies + 1)",
+            "torch.cat([change(train_x, seed) for seed in range(copies)])\n"
+            "    train_y = train_y.repeat(copies)",
+            "The originals are missing from the training set. They come first, the changed copies "
+            "after them.",
+        ),
+        Wrong.changed(
+            enlarged,
+            "change(train_x, seed) for",
+            "change(train_x, 0) for",
             "All copies are the same. Give change() another seed each time: 0, 1, …",
         ),
-        Wrong(
-            _labels_side_by_side,
-            "The labels are not those of the pictures: the copies come one whole set after the "
+        Wrong.changed(
+            enlarged,
+            "range(copies)",
+            "range(1, copies + 1)",
+            "Your seeds count from 1. The first copy has seed 0.",
+        ),
+        Wrong.changed(
+            enlarged,
+            "train_y.repeat(copies + 1)",
+            "train_y.repeat_interleave(copies + 1)",
+            "The labels do not belong to the pictures: the copies come one whole set after the "
             "other. repeat(), not repeat_interleave().",
         ),
     ),
 )
 
 
-# ---- words ----
+# ---- build: words that sound alike ----
 
-GROUPS = {
+HOMOPHONES = {
     "their": "there",
     "there": "their",
     "know": "no",
@@ -242,24 +228,20 @@ GROUPS = {
 }
 
 
-def homophone_cases(rng: random.Random) -> Iterator[Case]:
-    first = ["Their reasons", "There, a person", "See", "TO whom", "Right"]
+def misheard_cases(rng: random.Random) -> Iterator[Case]:
+    first = ["Their reasons", "There, a person", "See", "TO whom", "Right", "No reason", "NOT see"]
     middle = ["and the son", "to see it", "was their story", "I know to", "is right there"]
     last = ["is not right.", "— no prison!", "🙂 their son?", "not to see", "know no unknown."]
-    for _ in range(6):
-        yield {
-            "text": " ".join(rng.choice(part) for part in (first, middle, last)),
-            "table": GROUPS,
-            "keep": ["not", "no"],
-        }
-    yield {
-        "text": "Their son is not right: no unknown reason to see THERE.",
-        "table": GROUPS,
-        "keep": ["not", "no"],
-    }
+    texts = [" ".join(rng.choice(part) for part in (first, middle, last)) for _ in range(6)]
+    for text in (
+        *texts,
+        "Their son is not right: no unknown reason to see THERE.",
+        "Not to see their son? NO! No person is right.",
+    ):
+        yield {"text": text, "table": HOMOPHONES, "keep": ["not", "no"]}
 
 
-def homophone_drive(answer, case):
+def misheard_drive(answer, case):
     return answer(case["text"], case["table"], set(case["keep"]))
 
 
@@ -283,31 +265,22 @@ def _inside_words(text: str, table: dict[str, str], keep: set[str]) -> str:
     return text
 
 
-def _lower_case(text: str, table: dict[str, str], keep: set[str]) -> str:
-    return re.sub(
-        r"[A-Za-z]+",
-        lambda m: (
-            m.group() if m.group().lower() in keep else table.get(m.group().lower(), m.group())
-        ),
-        text,
-    )
-
-
 def _split_by_spaces(text: str, table: dict[str, str], keep: set[str]) -> str:
     return " ".join(
         misheard(word, table, keep) if word.isalpha() else word for word in text.split(" ")
     )
 
 
-words = Exercise(
+MISHEARD = Exercise(
     name="misheard",
     points=3,
     task="""Write `misheard(text, table, keep)`: replace every word that `table` (lower case →
-homophone) knows, unless it is in `keep`, the set of words that turn a sentence round. A word is a
-run of the letters A to Z, large or small. Its case is kept: `their`, `Their` and `THEIR` become
-`there`, `There` and `THERE`. Everything else, to the last space and emoji, stays as it is.""",
-    cases=homophone_cases,
-    drive=homophone_drive,
+homophone) knows, unless it is in `keep`, the set of words that reverse the meaning of a sentence,
+in whatever case. A word is a run of the letters A to Z, large or small. Its case is kept: `their`,
+`Their` and `THEIR` become `there`, `There` and `THERE`. Everything else, to the last space and
+emoji, stays as it is.""",
+    cases=misheard_cases,
+    drive=misheard_drive,
     reference=misheard,
     wrong=(
         Wrong(
@@ -315,15 +288,34 @@ run of the letters A to Z, large or small. Its case is kept: `their`, `Their` an
             'Parts of words were replaced: there is a "son" in "person". And what was replaced may '
             "be replaced again.",
         ),
-        Wrong(
-            lambda text, table, keep: misheard(text, table, set()),
+        Wrong.changed(
+            misheard,
+            " or word.lower() in keep",
+            "",
             'A word to be kept was replaced. Without its "not" a sentence says the opposite, and '
             "its label is wrong.",
         ),
-        Wrong(
-            _lower_case,
+        Wrong.changed(
+            misheard,
+            "word.lower() in keep",
+            "word in keep",
+            'A capitalized word to be kept was replaced: `keep` holds "not", and the text says '
+            '"Not". Compare in lower case.',
+        ),
+        Wrong.changed(
+            misheard,
+            "        if word.isupper() and len(word) > 1:\n"
+            "            return other.upper()\n"
+            "        return other.capitalize() if word[0].isupper() else other",
+            "        return other",
             "The case was lost: a word at the start of a sentence stays capitalized, a shouted one "
             "stays shouted.",
+        ),
+        Wrong.changed(
+            misheard,
+            "        if word.isupper() and len(word) > 1:\n            return other.upper()\n",
+            "",
+            "A word in capitals came back with one capital only: `THEIR` becomes `THERE`.",
         ),
         Wrong(
             _split_by_spaces,

@@ -1,5 +1,5 @@
-"""Exercises of the chapter on data parallelism. The ranks' messages are carried, and counted, by
-whoever judges.
+"""Exercises of chapter 16: a weighted average round a ring, a worker to repair, and how many ranks
+pay. The ranks' messages are carried, and counted, by whoever judges.
 """
 
 from __future__ import annotations
@@ -10,50 +10,34 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import cross_entropy
 
-from accel_lab.exercises import Case, Exercise, Wrong
+from accel_lab.exercises import Case, Exercise, Wrong, changed
+from accel_lab.exercises._data import normal, shuffled, whole
 
-CLASSES, WIDTH = 4, 5
+CLASSES, WIDTH, SAMPLES = 4, 5, 24
 
-
-def _normal(rng: random.Random, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
-
-
-# 1. build: a weighted average, round the ring to the left, under a byte budget
-#   --------------------------------------------
-
-RING_TASK = """Every rank has a gradient of *n* numbers and the `share` of the batch it came from;
-the shares of all ranks add up to 1, and they are not equal.
-
-Write `ring_average(gradient, share, rank, world, send, receive)`: return, on every rank, the sum
-over the ranks of share × gradient. This ring turns **to the left**: `send(tensor)` goes to rank −
-1, `receive()` waits for what rank + 1 has sent, and rank 0's left neighbour is the last rank. No
-rank may send more than 2 · (world − 1) · ⌈n / world⌉ numbers. *n* need not divide by `world`, and
-`world` may be 1."""
+# ---- build: a weighted average, round the ring to the left, under a byte budget ----
 
 
-def ring_cases(rng: random.Random) -> Iterator[Case]:
-    for world in (3, 2, 4, 1, 5):
-        n = world * rng.randrange(2, 6) + (rng.randrange(1, world) if world > 1 else 0)
+def ring_average_cases(rng: random.Random) -> Iterator[Case]:
+    sizes = [(world, world * rng.randrange(2, 6) + rng.randrange(1, world)) for world in (3, 2, 5)]
+    for world, n in (*sizes, (4, 9), (3, 3 * rng.randrange(2, 6)), (1, rng.randrange(2, 6))):
         samples = [rng.randrange(1, 9) for _ in range(world)]
         samples[0] += 10  # never equal
         yield {
-            "gradients": [_normal(rng, n) for _ in range(world)],
+            "gradients": [normal(rng, n) for _ in range(world)],
             "shares": [count / sum(samples) for count in samples],
         }
 
 
-def deal_ring(case: Case) -> list[Case]:
-    world = len(case["gradients"])
+def ring_average_deal(case: Case) -> list[Case]:
+    pairs = zip(case["gradients"], case["shares"], strict=True)
     return [
-        {"gradient": gradient, "share": share, "rank": rank, "world": world}
-        for rank, (gradient, share) in enumerate(
-            zip(case["gradients"], case["shares"], strict=True)
-        )
+        {"gradient": gradient, "share": share, "rank": rank, "world": len(case["shares"])}
+        for rank, (gradient, share) in enumerate(pairs)
     ]
 
 
-def drive_ring_average(answer, part, wires):
+def ring_average_drive(answer, part, links):
     rank, world = part["rank"], part["world"]
     left, right = (rank - 1) % world, (rank + 1) % world
     return answer(
@@ -61,21 +45,19 @@ def drive_ring_average(answer, part, wires):
         part["share"],
         rank,
         world,
-        lambda tensor: wires.send(left, tensor),
-        lambda: wires.receive(right),
+        lambda tensor: links.send(left, tensor),
+        lambda: links.receive(right),
     )
 
 
-def assess_ring(returned, case: Case):
-    n, world = len(case["gradients"][0]), len(case["gradients"])
+def ring_average_assess(returned, case: Case):
+    n, world, size = len(case["gradients"][0]), len(case["shares"]), case["gradients"][0].itemsize
     sent = [
-        sum(max(1, -(-tensor.nbytes // 4)) + 4 * max(0, tensor.dim() - 1) for tensor in tensors)
+        sum(max(1, -(-tensor.nbytes // size)) + 4 * max(0, tensor.dim() - 1) for tensor in tensors)
         for tensors in returned["messages"]
     ]  # a shape carries numbers, too, and so does the dtype of nothing
-    return {
-        "averages": returned["ranks"],
-        "within the budget": max(sent) <= 2 * (world - 1) * -(-n // world),
-    }
+    averages = {f"average on rank {rank}": one for rank, one in enumerate(returned["ranks"])}
+    return {**averages, "within the budget": max(sent) <= 2 * (world - 1) * -(-n // world)}
 
 
 def ring_average(gradient, share, rank, world, send, receive):
@@ -90,6 +72,18 @@ def ring_average(gradient, share, rank, world, send, receive):
     return total
 
 
+def _turns_right(gradient, share, rank, world, send, receive):
+    total = gradient * share
+    chunks = total.tensor_split(world)
+    for turn in range(world - 1):
+        send(chunks[(rank - turn) % world])
+        chunks[(rank - turn - 1) % world].add_(receive())
+    for turn in range(world - 1):
+        send(chunks[(rank + 1 - turn) % world])
+        chunks[(rank - turn) % world].copy_(receive())
+    return total
+
+
 def _all_of_it_round(gradient, share, rank, world, send, receive):
     total = passing = gradient * share
     for _ in range(world - 1):
@@ -99,123 +93,115 @@ def _all_of_it_round(gradient, share, rank, world, send, receive):
     return total
 
 
-def _plain_sum(gradient, share, rank, world, send, receive):
-    return ring_average(gradient, 1.0, rank, world, send, receive)
-
-
-def _mean_over_ranks(gradient, share, rank, world, send, receive):
-    return ring_average(gradient, 1 / world, rank, world, send, receive)
-
-
-def _first_half_only(gradient, share, rank, world, send, receive):
-    total = gradient * share
-    chunks = total.tensor_split(world)
-    for turn in range(world - 1):
-        send(chunks[(rank + turn) % world])
-        chunks[(rank + turn + 1) % world].add_(receive())
-    return total
-
-
-def _adds_twice(gradient, share, rank, world, send, receive):
-    total = _first_half_only(gradient, share, rank, world, send, receive)
-    chunks = total.tensor_split(world)
-    for turn in range(world - 1):
-        send(chunks[(rank + turn - 1) % world])
-        chunks[(rank + turn) % world].add_(receive())
-    return total
-
-
 def _forgets_the_rest(gradient, share, rank, world, send, receive):
     size = len(gradient) // world * world
     whole = ring_average(gradient[:size], share, rank, world, send, receive)
     return torch.cat([whole, gradient[size:] * share])
 
 
-RING = Exercise(
+ALL_GATHER = """\
+    for turn in range(world - 1):
+        send(chunks[(rank + turn - 1) % world])
+        chunks[(rank + turn) % world].copy_(receive())
+"""
+
+RING_AVERAGE = Exercise(
     name="ring_average",
     points=3,
-    task=RING_TASK,
-    cases=ring_cases,
-    deal=deal_ring,
-    drive=drive_ring_average,
-    assess=assess_ring,
+    task="""Every rank has a gradient of *n* numbers and the `share` of the batch it came from;
+the shares of all ranks add up to 1, and they are not equal.
+
+Write `ring_average(gradient, share, rank, world, send, receive)`: return, on every rank, the sum
+over the ranks of share × gradient. This ring turns **to the left**: `send(tensor)` goes to rank −
+1, `receive()` waits for what rank + 1 has sent, and rank 0's left neighbour is the last rank. No
+rank may send more than 2 · (world − 1) · ⌈n / world⌉ numbers. *n* need not divide by `world`, and
+`world` may be 1.""",
+    cases=ring_average_cases,
+    deal=ring_average_deal,
+    drive=ring_average_drive,
+    assess=ring_average_assess,
     reference=ring_average,
     wrong=(
         Wrong(
             _all_of_it_round,
             "The averages are right, but whole gradients went round: (world − 1) · n numbers from "
-            "each rank. Cut the gradient into "
-            "`world` chunks and let one chunk go on at each turn.",
+            "each rank. Cut the gradient into `world` chunks and pass one chunk on at each turn.",
         ),
         Wrong(
-            _plain_sum,
+            _turns_right,
+            "These chunk numbers are those of a ring that turns to the right. Here rank + 1 sends "
+            "to you: in turn 0 you get its chunk number rank + 1, so count up, not down.",
+        ),
+        Wrong.changed(
+            ring_average,
+            "gradient * share",
+            "gradient * 1.0",
             "You add up what the ranks have, without their shares: the step grows with the number "
             "of ranks.",
         ),
-        Wrong(
-            _mean_over_ranks,
-            "1/world gives every rank the same say. The shares are not equal: a rank with more "
+        Wrong.changed(
+            ring_average,
+            "gradient * share",
+            "gradient / world",
+            "1/world gives every rank the same weight. The shares are not equal: a rank with more "
             "samples counts for more.",
         ),
-        Wrong(
-            _first_half_only,
-            "After world − 1 turns each rank has one chunk complete, and only that one. The "
+        Wrong.changed(
+            ring_average,
+            ALL_GATHER,
+            "",
+            "After world − 1 turns each rank has one complete chunk, and only that one. The "
             "complete chunks have to go round, too.",
         ),
-        Wrong(
-            _adds_twice,
+        Wrong.changed(
+            ring_average,
+            ".copy_(receive())",
+            ".add_(receive())",
             "In the second half the chunks that arrive are complete: they replace what is there. "
             "Yours adds them to it.",
+        ),
+        Wrong.changed(
+            ring_average,
+            "tensor_split(world)",
+            "chunk(world)",
+            "chunk(world) can give fewer than `world` chunks: 9 numbers in 4 make 3, 3, 3. "
+            "`tensor_split(world)` always makes `world` of them.",
         ),
         Wrong(
             _forgets_the_rest,
             "n does not divide by the number of ranks, and the numbers left over at the end never "
-            "went round. "
-            "`tensor_split(world)` makes chunks of unequal size.",
+            "went round. `tensor_split(world)` makes chunks of unequal size.",
         ),
     ),
 )
 
 
-# 2. diagnose: two workers, one shard
-#   --------------------------------------------------------------------------------------
-
-SHARD_TASK = """This worker runs on every rank. Nothing crashes, the loss falls, and it is not the
-training of one process with the whole batch: it has several faults. Repair it.
-
-`batches` is a list of index tensors, the same on all ranks, of different lengths; each is one
-update with the mean loss over **all** its samples. Every sample is to be computed by one rank
-alone, and the parts of the ranks may differ by one sample at most. A batch may have fewer samples
-than there are ranks. The models begin equal; `all_reduce(tensor)` replaces a tensor by its sum over
-the ranks, and all ranks have to call it equally often. What a rank gives to it must be its part of
-the gradient: it tells who computed what."""
+# ---- diagnose: two workers, one shard ----
 
 
-def shard_cases(rng: random.Random) -> Iterator[Case]:
+def train_on_rank_cases(rng: random.Random) -> Iterator[Case]:
     for world, smallest in ((2, 2), (3, 4), (3, 1), (2, 1)):
-        n = 24
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
         sizes = [world * rng.randrange(2, 4) + 1, smallest, world * 2]
+        order = shuffled(rng, SAMPLES)
         yield {
             "world": world,
-            "weight": _normal(rng, CLASSES, WIDTH),
-            "x": _normal(rng, n, WIDTH),
-            "y": torch.randint(
-                CLASSES, (n,), generator=torch.Generator().manual_seed(rng.randrange(2**31))
-            ),
+            "weight": normal(rng, CLASSES, WIDTH),
+            "x": normal(rng, SAMPLES, WIDTH),
+            "y": whole(rng, 0, CLASSES, SAMPLES),
             "batches": [batch.clone() for batch in order[: sum(sizes)].split(sizes)],
         }
 
 
-def deal_shards(case: Case) -> list[Case]:
+def train_on_rank_deal(case: Case) -> list[Case]:
     return [{**case, "rank": rank} for rank in range(case["world"])]
 
 
-def drive_train_on_rank(answer, part, wires):
+def train_on_rank_drive(answer, part, links):
     import torch
 
-    model = torch.nn.Linear(part["weight"].shape[1], part["weight"].shape[0], bias=False)
-    model.weight.data.copy_(part["weight"])
+    weight = part["weight"]
+    model = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    model.weight.data.copy_(weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     answer(
         model,
@@ -225,13 +211,13 @@ def drive_train_on_rank(answer, part, wires):
         part["batches"],
         part["rank"],
         part["world"],
-        wires.all_reduce,
+        links.all_reduce,
     )
     return model.weight.detach().clone()
 
 
-def assess_shards(returned, case: Case):
-    """Who computed what: a rank's part of the gradient is a sum over samples, and tells which ones."""
+def train_on_rank_assess(returned, case: Case):
+    """Who computed what: a rank's part of the gradient is a sum over samples, and tells which."""
     weight, shared_out = case["weight"].double(), True
     shape = weight.shape
     parts = [
@@ -241,9 +227,8 @@ def assess_shards(returned, case: Case):
     for number, batch in enumerate(case["batches"]):
         x, y = case["x"][batch].double(), case["y"][batch]
         residual = (x @ weight.T).softmax(1) - torch.nn.functional.one_hot(y, CLASSES)
-        each = residual.unsqueeze(2) * x.unsqueeze(
-            1
-        )  # the gradient of each sample [n, classes, width]
+        # the gradient of each sample [n, classes, width]
+        each = residual.unsqueeze(2) * x.unsqueeze(1)
         if all(number < len(given) for given in parts):
             mine = torch.stack([given[number].flatten() for given in parts], 1)
             share = torch.linalg.lstsq(each.flatten(1).T, mine).solution  # of each sample [n, rank]
@@ -253,134 +238,110 @@ def assess_shards(returned, case: Case):
         else:
             shared_out = False
         weight = weight - 0.5 * each.mean(0)
-    return {
-        "weights": returned["ranks"],
-        "each sample is one rank's, and all have equally many": shared_out,
-    }
+    weights = {f"weight on rank {rank}": one for rank, one in enumerate(returned["ranks"])}
+    return {**weights, "each sample is one rank's, and all have equally many": shared_out}
 
 
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
     for batch in batches:
         mine = batch[rank::world]
         optimizer.zero_grad()
-        (cross_entropy(model(x[mine]), y[mine], reduction="sum") / len(batch)).backward()
+        loss = cross_entropy(model(x[mine]), y[mine], reduction="sum") / len(batch)
+        loss.backward()
         for parameter in model.parameters():
             all_reduce(parameter.grad)
         optimizer.step()
 
 
-def _worker(
-    part=lambda batch, rank, world: batch[rank::world], weight=None, reduction="mean", clear=True
-):
-    """A worker with other habits: ``weight(samples of mine, samples of the batch, ranks)`` times
-    the loss of ``part``.
-    """
+SUM_OVER_BATCH = 'y[mine], reduction="sum") / len(batch)'
+FIRST_PART = "batch[: -(-len(batch) // world)]"
+CLEAR = "        optimizer.zero_grad()\n"
+_first_part = changed(train_on_rank, "batch[rank::world]", FIRST_PART)
 
-    def answer(model, optimizer, x, y, batches, rank, world, all_reduce):
-        for batch in batches:
-            mine = part(batch, rank, world)
-            if clear:
-                optimizer.zero_grad()
-            loss = (
-                cross_entropy(model(x[mine]), y[mine], reduction=reduction)
-                if len(mine)
-                else model(x[mine]).sum()
-            )
-            (loss * weight(len(mine), len(batch), world)).backward()
-            for parameter in model.parameters():
-                all_reduce(parameter.grad)
-            optimizer.step()
-
-    return answer
-
-
-_as_found = _worker(
-    lambda batch, rank, world: batch[: -(-len(batch) // world)],
-    lambda mine, all_, world: 1 / world,
-    clear=False,
-)
-_one_shard = _worker(
-    lambda batch, rank, world: batch[: -(-len(batch) // world)], lambda mine, all_, world: 1 / world
-)
-_no_division = _worker(weight=lambda mine, all_, world: 1.0)
-_mean_of_means = _worker(weight=lambda mine, all_, world: 1 / world)
-_drops_the_rest = _worker(
-    lambda batch, rank, world: batch[
-        rank * (len(batch) // world) : (rank + 1) * (len(batch) // world)
-    ],
-    lambda mine, all_, world: 1 / world,
-)
-_everything_everywhere = _worker(
-    lambda batch, rank, world: batch, lambda mine, all_, world: 1 / world
-)
-_never_clears = _worker(weight=lambda mine, all_, world: 1 / all_, reduction="sum", clear=False)
-
-SHARD = Exercise(
+TRAIN_ON_RANK = Exercise(
     name="train_on_rank",
     points=3,
-    task=SHARD_TASK,
-    cases=shard_cases,
-    deal=deal_shards,
-    drive=drive_train_on_rank,
-    assess=assess_shards,
+    task="""This worker runs on every rank. Nothing crashes, the loss falls, and it is not the
+training of one process with the whole batch: it has several faults. Repair it.
+
+`batches` is a list of index tensors, the same on all ranks, of different lengths; each is one
+update with the mean loss over **all** its samples. Every sample is to be computed by one rank
+alone, and the parts of the ranks may differ by one sample at most. A batch may have fewer samples
+than there are ranks. The models begin equal; `all_reduce(tensor)` replaces a tensor by its sum over
+the ranks, and all ranks have to call it equally often. What a rank gives to it must be its part of
+the gradient: it tells who computed what.""",
+    cases=train_on_rank_cases,
+    deal=train_on_rank_deal,
+    drive=train_on_rank_drive,
+    assess=train_on_rank_assess,
     reference=train_on_rank,
     wrong=(
         Wrong(
-            _as_found,
-            "As it was found: every rank takes the first part of the batch, whatever its number, "
-            "so the rest trains nothing; and "
-            "the gradients of former batches are never cleared.",
+            changed(changed(_first_part, SUM_OVER_BATCH, "y[mine]) / world"), CLEAR, ""),
+            "This is the worker as found: every rank takes the first part of the batch, whatever "
+            "its number, so the rest trains nothing; and the gradients of earlier batches are "
+            "never cleared.",
         ),
-        Wrong(
-            _one_shard,
-            "All ranks still take the same part of the batch. Which part is a rank's must depend "
-            "on its number.",
+        Wrong.changed(
+            train_on_rank,
+            "batch[rank::world]",
+            FIRST_PART,
+            "All ranks take the same part of the batch. Which part is a rank's must depend on its "
+            "number.",
+            also=(changed(_first_part, SUM_OVER_BATCH, "y[mine]) / world"),),
         ),
-        Wrong(
-            _no_division,
+        Wrong.changed(
+            train_on_rank,
+            SUM_OVER_BATCH,
+            "y[mine])",
             "Each rank's mean is added up and nothing is divided: the step is as many times too "
-            "long as there are ranks.",
+            "large as there are ranks.",
         ),
-        Wrong(
-            _mean_of_means,
-            "A mean of the ranks' means gives each rank the same say, although one of them has a "
-            "sample more, or none at all.",
+        Wrong.changed(
+            train_on_rank,
+            SUM_OVER_BATCH,
+            "y[mine]) / world",
+            "A mean of the ranks' means gives each rank the same weight, although one of them has "
+            "a sample more, or none at all.",
         ),
-        Wrong(
-            _drops_the_rest,
+        Wrong.changed(
+            train_on_rank,
+            "batch[rank::world]",
+            "batch[rank * (len(batch) // world) : (rank + 1) * (len(batch) // world)]",
             "Parts of len(batch) // world samples leave some over, and these take part in "
             "no update.",
         ),
         Wrong(
-            _everything_everywhere,
+            changed(
+                changed(train_on_rank, "batch[rank::world]", "batch"),
+                SUM_OVER_BATCH,
+                "y[mine]) / world",
+            ),
             "The weights are right, but each rank computes the whole batch: nothing is shared out, "
             "and nothing can be gained.",
         ),
-        Wrong(
-            _never_clears,
-            "The first update is right, the later ones repeat former gradients: clear them before "
+        Wrong.changed(
+            train_on_rank,
+            CLEAR,
+            "",
+            "The first update is right, the later ones repeat earlier gradients: clear them before "
             "each backward.",
+        ),
+        Wrong.changed(
+            train_on_rank,
+            "        for parameter in model.parameters():\n"
+            "            all_reduce(parameter.grad)\n",
+            "",
+            "The gradients are never exchanged: each rank trains a model on its own part.",
         ),
     ),
 )
 
 
-# 3. target: as many ranks as pay
-#   ------------------------------------------------------------------------------------------
-
-PLAN_TASK = """**Target:** the shortest step, by the model of this chapter. With *p* ranks a step
-takes
-
-- ⌈`batch_size` / p⌉ · `seconds_per_sample`, for the rank that has most to compute, and
-- 2(p − 1) · `latency` + 2(p − 1)/p · `gradient_bytes` / `bytes_per_second`, for the ring, none of
-  it hidden.
-
-Write `best_ranks(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most)`:
-return two things, the number of ranks from 1 to `most` with the shortest step (the smallest such
-number, where some are equal), and the seconds of that step."""
+# ---- target: as many ranks as pay ----
 
 
-def plan_cases(rng: random.Random) -> Iterator[Case]:
+def best_ranks_cases(rng: random.Random) -> Iterator[Case]:
     plain = {
         "batch_size": 13,
         "seconds_per_sample": 1e-3,
@@ -389,13 +350,11 @@ def plan_cases(rng: random.Random) -> Iterator[Case]:
         "bytes_per_second": 1e9,
     }
     yield {**plain, "most": 6}  # 13 samples leave one over for any even number of ranks
-    yield {
-        **plain,
-        "batch_size": 32,
-        "latency": 2e-3,
-        "most": 16,
-    }  # waiting for turns outweighs all else beyond a few ranks
+    # waiting for turns outweighs all else beyond a few ranks
+    yield {**plain, "batch_size": 32, "latency": 2e-3, "most": 16}
     yield {**plain, "seconds_per_sample": 1e-6, "most": 8}  # best left to one
+    # more than there are would pay
+    yield {**plain, "batch_size": 64, "seconds_per_sample": 1e-2, "most": rng.randrange(3, 6)}
     for _ in range(8):
         yield {
             "batch_size": rng.randrange(16, 200),
@@ -407,7 +366,7 @@ def plan_cases(rng: random.Random) -> Iterator[Case]:
         }
 
 
-def drive_best_ranks(answer, case):
+def best_ranks_drive(answer, case):
     names = (
         "batch_size",
         "seconds_per_sample",
@@ -420,76 +379,72 @@ def drive_best_ranks(answer, case):
     return {"ranks": ranks, "microseconds": 1e6 * seconds}  # a number that the tolerance can see
 
 
-def _best(seconds_with):
-    def answer(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most):
-        rules = {
-            p: seconds_with(
-                p, batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second
-            )
-            for p in range(1, most + 1)
-        }
-        best = min(rules, key=rules.get)
-        return best, rules[best]
-
-    return answer
+def best_ranks(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most):
+    seconds = {}
+    for p in range(1, most + 1):
+        compute = -(-batch_size // p) * seconds_per_sample
+        turns = 2 * (p - 1)
+        seconds[p] = compute + turns * latency + turns / p * gradient_bytes / bytes_per_second
+    best = min(seconds, key=seconds.get)
+    return best, seconds[best]
 
 
-def _seconds(p, n, per_sample, size, latency, speed):
-    return -(-n // p) * per_sample + 2 * (p - 1) * latency + 2 * (p - 1) / p * size / speed
-
-
-best_ranks = _best(_seconds)
-_no_latency = _best(
-    lambda p, n, per_sample, size, latency, speed: _seconds(p, n, per_sample, size, 0.0, speed)
-)
-_rounds_nothing = _best(
-    lambda p, n, per_sample, size, latency, speed: (
-        n / p * per_sample + 2 * (p - 1) * latency + 2 * (p - 1) / p * size / speed
-    )
-)
-_all_to_all = _best(
-    lambda p, n, per_sample, size, latency, speed: (
-        -(-n // p) * per_sample + 2 * (p - 1) * latency + (p - 1) * size / speed
-    )
-)
-
-
-def _the_more_the_better(
-    batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most
-):
-    return most, _seconds(
-        most, batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second
-    )
-
-
-PLAN = Exercise(
+BEST_RANKS = Exercise(
     name="best_ranks",
     points=2,
-    task=PLAN_TASK,
-    cases=plan_cases,
-    drive=drive_best_ranks,
+    task="""**Target:** the shortest step, by the model of this chapter. With *p* ranks a step
+takes
+
+- ⌈`batch_size` / p⌉ · `seconds_per_sample`, for the rank that has most to compute, and
+- 2(p − 1) · `latency` + 2(p − 1)/p · `gradient_bytes` / `bytes_per_second`, for the ring, none of
+  it hidden.
+
+Write `best_ranks(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most)`:
+return two things, the number of ranks from 1 to `most` with the shortest step (the smallest such
+number, where some are equal), and the seconds of that step.""",
+    cases=best_ranks_cases,
+    drive=best_ranks_drive,
     reference=best_ranks,
     wrong=(
-        Wrong(
-            _no_latency,
+        Wrong.changed(
+            best_ranks,
+            "turns * latency + ",
+            "",
             "Each of the ring's 2(p − 1) turns takes its `latency`, however small the chunk: it is "
             "missing.",
         ),
-        Wrong(
-            _rounds_nothing,
+        Wrong.changed(
+            best_ranks,
+            "-(-batch_size // p)",
+            "batch_size / p",
             "A sample cannot be cut: the rank with most to compute has ⌈batch_size / p⌉ of them. "
             "Round up.",
         ),
-        Wrong(
-            _all_to_all,
+        Wrong.changed(
+            best_ranks,
+            "turns / p *",
+            "(p - 1) *",
             "You let each rank send its gradient to all others. Round the ring it sends 2(p − 1)/p "
             "of it, less than twice its size.",
         ),
-        Wrong(
-            _the_more_the_better,
+        Wrong.changed(
+            best_ranks,
+            "min(seconds, key=seconds.get)",
+            "most",
             "More ranks are not always better: beyond some number each adds more waiting than it "
-            "takes off the computing. Try "
-            "all from 1 to `most`.",
+            "takes off the computing. Try all from 1 to `most`.",
+        ),
+        Wrong.changed(
+            best_ranks,
+            "range(1, most + 1)",
+            "range(1, batch_size + 1)",
+            "There are only `most` ranks: look at the numbers from 1 to `most`.",
+        ),
+        Wrong.changed(
+            best_ranks,
+            "range(1, most + 1)",
+            "range(1, most)",
+            "range(1, most) leaves out `most` itself, which may be the best.",
         ),
     ),
 )

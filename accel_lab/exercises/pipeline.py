@@ -1,4 +1,6 @@
-"""Exercises of the chapter on pipeline parallelism."""
+"""Exercises of chapter 18: a schedule for slow links, a cut under a memory limit, and a backward
+pass that kept nothing but its input.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +11,30 @@ from itertools import combinations, pairwise
 import torch
 
 from accel_lab.exercises import Case, Exercise, Wrong
-
-# 1. target: a schedule for slow wires
-#   -------------------------------------------------------------------------------------
-
-WIRES_TASK = """**Target:** as fast as GPipe, and no more memory than that takes.
-
-Between two machines a message is under way for a while. Let a forward take 1 unit of time, a
-backward 2, and a message between neighbours `message` units, a multiple of 1.5; a stage computes
-while messages travel. 1F1B now waits: the first gradient comes back later, and stage `stage` has
-too few micro-batches under way to be busy until then.
-
-Write `schedule_over_wires(stage, stages, micro_batches, message)`: the list of that stage's
-actions, `("forward", i)` and `("backward", i)`, each micro-batch once. The whole step may last no
-longer than with GPipe, and stage *s* of *p* may hold at most (1 + `message` / 1.5) · (*p* − 1 −
-*s*) + 1 micro-batches at once. A small simulator plays all stages together."""
+from accel_lab.exercises._data import normal
 
 UNIT = 1.5  # what a message takes, in multiples of this: half of a forward and a backward
 
+# ---- target: a schedule for slow links ----
 
-def wires_cases(rng: random.Random) -> Iterator[Case]:
+
+def schedule_over_wires_cases(rng: random.Random) -> Iterator[Case]:
+    def case(stages, micro_batches, slow):
+        limits = [(1 + slow) * (stages - 1 - stage) + 1 for stage in range(stages)]
+        return {
+            "stages": stages,
+            "micro_batches": micro_batches,
+            "message": UNIT * slow,
+            "limits": limits,
+        }
+
     for slow in (0, 1, 2, 1):
         stages = rng.randrange(3, 6)
-        yield {
-            "stages": stages,
-            "micro_batches": rng.randrange(3 * stages + 6, 3 * stages + 12),
-            "message": UNIT * slow,
-            "limits": [(1 + slow) * (stages - 1 - stage) + 1 for stage in range(stages)],
-        }
-    yield {
-        "stages": 4,
-        "micro_batches": rng.randrange(1, 4),
-        "message": UNIT,
-        "limits": [7, 5, 3, 1],
-    }
+        yield case(stages, rng.randrange(3 * stages + 6, 3 * stages + 12), slow)
+    yield case(4, rng.randrange(1, 4), 1)
 
 
-def drive_schedule_over_wires(answer, case):
+def schedule_over_wires_drive(answer, case):
     stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
     return [
         [[kind, i] for kind, i in answer(stage, stages, micro_batches, message)]
@@ -53,13 +42,12 @@ def drive_schedule_over_wires(answer, case):
     ]
 
 
-def assess_schedule(plans, case: Case):
+def schedule_over_wires_assess(plans, case: Case):
     """Play the plan of every stage: what comes too late, and what is held beyond the limit."""
     stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
     plans = [[(kind, i) for kind, i in plan] for plan in plans]
-    every = sorted((kind, i) for kind in ("backward", "forward") for i in range(micro_batches))
-    if len(plans) != stages or any(sorted(plan) != every for plan in plans):
-        return {"each micro-batch goes forward and back once on every stage": False}
+    if amiss := _amiss(plans, stages, micro_batches):
+        return {"a list of actions that is not complete": amiss}
     ends, clock, next_one = {}, [0.0] * stages, [0] * stages
     moving = True
     while moving:
@@ -78,52 +66,54 @@ def assess_schedule(plans, case: Case):
                 ends[kind, i, stage] = clock[stage]
                 next_one[stage] += 1
                 moving = True
-    if any(at < len(plan) for at, plan in zip(next_one, plans, strict=True)):
-        return {"no stage waits for ever": False}
-    most = []
-    for plan in plans:
-        held = [0]
-        for kind, _ in plan:
-            held.append(held[-1] + (1 if kind == "forward" else -1))
-        most.append(max(held))
+    stuck = [
+        f"stage {stage} cannot do {plan[at][0]} {plan[at][1]}"
+        for stage, (at, plan) in enumerate(zip(next_one, plans, strict=True))
+        if at < len(plan)
+    ]
     gpipe = 3.0 * (micro_batches + stages - 1) + 2 * message * (stages - 1)
+    held = {
+        f"micro-batches that stage {stage} holds beyond the limit": max(0, _most_held(plan) - limit)
+        for stage, (plan, limit) in enumerate(zip(plans, case["limits"], strict=True))
+    }
     return {
-        "time beyond GPipe's": max(0.0, max(clock) - gpipe),
-        "micro-batches held beyond the limit, by stage": [
-            max(0, one - limit) for one, limit in zip(most, case["limits"], strict=True)
-        ],
+        "a list of actions that is not complete": "none",
+        "what waits for ever": ", ".join(stuck) or "nothing",
+        "time beyond GPipe's": 0.0 if stuck else max(0.0, max(clock) - gpipe),
+        **held,
     }
 
 
-def _ahead(count):
-    """1F1B with count(stage, stages, message) forwards before the first pair."""
+def _amiss(plans, stages, micro_batches):
+    """What a stage leaves out or does too often; '' where each micro-batch goes forward and back
+    once.
+    """
+    if len(plans) != stages:
+        return f"{len(plans)} stages instead of {stages}"
+    every = {(kind, i) for kind in ("forward", "backward") for i in range(micro_batches)}
+    for stage, plan in enumerate(plans):
+        for kind, i in sorted(every - set(plan)):
+            return f"stage {stage} lacks {kind} {i}"
+        for kind, i in plan:
+            if (kind, i) not in every or plan.count((kind, i)) > 1:
+                return f"stage {stage} does {kind} {i} {plan.count((kind, i))} times"
+    return ""
 
-    def schedule(stage, stages, micro_batches, message):
-        ahead = min(count(stage, stages, message), micro_batches)
-        actions = [("forward", i) for i in range(ahead)]
-        for i in range(ahead, micro_batches):
-            actions += [("forward", i), ("backward", i - ahead)]
-        return actions + [("backward", i) for i in range(micro_batches - ahead, micro_batches)]
 
-    return schedule
+def _most_held(plan):
+    held = [0]
+    for kind, _ in plan:
+        held.append(held[-1] + (1 if kind == "forward" else -1))
+    return max(held)
 
 
-schedule_over_wires = _ahead(
-    lambda stage, stages, message: round((1 + message / UNIT) * (stages - 1 - stage))
-)
-_as_if_wires_were_fast = _ahead(lambda stage, stages, message: stages - 1 - stage)
-_same_on_every_stage = _ahead(
-    lambda stage, stages, message: round((1 + message / UNIT) * (stages - 1))
-)
-_counts_from_the_wrong_end = _ahead(
-    lambda stage, stages, message: round((1 + message / UNIT) * stage)
-)
-_one_way_only = _ahead(
-    lambda stage, stages, message: round((1 + message / (2 * UNIT)) * (stages - 1 - stage))
-)
-_one_too_many = _ahead(
-    lambda stage, stages, message: round((1 + message / UNIT) * (stages - stage))
-)
+def schedule_over_wires(stage, stages, micro_batches, message):
+    ahead = round((1 + message / UNIT) * (stages - 1 - stage))
+    ahead = min(ahead, micro_batches)
+    actions = [("forward", i) for i in range(ahead)]
+    for i in range(ahead, micro_batches):
+        actions += [("forward", i), ("backward", i - ahead)]
+    return actions + [("backward", i) for i in range(micro_batches - ahead, micro_batches)]
 
 
 def _all_forwards_first(stage, stages, micro_batches, message):
@@ -134,20 +124,33 @@ def _one_at_a_time(stage, stages, micro_batches, message):
     return [(kind, i) for i in range(micro_batches) for kind in ("forward", "backward")]
 
 
-WIRES = Exercise(
+ROUND_TRIP = "(1 + message / UNIT) * (stages - 1 - stage)"
+
+SCHEDULE_OVER_WIRES = Exercise(
     name="schedule_over_wires",
     points=4,
-    task=WIRES_TASK,
-    cases=wires_cases,
-    drive=drive_schedule_over_wires,
-    assess=assess_schedule,
+    task="""**Target:** as fast as GPipe, and no more memory than that takes.
+
+Between two machines a message is under way for a while. Let a forward take 1 unit of time, a
+backward 2, and a message between neighbours `message` units, a multiple of 1.5; a stage computes
+while messages travel. 1F1B now waits: the first gradient comes back later, and stage `stage` has
+too few micro-batches under way to be busy until then.
+
+Write `schedule_over_wires(stage, stages, micro_batches, message)`: the list of that stage's
+actions, `("forward", i)` and `("backward", i)`, each micro-batch once. The whole step may last no
+longer than with GPipe, and stage *s* of *p* may hold at most (1 + `message` / 1.5) · (*p* − 1 −
+*s*) + 1 micro-batches at once. A small simulator plays all stages together.""",
+    cases=schedule_over_wires_cases,
+    drive=schedule_over_wires_drive,
+    assess=schedule_over_wires_assess,
     reference=schedule_over_wires,
     wrong=(
-        Wrong(
-            _as_if_wires_were_fast,
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "stages - 1 - stage",
             "That is 1F1B for messages that take no time. A gradient is back only after a round "
-            "trip: count how many "
-            "micro-batches a stage could begin until then.",
+            "trip: count how many micro-batches a stage could begin until then.",
         ),
         Wrong(
             _all_forwards_first,
@@ -158,24 +161,31 @@ WIRES = Exercise(
             "Each micro-batch comes back before the next one starts: nothing runs beside "
             "anything else.",
         ),
-        Wrong(
-            _same_on_every_stage,
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "(1 + message / UNIT) * (stages - 1)",
             "Later stages need fewer forwards ahead: their round trip to the last stage and back "
             "is shorter.",
         ),
-        Wrong(
-            _counts_from_the_wrong_end,
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "(1 + message / UNIT) * stage",
             "Stage 0 is the farthest from the loss and needs the most forwards ahead; the last "
-            "stage needs none. All stages "
-            "wait for one another when it is the other way round.",
+            "stage needs none. The other way round all stages wait for one another.",
         ),
-        Wrong(
-            _one_way_only,
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "(1 + message / (2 * UNIT)) * (stages - 1 - stage)",
             "You count the messages of one direction. The activations travel out and the gradient "
             "travels back.",
         ),
-        Wrong(
-            _one_too_many,
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "(1 + message / UNIT) * (stages - stage)",
             "Fast enough, and more is held than needed: the last stage can turn back at once, so "
             "it needs no forward ahead.",
         ),
@@ -183,17 +193,7 @@ WIRES = Exercise(
 )
 
 
-# 2. build: balance under a memory limit
-#   -----------------------------------------------------------------------------------
-
-CUT_TASK = """A pipeline is as fast as its slowest stage. In the chapter, layers were dealt out by
-their times; now each worker also has only so much memory.
-
-Write `cut(seconds, bytes_held, stages, limit)`: `seconds[k]` is what layer *k* takes,
-`bytes_held[k]` what it keeps. Cut the layers, in their order, into `stages` runs of at least one
-layer each. No run may keep more than `limit` bytes, and the slowest run must be as fast as
-possible. Return the number of layers in each run, such as `[3, 2, 4]`, or `None` when no cut keeps
-within the limit."""
+# ---- build: balance under a memory limit ----
 
 
 def cut_cases(rng: random.Random) -> Iterator[Case]:
@@ -203,12 +203,8 @@ def cut_cases(rng: random.Random) -> Iterator[Case]:
     # The limit is what matters: by time alone one stage would get the many cheap layers, which keep
     # too much.
     for _ in range(3):
-        slow, quick, much, little = (
-            rng.randrange(20, 30),
-            rng.randrange(1, 4),
-            rng.randrange(20, 30),
-            rng.randrange(1, 4),
-        )
+        slow, much = some(2, 20, 30)
+        quick, little = some(2, 1, 4)
         yield {
             "seconds": [slow, slow, *[quick] * 6],
             "bytes_held": [little, little, *[much] * 6],
@@ -227,55 +223,43 @@ def cut_cases(rng: random.Random) -> Iterator[Case]:
     yield {"seconds": some(6, 1, 10), "bytes_held": bytes_held, "stages": 2, "limit": 98}
 
 
-def drive_cut(answer, case):
+def cut_drive(answer, case):
     sizes = answer(case["seconds"], case["bytes_held"], case["stages"], case["limit"])
     return None if sizes is None else list(sizes)
 
 
-def assess_cut(sizes, case: Case):
+def cut_assess(sizes, case: Case):
     seconds, bytes_held = case["seconds"], case["bytes_held"]
     if sizes is None:
-        return {"a cut": None}
+        return {"returned": "None"}
     if len(sizes) != case["stages"] or min(sizes) < 1 or sum(sizes) != len(seconds):
-        return {"every layer lies in one run, none is empty": False}
+        layers = f"{len(seconds)} layers in {case['stages']} runs of at least one"
+        return {"returned": f"{sizes}, which does not cut {layers}"}
     slowest = keeps = first = 0
     for size in sizes:
         slowest = max(slowest, sum(seconds[first : first + size]))
         keeps = max(keeps, sum(bytes_held[first : first + size]))
         first += size
     return {
-        "seconds of the slowest run": slowest,
+        "returned": "a cut",
         "bytes beyond the limit": max(0, keeps - case["limit"]),
+        "seconds of the slowest run": slowest,
     }
 
 
-def _all_cuts(layers, stages):
-    for inner in combinations(range(1, layers), stages - 1):
-        yield [b - a for a, b in pairwise((0, *inner, layers))]
-
-
 def _sums(costs, sizes):
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [sum(costs[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    ends = [0, *(sum(sizes[: i + 1]) for i in range(len(sizes)))]
+    return [sum(costs[start:end]) for start, end in pairwise(ends)]
 
 
-def _best_cut(judge, heeds_the_limit=True, otherwise=None):
-    """The cut for which judge(sums of seconds, sums of bytes) is least."""
-
-    def answer(seconds, bytes_held, stages, limit):
-        cuts = [
-            sizes
-            for sizes in _all_cuts(len(seconds), stages)
-            if not heeds_the_limit or max(_sums(bytes_held, sizes)) <= limit
-        ]
-        best = min(
-            cuts,
-            key=lambda sizes: judge(_sums(seconds, sizes), _sums(bytes_held, sizes)),
-            default=None,
-        )
-        return otherwise(seconds, stages) if best is None and otherwise else best
-
-    return answer
+def cut(seconds, bytes_held, stages, limit):
+    best, least = None, float("inf")
+    for inner in combinations(range(1, len(seconds)), stages - 1):
+        sizes = [b - a for a, b in pairwise((0, *inner, len(seconds)))]
+        slowest = max(_sums(seconds, sizes))
+        if slowest < least and max(_sums(bytes_held, sizes)) <= limit:
+            best, least = sizes, slowest
+    return best
 
 
 def _same_count(seconds, bytes_held, stages, limit):
@@ -301,25 +285,26 @@ def _fills_to_the_mean(seconds, bytes_held, stages, limit):
     return sizes
 
 
-cut = _best_cut(lambda times, room: max(times))
-_forgets_the_limit = _best_cut(lambda times, room: max(times), heeds_the_limit=False)
-_balances_bytes = _best_cut(lambda times, room: max(room))
-_never_none = _best_cut(
-    lambda times, room: max(times),
-    otherwise=lambda seconds, stages: _same_count(seconds, None, stages, 0),
-)
-
 CUT = Exercise(
     name="cut",
     points=3,
-    task=CUT_TASK,
+    task="""A pipeline is as fast as its slowest stage. In the chapter, layers were dealt out by
+their times; now each worker also has only so much memory.
+
+Write `cut(seconds, bytes_held, stages, limit)`: `seconds[k]` is what layer *k* takes,
+`bytes_held[k]` what it keeps. Cut the layers, in their order, into `stages` runs of at least one
+layer each. No run may keep more than `limit` bytes, and the slowest run must be as fast as
+possible. Return the number of layers in each run, such as `[3, 2, 4]`, or `None` when no cut keeps
+within the limit.""",
     cases=cut_cases,
-    drive=drive_cut,
-    assess=assess_cut,
+    drive=cut_drive,
+    assess=cut_assess,
     reference=cut,
     wrong=(
-        Wrong(
-            _forgets_the_limit,
+        Wrong.changed(
+            cut,
+            " and max(_sums(bytes_held, sizes)) <= limit",
+            "",
             "As fast as can be, but one run keeps more than the limit: leave such cuts out.",
         ),
         Wrong(
@@ -327,8 +312,10 @@ CUT = Exercise(
             "The same number of layers for all: layers differ in what they take, and the slowest "
             "run decides.",
         ),
-        Wrong(
-            _balances_bytes,
+        Wrong.changed(
+            cut,
+            "slowest = max(_sums(seconds, sizes))",
+            "slowest = max(_sums(bytes_held, sizes))",
             "You share out the bytes evenly. They only have to fit: what is to be even is "
             "the time.",
         ),
@@ -337,81 +324,57 @@ CUT = Exercise(
             "Filling run after run up to the mean decides too early: what is left over falls to "
             "the last run. Compare whole cuts.",
         ),
-        Wrong(
-            _never_none, "Where no cut keeps within the limit there is none to return: give None."
+        Wrong.changed(
+            cut,
+            "    return best\n",
+            "    return best or _same_count(seconds, bytes_held, stages, limit)\n",
+            "Where no cut keeps within the limit there is none to return: give None.",
         ),
     ),
 )
 
 
-# 3. build: the backward pass of a stage that kept nothing but its input
-#   ----------------------------------------------------
-
-AGAIN_TASK = """GPipe holds the activations of all micro-batches, unless a stage keeps only what it
-*received* and computes the rest anew when the gradient comes back.
-
-Write `backward_again(layers, x, gradient)`. The forward pass of this micro-batch ran without
-keeping anything; `x` is what had entered, and `gradient` is what the next stage sent: the gradient
-of the loss with respect to `layers(x)`. Add this micro-batch's part to the `.grad` of the
-parameters, and return what the stage before waits for: the gradient with respect to `x`. Leave `x`
-itself as it is."""
+# ---- build: the backward pass of a stage that kept nothing but its input ----
 
 
-def again_cases(rng: random.Random) -> Iterator[Case]:
+def backward_again_cases(rng: random.Random) -> Iterator[Case]:
     for _ in range(3):
-        seeded = torch.Generator().manual_seed(rng.randrange(2**31))
-        inside, middle, outside = rng.randrange(3, 6), rng.randrange(3, 6), rng.randrange(2, 5)
+        inputs, middle, outputs = rng.randrange(3, 6), rng.randrange(3, 6), rng.randrange(2, 5)
         yield {
-            "weights": [
-                torch.randn(middle, inside, generator=seeded),
-                torch.randn(outside, middle, generator=seeded),
-            ],
-            "xs": [torch.randn(n, inside, generator=seeded) for n in (4, 4, 2)],
-            "gradients": [torch.randn(n, outside, generator=seeded) for n in (4, 4, 2)],
+            "weights": [normal(rng, middle, inputs), normal(rng, outputs, middle)],
+            "xs": [normal(rng, n, inputs) for n in (4, 4, 2)],
+            "gradients": [normal(rng, n, outputs) for n in (4, 4, 2)],
         }
 
 
-def drive_backward_again(answer, case):
+def backward_again_drive(answer, case):
     import torch
 
     first, second = case["weights"]
     layers = torch.nn.Sequential(
         torch.nn.Linear(*first.shape[::-1]), torch.nn.Tanh(), torch.nn.Linear(*second.shape[::-1])
-    )
+    ).to(first.dtype)
     with torch.no_grad():
         for layer, weight in ((layers[0], first), (layers[2], second)):
             layer.weight.copy_(weight)
             layer.bias.fill_(0.1)
-    sent = []
-    for x, gradient in zip(case["xs"], case["gradients"], strict=True):
+    sent = {}
+    for number, (x, gradient) in enumerate(zip(case["xs"], case["gradients"], strict=True)):
         back = answer(layers, x, gradient)
-        sent.append(back.detach().clone() if isinstance(back, torch.Tensor) else None)
-    return {
-        "sent to the stage before": sent,
-        "gradients": [
-            None if p.grad is None else p.grad.detach().clone() for p in layers.parameters()
-        ],
-        "x was left as it is": not any(x.requires_grad or x.grad is not None for x in case["xs"]),
+        back = back.detach().clone() if isinstance(back, torch.Tensor) else None
+        sent[f"returned for micro-batch {number}"] = back
+    gradients = {
+        f"gradient of {name}": None if p.grad is None else p.grad.detach().clone()
+        for name, p in layers.named_parameters()
     }
+    touched = any(x.requires_grad or x.grad is not None for x in case["xs"])
+    return {**sent, **gradients, "x was left as it is": not touched}
 
 
-def _again(
-    prepare=lambda layers, x: x.detach().requires_grad_(),
-    pull=lambda out, gradient: out.backward(gradient),
-):
-    """prepare(layers, x) → what to put through the layers · pull(out, gradient) goes back."""
-
-    def answer(layers, x, gradient):
-        received = prepare(layers, x)
-        pull(layers(received), gradient)
-        return received.grad
-
-    return answer
-
-
-def _clears_first(layers, x):
-    layers.zero_grad()
-    return x.detach().requires_grad_()
+def backward_again(layers, x, gradient):
+    received = x.detach().requires_grad_()
+    layers(received).backward(gradient)
+    return received.grad
 
 
 def _of_the_output(layers, x, gradient):
@@ -425,40 +388,52 @@ def _only_sends(layers, x, gradient):
     return torch.autograd.grad(layers(received), received, gradient)[0]
 
 
-backward_again = _again()
-
-AGAIN = Exercise(
+BACKWARD_AGAIN = Exercise(
     name="backward_again",
     points=2,
-    task=AGAIN_TASK,
-    cases=again_cases,
-    drive=drive_backward_again,
+    task="""GPipe holds the activations of all micro-batches, unless a stage keeps only what it
+*received* and computes the rest anew when the gradient comes back.
+
+Write `backward_again(layers, x, gradient)`. The forward pass of this micro-batch ran without
+keeping anything; `x` is what had entered, and `gradient` is what the next stage sent: the gradient
+of the loss with respect to `layers(x)`. Add this micro-batch's part to the `.grad` of the
+parameters, and return what the stage before waits for: the gradient with respect to `x`. Leave `x`
+itself as it is.""",
+    cases=backward_again_cases,
+    drive=backward_again_drive,
     reference=backward_again,
     wrong=(
-        Wrong(
-            _again(prepare=lambda layers, x: x.detach()),
-            "Nothing is sent back: autograd keeps a gradient for an input only if it is told so, "
-            "with `requires_grad_()`, "
-            "before the layers see it.",
+        Wrong.changed(
+            backward_again,
+            "x.detach().requires_grad_()",
+            "x.detach()",
+            "None is returned. Either the `return` is missing, or the gradient of the input was "
+            "not kept: autograd does so only after `requires_grad_()`, called before the layers "
+            "see it.",
         ),
-        Wrong(
-            _again(pull=lambda out, gradient: out.sum().backward()),
-            "You go back from the output itself. What the loss thinks of it is in `gradient`: "
+        Wrong.changed(
+            backward_again,
+            ".backward(gradient)",
+            ".sum().backward()",
+            "You go back from the output itself. How it changes the loss is in `gradient`: "
             "`out.backward(gradient)`.",
         ),
-        Wrong(
-            _again(prepare=_clears_first),
+        Wrong.changed(
+            backward_again,
+            "    layers(received)",
+            "    layers.zero_grad()\n    layers(received)",
             "Only the last micro-batch is left in `.grad`: the parts of all micro-batches are "
             "to add up.",
         ),
         Wrong(
             _only_sends,
             "The message is right, but the layers' own parameters got no gradient: `backward` "
-            "serves both, `autograd.grad` "
-            "only what you name.",
+            "serves both, `autograd.grad` only what you name.",
         ),
-        Wrong(
-            _again(prepare=lambda layers, x: x.requires_grad_()),
+        Wrong.changed(
+            backward_again,
+            "x.detach().requires_grad_()",
+            "x.requires_grad_()",
             "You changed the x you were given. Detach it first: the copy shares its data and "
             "belongs to you.",
         ),

@@ -9,16 +9,18 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from accel_lab.grading import marking, reader, report, walls
+from accel_lab.grading import isolation, marking, reader, report
+from accel_lab.grading.factory import SandboxFactory
+from accel_lab.grading.failure import GraderFault
 from accel_lab.grading.journal import Journal
 from accel_lab.grading.marking import Entry
-from accel_lab.grading.server import GraderFault, Server
 from accel_lab.grading.submissions import Submission
 
 
@@ -29,17 +31,19 @@ class Stopped(RuntimeError):
 def grade(
     submissions: list[Submission],
     out: Path,
-    server: Server,
+    factory: SandboxFactory,
     jobs: int | None = None,
     scheduler: str = "",
     again: bool = False,
-) -> Iterator[Entry]:
-    """Grade submissions; yields each entry as it comes. Beside ``out``, a CSV, a folder of its name
-    holds the pages and the journal, from which grading goes on where it was interrupted. scheduler:
-    where they are spread over a cluster, instead of the server's boxes here · again: everything
-    anew, with the seeds of the time before.
+) -> Iterator[dict]:
+    """Grade submissions; yields each entry as it comes, as JSON.
 
-    Closing the iterator writes what has been graded so far, and ends the server. Raises Stopped.
+    Beside ``out``, a CSV, a folder of its name holds the pages and the journal, from which grading
+    goes on where it was interrupted. scheduler: where they are spread over a cluster, instead of
+    the factory's sandboxes here · again: everything anew, with the seeds of the time before.
+
+    Closing the iterator writes what has been graded so far, and closes the factory. Raises
+    Stopped.
     """
     folder = out.with_suffix("")
     try:
@@ -52,7 +56,7 @@ def grade(
             "beside it is needed"
         ) from None
     todo = submissions if again else [one for one in submissions if not _is_known(one, journal)]
-    seeds = {key: entry["seed"] for key, entry in journal.entries.items()} if again else {}
+    seeds = {key: entry.seed for key, entry in journal.entries.items()} if again else {}
     if len(todo) < len(submissions):
         print(
             f"{len(submissions) - len(todo)} of {len(submissions)} were graded before and have "
@@ -60,13 +64,13 @@ def grade(
             file=sys.stderr,
         )
     tasks = [(one, seeds.get((one.learner, one.technique))) for one in todo]
-    marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, server, jobs)
+    marked = _on_cluster(tasks, scheduler) if scheduler else _on_this_machine(tasks, factory, jobs)
     written = 0
     try:
         for submission, entry in tqdm(
             marked, total=len(todo), unit=" notebooks", disable=not sys.stderr.isatty()
         ):
-            entry = {"learner": submission.learner, "path": str(submission.path), **entry}
+            entry = replace(entry, learner=submission.learner, path=str(submission.path))
             try:
                 journal.add(entry)
             except OSError as error:
@@ -76,7 +80,7 @@ def grade(
                 )
                 raise Stopped(f"{folder}: {error.strerror}; {kept}") from None
             written += 1
-            yield entry
+            yield entry.to_json()
     except GraderFault as error:
         raise Stopped(f"{error}; {written} of {len(todo)} are graded and kept") from None
     finally:
@@ -94,33 +98,33 @@ def _is_known(submission: Submission, journal: Journal) -> bool:
     entry = journal.entries.get((submission.learner, submission.technique))
     if (
         not entry
-        or entry["tasks"] != marking.tasks(submission.technique)
-        or (not entry["isolated"] and walls.best().makes_a_mark)
+        or entry.tasks != marking.tasks(submission.technique)
+        or (not entry.isolated and isolation.best().makes_a_mark)
     ):
         return False
     try:
-        return entry["notebook"] == hashlib.sha256(reader.content(submission.path)).hexdigest()
+        return entry.notebook == hashlib.sha256(reader.content(submission.path)).hexdigest()
     except (reader.Unreadable, OSError):
         return False
 
 
 def _on_this_machine(
-    tasks: list, server: Server, jobs: int | None
+    tasks: list, factory: SandboxFactory, jobs: int | None
 ) -> Iterator[tuple[Submission, Entry]]:
     torch.set_num_threads(1)  # each job has a core of its own
-    jobs = (
-        (jobs or len(os.sched_getaffinity(0))) if server.wall.makes_a_mark else 1
-    )  # a weaker wall does not keep boxes apart
+    jobs = jobs or len(os.sched_getaffinity(0))
+    if not factory.isolation.makes_a_mark:
+        jobs = 1  # weaker isolation does not keep sandboxes apart
     pool = ThreadPoolExecutor(jobs)
     try:
         futures = {
-            pool.submit(marking.mark, server, one.path, one.technique, seed): one
+            pool.submit(marking.mark, factory, one.path, one.technique, seed): one
             for one, seed in tasks
         }
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
     finally:
-        server.close()  # first, so that nobody waits for what is still being asked
+        factory.close()  # first, so that nobody waits for what is still being asked
         pool.shutdown(cancel_futures=True)
 
 
@@ -138,9 +142,8 @@ def _on_cluster(tasks: list, address: str) -> Iterator[tuple[Submission, Entry]]
         raise Stopped(f"--scheduler {address}: {str(error).partition(chr(10))[0]}") from None
     with client:
         left, running, ahead = iter(tasks), as_completed(), {}
-        places = 2 * max(
-            1, sum(client.nthreads().values())
-        )  # a few ahead, so that a large class is never all in memory
+        # a few ahead, so that a large class is never all in memory
+        places = 2 * max(1, sum(client.nthreads().values()))
         while True:
             for submission, seed in islice(left, places - len(ahead)):
                 try:

@@ -1,8 +1,8 @@
-"""The wires between ranks, held by the grader: it carries each message, so it knows what was sent
+"""The links between ranks, held by the grader: it carries each message, so it knows what was sent
 and who waits for whom.
 
-A rank is asked like any other answer, in a box of its own or, for practice, in a thread. It has no
-other way to reach its neighbours.
+A rank is asked like any other answer, in a sandbox of its own or, for practice, in a thread. It has
+no other way to reach its neighbours.
 """
 
 from __future__ import annotations
@@ -82,9 +82,8 @@ class Exchange:
                 + ", ".join(f"rank {rank} has {kind}" for rank, kind in kinds.items())
             )
         first, *others = (tensor for _, tensor in sorted(self._given.items()))
-        replies = dict.fromkeys(
-            self._given, sum(others, start=first)
-        )  # of the same dtype, whichever it is
+        # the sum has their dtype, whichever it is
+        replies = dict.fromkeys(self._given, sum(others, start=first))
         self._given.clear()
         self._waiting.clear()
         return replies
@@ -106,15 +105,15 @@ class Exchange:
         return f"waits in {where} for {whom}" if where else f"waits for {whom}"
 
 
-class ThreadedWires:
+class ThreadedLinks:
     """The same exchange for ranks that are threads of this process: practice."""
 
     def __init__(self, world: int):
         self.exchange, self._lock, self._finished = Exchange(world), threading.Lock(), set()
         self._replies: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(world)]
 
-    def of(self, rank: int) -> _RankWires:
-        return _RankWires(self, rank)
+    def of(self, rank: int) -> _RankLinks:
+        return _RankLinks(self, rank)
 
     def ask(self, rank: int, does: str, other: int | None, tensor: Tensor | None) -> Tensor | None:
         with self._lock:
@@ -146,34 +145,34 @@ class ThreadedWires:
             replies.put(error)
 
 
-class _RankWires:
-    def __init__(self, wires: ThreadedWires, rank: int):
-        self._wires, self._rank = wires, rank
+class _RankLinks:
+    def __init__(self, links: ThreadedLinks, rank: int):
+        self._links, self._rank = links, rank
 
     def send(self, to: int, tensor: Tensor) -> None:
-        self._wires.ask(self._rank, "send", to, tensor.detach().clone())
+        self._links.ask(self._rank, "send", to, tensor.detach().clone())
 
     def receive(self, source: int) -> Tensor:
-        return self._wires.ask(self._rank, "receive", source, None)
+        return self._links.ask(self._rank, "receive", source, None)
 
     def all_reduce(self, tensor: Tensor) -> None:
         tensor.detach().copy_(
-            self._wires.ask(self._rank, "all_reduce", None, tensor.detach().clone())
+            self._links.ask(self._rank, "all_reduce", None, tensor.detach().clone())
         )
 
 
 def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange]:
-    """Run ``drive(answer, part, wires)`` for each rank's part: what each returned or raised, and
+    """Run ``drive(answer, part, links)`` for each rank's part: what each returned or raised, and
     what they said to each other.
     """
-    wires, came = ThreadedWires(len(parts)), [None] * len(parts)
+    links, came = ThreadedLinks(len(parts)), [None] * len(parts)
 
     def run(rank: int) -> None:
         try:
-            came[rank] = drive(answer, parts[rank], wires.of(rank))
+            came[rank] = drive(answer, parts[rank], links.of(rank))
         except Exception as error:
             came[rank] = error
-        wires.finish(rank)
+        links.finish(rank)
 
     threads = [
         threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(parts))
@@ -182,4 +181,4 @@ def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange
         thread.start()
     for thread in threads:
         thread.join(60)
-    return came, wires.exchange
+    return came, links.exchange

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GraderFault(RuntimeError):
+    """The grader itself could not do its work: nothing is said of the learner's."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """kind: the exception's name, or what ended the box · text · where: the learner's line, '' if
-    unknown · report: the whole traceback, for whoever has to repair it · rank: of those that were
-    asked together, the one that failed.
+    """kind: the exception's name, or what ended the sandbox · text · where: the learner's line, ''
+    if unknown · report: the whole traceback, for whoever has to repair it · rank: of those that
+    were asked together, the one that failed.
     """
 
     kind: str
@@ -22,7 +28,7 @@ class Failure:
 
     @classmethod
     def said(cls, described: object) -> Failure:
-        """From what a box says of an exception in there: whatever it is, it is taken for text."""
+        """From what a sandbox says of an exception in it: whatever that is, it is taken as text."""
         given = described if type(described) is dict else {}
         lengths = {"kind": 100, "text": 1000, "where": 100, "report": 4000}
         return cls(
@@ -59,12 +65,17 @@ def out_of_memory() -> Failure:
 
 
 def of_ranks(outcomes: list[object], messages: list[list[Tensor]]) -> dict[str, object] | Failure:
-    """What ranks answered together, or the first failure among them that is not another one's echo."""
+    """What ranks answered together, or the first failure among them: a rank that waits for one
+    which failed is not to blame.
+    """
     failed = [
         replace(one, rank=rank)
         for rank, one in enumerate(outcomes)
         if isinstance(one, Failure) and one != ECHO
     ]
-    if together := [one for one in failed if one.kind == "ExchangeError"]:
-        return replace(together[0], rank=None, where="")  # it speaks of all ranks
-    return failed[0] if failed else {"ranks": outcomes, "messages": messages}
+    own = [one for one in failed if one.kind != "ExchangeError"]
+    if own:  # the others then wait in vain, which is no fault of theirs
+        return own[0]
+    if failed:
+        return replace(failed[0], rank=None, where="")  # it speaks of all ranks
+    return {"ranks": outcomes, "messages": messages}

@@ -13,7 +13,10 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from accel_lab.exercises import Exercise, exercises
+from accel_lab import catalog
+from accel_lab.exercises import Exercise
+from accel_lab.grading.lookup import exercises
+from accel_lab.grading.practice import markdown
 
 CONFIGURATION = """# The answers of a chapter are left to learners as the chapter leaves them.
 c = get_config()
@@ -31,7 +34,8 @@ def export(folder: Path, course: Path) -> list[Path]:
     nbgrader's configuration unless there is one; returns the notebooks. Raises CannotExport; a file
     that is there already is never written over.
     """
-    chapters = [path for path in sorted(course.glob("[0-9]*_*.ipynb")) if _technique(path)]
+    asked = set(catalog.with_exercises())
+    chapters = [one for one in catalog.chapters(course) if one.word in asked]
     if not chapters:
         raise CannotExport(
             f"{course}: the chapters are not there; export runs in a checkout of the course"
@@ -39,7 +43,8 @@ def export(folder: Path, course: Path) -> list[Path]:
     written = []
     try:
         for chapter in chapters:
-            target = folder / "source" / chapter.stem / chapter.name
+            path = chapter.path
+            target = folder / "source" / path.stem / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("x", encoding="utf-8") as file:
                 nbformat.write(_assignment(chapter), file)
@@ -55,28 +60,20 @@ def export(folder: Path, course: Path) -> list[Path]:
     return written
 
 
-def _technique(chapter: Path) -> str:
-    """The word of the chapter, '' for one that has no exercises."""
-    word = chapter.stem.partition("_")[2]
-    return word if (Path(__file__).parents[1] / "exercises" / f"{word}.py").exists() else ""
-
-
-def _assignment(chapter: Path) -> nbformat.NotebookNode:
+def _assignment(chapter: catalog.ChapterFile) -> nbformat.NotebookNode:
     cells = [
-        new_markdown_cell(f"# Exercises of chapter {chapter.stem.replace('_', ': ')}"),
-        new_code_cell("import torch\nfrom accel_lab.exercises import check"),
+        new_markdown_cell(f"# Exercises of chapter {chapter.number}: {chapter.word}"),
+        new_code_cell("import torch\nfrom accel_lab.grading.practice import check"),
     ]
     stubs = [
         cell.source
-        for cell in nbformat.read(chapter, 4).cells
+        for cell in nbformat.read(chapter.path, 4).cells
         if "exercise" in cell.metadata.get("tags", [])
     ]
-    for exercise in exercises(_technique(chapter)):
+    for exercise in exercises(chapter.word):
         stub = next(source for source in stubs if f"def {exercise.name}(" in source)
         cells += [
-            _marked(
-                new_markdown_cell(exercise._repr_markdown_()), f"{exercise.name}-task", locked=True
-            ),
+            _marked(new_markdown_cell(markdown(exercise)), f"{exercise.name}-task", locked=True),
             _marked(new_code_cell(_with_solution(stub, exercise)), exercise.name, solution=True),
             _marked(
                 new_code_cell(_judged(exercise)),
@@ -123,7 +120,7 @@ def _with_solution(stub: str, exercise: Exercise) -> str:
     arguments = ", ".join(argument.arg for argument in function.args.args)
     solution = [
         BEGIN,
-        "from accel_lab.exercises import find",
+        "from accel_lab.grading.lookup import find",
         "",
         f'return find("{exercise.name}").reference({arguments})',
         END,

@@ -75,7 +75,9 @@ class Notebook:
         if not any(function in statement.defines for statement in self.statements):
             for cell, (text, why) in self._broken.items():
                 if f"def {function}" in text:
-                    raise Unreadable(f"cell {cell}, which defines {function}, is no Python: {why}")
+                    raise Unreadable(
+                        f"cell {cell}, which defines {function}, is not valid Python: {why}"
+                    )
             raise Unreadable(f"no cell defines the function {function}")
         binding, imported = (
             defaultdict(list),
@@ -96,7 +98,7 @@ class Notebook:
 
 
 def content(path: Path) -> bytes:
-    """Of a plain file of reasonable size. Raises Unreadable, and OSError where the system refuses."""
+    """Of a plain file of reasonable size. Raises Unreadable, or OSError if the system refuses."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         raise Unreadable("a link, not a file")

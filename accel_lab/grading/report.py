@@ -14,7 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 
 from accel_lab.grading.journal import replace_file
-from accel_lab.grading.judging import NOT_ATTEMPTED
+from accel_lab.grading.judging import NOT_ATTEMPTED, Verdict
 from accel_lab.grading.marking import Entry
 
 COLUMNS = [
@@ -24,7 +24,7 @@ COLUMNS = [
     "of",
     "practice_points",
     "remarks",
-    "wall",
+    "isolation",
     "seed",
     "notebook",
     "graded",
@@ -34,12 +34,16 @@ NOT_ISOLATED = "NOT ISOLATED: practice result only"
 STYLE = """
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>
-:root { color-scheme: light dark; --line: #8884; --right: light-dark(#00664b, #4fd1a5); --wrong: light-dark(#a33c00, #ffa168) }
+:root { color-scheme: light dark; --line: #8884;
+  --right: light-dark(#00664b, #4fd1a5); --wrong: light-dark(#a33c00, #ffa168) }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
-table { border-collapse: collapse } th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid var(--line) }
-td.points { text-align: right; font-variant-numeric: tabular-nums } pre { overflow: auto; padding: .6rem; border: 1px solid var(--line) }
+table { border-collapse: collapse }
+th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid var(--line) }
+td.points { text-align: right; font-variant-numeric: tabular-nums }
+pre { overflow: auto; padding: .6rem; border: 1px solid var(--line) }
 section { border-left: 4px solid var(--line); padding: 0 1rem; margin: 1rem 0 }
-.right { color: var(--right); border-color: var(--right) } .wrong { color: var(--wrong); border-color: var(--wrong) }
+.right { color: var(--right); border-color: var(--right) }
+.wrong { color: var(--wrong); border-color: var(--wrong) }
 section > * { color: CanvasText }
 </style>
 """
@@ -63,7 +67,8 @@ CLASS = PAGES.from_string(
 <h2>Exercises</h2>
 <table><tr><th>Chapter<th>Exercise<th>Right<th>Most frequent reason</tr>
 {% for row in difficulty %}
-<tr><td>{{ row.technique }}<td>{{ row.exercise }}<td class="points">{{ row.right }} of {{ row.tried }}<td>{{ row.reason }}</tr>
+<tr><td>{{ row.technique }}<td>{{ row.exercise }}
+<td class="points">{{ row.right }} of {{ row.tried }}<td>{{ row.reason }}</tr>
 {% endfor %}</table></html>"""
 )
 
@@ -72,17 +77,22 @@ LEARNER = PAGES.from_string(
 <h1>{{ learner }}</h1>
 {% for entry in entries %}
 <h2>{{ entry.technique }}: {{ entry.points }} of {{ entry.most }} points</h2>
-{% if not entry.isolated %}<p class="wrong"><b>{{ NOT_ISOLATED }}</b> ({{ entry.why }}).</p>{% endif %}
-{% if entry.unreadable %}<section class="wrong"><p>The notebook is unreadable: {{ entry.unreadable }}</p></section>{% endif %}
+{% if not entry.isolated %}
+<p class="wrong"><b>{{ NOT_ISOLATED }}</b> ({{ entry.why }}).</p>
+{% endif %}
+{% if entry.unreadable %}
+<section class="wrong"><p>The notebook is unreadable: {{ entry.unreadable }}</p></section>
+{% endif %}
 {% for verdict in entry.verdicts %}
 <section class="{{ 'right' if verdict.points == verdict.most else 'wrong' }}">
 <h3>{{ verdict.exercise }}: {{ verdict.points }} of {{ verdict.most }}</h3>
 {% if verdict.reason %}<p>{{ verdict.reason }}</p>{% endif %}
-{% if verdict.hint %}<p><b>Hint:</b> {{ verdict.hint }}</p>{% endif %}
+{% for hint in verdict.hint.splitlines() %}<p><b>Hint:</b> {{ hint }}</p>{% endfor %}
 {% if verdict.report %}<pre>{{ verdict.report }}</pre>{% endif %}
 </section>
 {% endfor %}
-<p>Wall: {{ entry.wall }}. Seed {{ entry.seed }}. Graded {{ entry.graded }} by accel_lab {{ entry.version }}.</p>
+<p>Isolation: {{ entry.isolation }}. Seed {{ entry.seed }}.
+Graded {{ entry.graded }} by accel_lab {{ entry.version }}.</p>
 {% endfor %}</html>"""
 )
 
@@ -91,11 +101,11 @@ def write(entries: Iterable[Entry], table: Path, folder: Path) -> None:
     """The table, ``report.html`` and one page for each learner. Raises OSError; a file that was
     there before stays whole.
     """
-    entries = sorted(entries, key=lambda entry: (entry["learner"], entry["technique"]))
+    entries = sorted(entries, key=lambda entry: (entry.learner, entry.technique))
     replace_file(table, lambda path: _write_table(entries, path))
     learners: dict[str, dict[str, Entry]] = {}
     for entry in entries:
-        learners.setdefault(entry["learner"], {})[entry["technique"]] = entry
+        learners.setdefault(entry.learner, {})[entry.technique] = entry
     (folder / "learners").mkdir(exist_ok=True)
     pages = {learner: f"learners/{_file_name(learner)}" for learner in learners}
     for learner, by in learners.items():
@@ -103,8 +113,8 @@ def write(entries: Iterable[Entry], table: Path, folder: Path) -> None:
             folder / pages[learner],
             LEARNER.render(style=STYLE, learner=learner, entries=by.values()),
         )
-    techniques = sorted({entry["technique"] for entry in entries})
-    unmarked = sum(not entry["isolated"] for entry in entries)
+    techniques = sorted({entry.technique for entry in entries})
+    unmarked = sum(not entry.isolated for entry in entries)
     links = {learner: quote(page) for learner, page in pages.items()}
     what = {
         "learners": learners,
@@ -117,39 +127,27 @@ def write(entries: Iterable[Entry], table: Path, folder: Path) -> None:
 
 
 def _write_table(entries: list[Entry], path: Path) -> None:
-    with path.open(
-        "w", newline="", encoding="utf-8-sig"
-    ) as file:  # the mark tells Excel that this is UTF-8
+    # the byte order mark tells Excel that this is UTF-8
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
         for entry in entries:
             said = [
-                f"{verdict['exercise']}: {verdict['reason']}"
-                for verdict in entry["verdicts"]
-                if verdict["reason"]
+                f"{verdict.exercise}: {verdict.reason}"
+                for verdict in entry.verdicts
+                if verdict.reason
             ]
-            remarks = "; ".join([entry["unreadable"], *said] if entry["unreadable"] else said)
-            marked, practice = (entry["points"], "") if entry["isolated"] else ("", entry["points"])
-            wall = entry["wall"] if entry["isolated"] else f"{entry['wall']}: {NOT_ISOLATED}"
-            row = [
-                entry["learner"],
-                entry["technique"],
-                marked,
-                entry["most"],
-                practice,
-                remarks,
-                wall,
-            ]
+            remarks = "; ".join([entry.unreadable, *said] if entry.unreadable else said)
+            marked, practice = (entry.points, "") if entry.isolated else ("", entry.points)
+            isolation = entry.isolation if entry.isolated else f"{entry.isolation}: {NOT_ISOLATED}"
+            row = [entry.learner, entry.technique, marked, entry.most, practice, remarks, isolation]
             rows.writerow(
-                [
-                    _harmless(cell)
-                    for cell in [*row, entry["seed"], entry["notebook"][:16], entry["graded"]]
-                ]
+                [_harmless(cell) for cell in [*row, entry.seed, entry.notebook[:16], entry.graded]]
             )
 
 
 def _harmless(cell: object) -> object:
-    """A spreadsheet takes text that begins so for a formula, and part of it is what learners wrote."""
+    """A spreadsheet takes text that begins so for a formula, and learners wrote part of it."""
     text = cell.encode(errors="backslashreplace").decode() if isinstance(cell, str) else cell
     return (
         f"'{text}"
@@ -174,18 +172,18 @@ def _file_name(learner: str) -> str:
 
 
 def _difficulty(entries: list[Entry]) -> list[dict]:
-    rows: dict[tuple[str, str], list[dict]] = {}
+    rows: dict[tuple[str, str], list[Verdict]] = {}
     for entry in entries:
-        for verdict in entry["verdicts"]:
-            rows.setdefault((entry["technique"], verdict["exercise"]), []).append(verdict)
+        for verdict in entry.verdicts:
+            rows.setdefault((entry.technique, verdict.exercise), []).append(verdict)
     table = []
     for (technique, exercise), verdicts in rows.items():
         reasons = [
-            verdict["hint"] or verdict["reason"]
+            verdict.hint.partition("\n")[0] or verdict.reason
             for verdict in verdicts
-            if verdict["reason"] not in ("", NOT_ATTEMPTED)
+            if verdict.reason not in ("", NOT_ATTEMPTED)
         ]
-        right = sum(verdict["points"] == verdict["most"] for verdict in verdicts)
+        right = sum(verdict.points == verdict.most for verdict in verdicts)
         [(reason, _)] = Counter(reasons).most_common(1) or [("", 0)]
         table.append(
             {

@@ -14,7 +14,7 @@ import types
 
 import torch
 
-from . import wire
+from . import frames
 
 NAME = "__main__"  # the module that a learner's definitions are in, as in a notebook
 
@@ -36,12 +36,12 @@ def give(request: dict, channel: int) -> None:
                 if request["bytes"] is not None:
                     _hold_to(request["bytes"])
                 asked = _prepare(request, channel)
-            wire.send(channel, {"id": number, "value": asked(request)})
+            frames.send(channel, {"id": number, "value": asked(request)})
         except BaseException as error:
-            wire.send(channel, {"id": number, "failed": describe(error)})
+            frames.send(channel, {"id": number, "failed": describe(error)})
         if not request["again"]:
             return
-        request = wire.receive(channel)
+        request = frames.receive(channel)
 
 
 def _stay_one() -> None:
@@ -82,9 +82,9 @@ def _prepare(request: dict, channel: int):
     drive, function = driver[request["drive"]], names[request["function"]]
 
     def ask(request: dict) -> object:
-        wires = [Wires(request["id"], channel)] if request["on wires"] else []
+        links = [Links(request["id"], channel)] if request["linked"] else []
         try:
-            return drive(function, request["case"], *wires)
+            return driven(drive, function, request["case"], *links)
         except NameError as error:
             if trouble:
                 raise NameError(f"{error} ({trouble})").with_traceback(
@@ -118,7 +118,7 @@ def _load(statements: list) -> tuple[dict, str]:
     return module.__dict__, trouble
 
 
-class Wires:
+class Links:
     """A rank's connection to the others. The grader carries every message, so it knows what was
     sent, and who waits for whom.
     """
@@ -141,14 +141,35 @@ class Wires:
         while frame and not _cell(frame.f_code.co_filename):
             frame = frame.f_back
         line = f"line {frame.f_lineno} of {_cell(frame.f_code.co_filename)}" if frame else ""
-        wire.send(
+        frames.send(
             self._channel,
             {"id": self._number, "does": what, "other": other, "tensor": tensor, "where": line},
         )
 
     def _ask(self, what: str, other: int | None, tensor: torch.Tensor | None) -> torch.Tensor:
         self._tell(what, other, tensor)
-        return wire.receive(self._channel)
+        return frames.receive(self._channel)
+
+
+def driven(drive, answer, *arguments) -> object:
+    """``drive(answer, …)``. Where it cannot use what the answer returned because that is None, the
+    error says so.
+    """
+    nothing = False
+
+    def asked(*given, **named) -> object:
+        nonlocal nothing
+        nothing = False
+        returned = answer(*given, **named)
+        nothing = returned is None
+        return returned
+
+    try:
+        return drive(asked, *arguments)
+    except (TypeError, AttributeError, ValueError) as error:
+        if nothing and "None" in str(error):
+            raise TypeError("you returned nothing: end the function with return …") from None
+        raise
 
 
 def describe(error: BaseException, file: str = "", called: str = "its cell") -> dict[str, str]:

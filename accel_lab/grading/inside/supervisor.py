@@ -1,10 +1,11 @@
-"""The life of a box: it walls itself in, then answers question after question, each in a process of
-its own.
+"""The life of a sandbox: it isolates itself, then answers question after question, each in a
+process of its own.
 
-Around all boxes stands the outer wall (bubblewrap: no file but Python's, no network, see
-``grading.walls``). A box adds what keeps it from other boxes and from the server: processes,
-mounts, network and shared memory of its own, a user without any right, limits, and no system call
-that could undo any of it. It does so itself, before it has seen a line of a learner's code.
+Around all sandboxes stands the outer isolation (bubblewrap: no file but Python's, no network, see
+``grading.isolation``). A sandbox adds what keeps it from other sandboxes and from the zygote:
+processes, mounts, network and shared memory of its own, a user without any right, limits, and no
+system call that could undo any of it. It does so itself, before it has seen a line of a learner's
+code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 import time
 from typing import NoReturn
 
-from . import answer, wire
+from . import answer, frames
 
 C = ctypes.CDLL(None, use_errno=True)
 NEW_MOUNTS, NEW_HOSTNAME, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = (
@@ -58,33 +59,30 @@ def adopt_orphans() -> None:
     C.prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def live(line: int, channel: int, output: int, wall: str, limits: dict, user: int) -> NoReturn:
-    """All of a box's life, which ends when the grader closes the line, or ends it.
+def live(line: int, channel: int, output: int, isolation: str, limits: dict, user: int) -> NoReturn:
+    """All of a sandbox's life, which ends when the grader closes the line, or ends it.
 
     line: questions come from there, and what became of the process that was asked is told there;
     that process has it no more, so what is said there is true · channel: is that process's.
     """
     try:
-        for signal_ in (
-            signal.SIGCHLD,
-            signal.SIGPIPE,
-            signal.SIGINT,
-        ):  # whose default cannot touch number 1 of a box
+        # their default cannot touch number 1 of a sandbox
+        for signal_ in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT):
             signal.signal(signal_, signal.SIG_DFL)
         line, channel = _keep_only(line, channel, output)
-        _enclose(wall, limits, user)
-        wire.send(line, {"ready": True})
+        _enclose(isolation, limits, user)
+        frames.send(line, {"ready": True})
         while True:
-            _answer_in_a_process(line, channel, wire.receive(line), wall)
+            _answer_in_a_process(line, channel, frames.receive(line), isolation)
     except EOFError:
         os._exit(0)
     except BaseException as error:
-        wire.send(line, {"not ready": f"{type(error).__name__}: {error}"})
+        frames.send(line, {"not ready": f"{type(error).__name__}: {error}"})
         os._exit(1)
 
 
 def _keep_only(line: int, channel: int, output: int) -> tuple[int, int]:
-    """Close every other descriptor: the server's own socket among them."""
+    """Close every other descriptor: the zygote's own socket among them."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     line, channel, output, nothing = (
         os.dup2(os.dup(one), 200 + i) for i, one in enumerate((line, channel, output, nothing))
@@ -96,59 +94,54 @@ def _keep_only(line: int, channel: int, output: int) -> tuple[int, int]:
     return line, channel
 
 
-def _answer_in_a_process(line: int, channel: int, request: dict, wall: str) -> None:
+def _answer_in_a_process(line: int, channel: int, request: dict, isolation: str) -> None:
     process = _fork()
     if process == 0:
         os.close(line)
         answer.give(request, channel)
         os._exit(0)
     status = os.waitpid(process, 0)[1]
-    if wall == "bubblewrap":
+    if isolation == "bubblewrap":
         with contextlib.suppress(ProcessLookupError):
-            os.kill(
-                -1,
-                signal.SIGKILL,
-                # whatever it has left behind: we are number 1 of the box, so this reaches the box alone
-            )
+            # whatever it has left behind: we are number 1 here, so this reaches the sandbox alone
+            os.kill(-1, signal.SIGKILL)
     try:
         while os.waitpid(-1, 0):
             pass
     except ChildProcessError:
-        wire.send(line, {"exit": os.waitstatus_to_exitcode(status)})
+        frames.send(line, {"exit": os.waitstatus_to_exitcode(status)})
 
 
 def _fork() -> int:
     for _ in range(200):
         try:
             return os.fork()
-        except (
-            BlockingIOError
-        ):  # another box of the same user has just used up its processes, and is about to be ended
+        except BlockingIOError:
+            # another of this user has just used up its processes, and is about to be ended
             time.sleep(0.05)
     return os.fork()
 
 
-def _enclose(wall: str, limits: dict, user: int) -> None:
+def _enclose(isolation: str, limits: dict, user: int) -> None:
     os.setsid()
     os.umask(0o077)
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # where memory runs out, this is what has to go
-    if wall == "bubblewrap":
+    if isolation == "bubblewrap":
         unshare(NEW_MOUNTS | NEW_NETWORK | NEW_IPC | NEW_HOSTNAME)
         _mount(b"", b"/", b"", PRIVATE | RECURSIVE, b"")
         _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEVICES | NO_EXEC, b"")
         for folder in (b"/tmp", b"/dev/shm"):
             size = b"mode=1777,size=%d,nr_inodes=%d" % (limits["folder bytes"], limits["files"])
             _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, size)
-        _mount(
-            b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096"
-        )  # terminals are another way to meet
+        # terminals are another way to meet
+        _mount(b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096")
         os.chdir("/tmp")
     limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
     for name, which in RESOURCES.items():
         resource.setrlimit(which, (limits[name],) * 2)
-    _renounce(user if wall == "bubblewrap" else None)
-    if wall == "landlock":
+    _renounce(user if isolation == "bubblewrap" else None)
+    if isolation == "landlock":
         _landlock(limits["readable"], limits["writable"])
     _forbid_system_calls()
 
@@ -246,28 +239,15 @@ FORBIDDEN = {
         {"clone": 220, "clone3": 435, "fcntl": 25, "socket": 198},
     ),
 }
-LOCKS_AND_LEASES = (
-    5,
-    6,
-    7,
-    36,
-    37,
-    38,
-    1024,
-    1026,
-    1031,
-)  # of fcntl: on a file that all boxes see they say something; and F_SETPIPE_SZ
-LOCAL, INTERNET, INTERNET_6, NETLINK = (
-    1,
-    2,
-    10,
-    16,
-)  # families of sockets that a network of one's own keeps in
+# of fcntl: on a file that all sandboxes see they say something; and F_SETPIPE_SZ
+LOCKS_AND_LEASES = (5, 6, 7, 36, 37, 38, 1024, 1026, 1031)
+# families of sockets that a network of one's own keeps in
+LOCAL, INTERNET, INTERNET_6, NETLINK = 1, 2, 10, 16
 
 
 def _forbid_system_calls() -> None:
     """A seccomp filter: what could open a new namespace, look into another process, or reach
-    another box is refused.
+    another sandbox is refused.
     """
     if platform.machine() not in FORBIDDEN:
         return
@@ -284,10 +264,8 @@ def _forbid_system_calls() -> None:
 
     program = [(load, 0, 0, at_machine), (equal, 1, 0, audit), refuse, (load, 0, 0, at_number)]
     if platform.machine() == "x86_64":
-        program += [
-            (0x35, 0, 1, 0x40000000),
-            refuse,
-        ]  # the same calls by their 32-bit-pointer numbers
+        # the same calls by their 32-bit-pointer numbers
+        program += [(0x35, 0, 1, 0x40000000), refuse]
     for number in calls.values():
         program += [(equal, 0, 1, number), refuse]
     program += of("clone3", [unknown])  # the C library then uses clone, whose flags can be seen

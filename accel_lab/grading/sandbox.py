@@ -1,5 +1,5 @@
-"""Boxes: open one, ask it a question, hold it to its limits from outside, and see that nothing of
-it is left.
+"""One sandbox: ask it a question, hold it to its limits from outside, and see that nothing of it is
+left.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from pathlib import Path
 from time import clock_gettime, monotonic, sleep
 
 from accel_lab.grading.exchange import Exchange, ExchangeError
-from accel_lab.grading.failure import ECHO, Failure
-from accel_lab.grading.inside import wire
-from accel_lab.grading.server import STARTING, GraderFault, Server
+from accel_lab.grading.failure import ECHO, Failure, GraderFault
+from accel_lab.grading.inside import frames
+from accel_lab.grading.isolation import STARTING, Isolation, Limits
 
-LOOKS = 0.1  # seconds between two looks at the memory and the processes of a box
-CLOCK_OF_PROCESS = (
-    2  # with a process, to clock_gettime: what it has computed, see clock_getcpuclockid(3)
-)
+LOOKS = 0.1  # seconds between two looks at the memory and the processes of a sandbox
+# with a process, to clock_gettime: what it has computed, see clock_getcpuclockid(3)
+CLOCK_OF_PROCESS = 2
 
 
 class Line:
@@ -55,8 +54,8 @@ class Line:
             self._outgoing.clear()  # nobody reads any more
 
     def read(self, to_the_end: bool = False) -> list[object]:
-        """The frames that have come. Raises EOFError when no more can come, wire.BadFrame for what
-        is none. to_the_end: all that is there, where nobody writes any more.
+        """The frames that have come. Raises EOFError when no more can come, frames.BadFrame for
+        what is none. to_the_end: all that is there, where nobody writes any more.
         """
         with contextlib.suppress(BlockingIOError):
             while part := self.end.recv(1 << 20):
@@ -65,46 +64,43 @@ class Line:
                     break
             if not part:
                 raise EOFError
-        frames = []
-        while len(self._incoming) >= wire.LENGTHS.size:
-            header, body = wire.lengths(self._incoming[: wire.LENGTHS.size])
-            start, end = wire.LENGTHS.size + header, wire.LENGTHS.size + header + body
+        came = []
+        while len(self._incoming) >= frames.LENGTHS.size:
+            header, body = frames.lengths(self._incoming[: frames.LENGTHS.size])
+            start, end = frames.LENGTHS.size + header, frames.LENGTHS.size + header + body
             if len(self._incoming) < end:
                 break
-            frames.append(
-                wire.unpack(
-                    bytes(self._incoming[wire.LENGTHS.size : start]),
+            came.append(
+                frames.unpack(
+                    bytes(self._incoming[frames.LENGTHS.size : start]),
                     bytes(self._incoming[start:end]),
                 )
             )
             del self._incoming[:end]
-        return frames
+        return came
 
     def close(self) -> None:
         self.end.close()
 
 
-class Box:
-    """One box, seen from outside. ``keeper``: the line to the box's own first process, which is
+class Sandbox:
+    """One sandbox, seen from outside. ``supervisor``: the line to its own first process, which is
     ours · ``channel``: to the process that answers; what comes from there is taken for data of
     unknown origin.
     """
 
     def __init__(
         self,
-        keeper: socket.socket,
+        supervisor: socket.socket,
         channel: socket.socket,
         output: int,
         handle: int,
-        server: Server,
+        limits: Limits,
+        isolation: Isolation,
     ):
-        self.keeper, self.channel, self.output, self.handle = (
-            Line(keeper),
-            Line(channel),
-            output,
-            handle,
-        )
-        self.limits, self.wall = server.limits, server.wall
+        self.supervisor, self.channel = Line(supervisor), Line(channel)
+        self.output, self.handle = output, handle
+        self.limits, self.isolation = limits, isolation
         os.set_blocking(output, False)
         self.pid = _pid_behind(handle)
         self.written = 0  # bytes of output so far
@@ -116,10 +112,10 @@ class Box:
         said = converse([self], None, STARTING)
         if said != [{"ready": True}]:
             self.close()
-            raise GraderFault(f"a box could not be walled in: {said[0]}")
+            raise GraderFault(f"a sandbox could not be isolated: {said[0]}")
 
     def ask(self, question: dict) -> None:
-        (self.channel if self.has_process else self.keeper).put(wire.pack(question))
+        (self.channel if self.has_process else self.supervisor).put(frames.pack(question))
         self.has_process = True
 
     def drain(self) -> None:
@@ -136,9 +132,8 @@ class Box:
                 return Failure(
                     "stopped", f"it took more than {self.limits.memory >> 20} MB of memory"
                 )
-            if (
-                len(_family(self.pid)) > self.limits.processes
-            ):  # that look takes a while, where they multiply
+            # that look takes a while, where they multiply
+            if len(_family(self.pid)) > self.limits.processes:
                 return Failure("stopped", f"it started more than {self.limits.processes} processes")
         return None
 
@@ -148,9 +143,8 @@ class Box:
         when it has ended.
         """
         processes, patience = _family(self.pid)[1:], monotonic() + LOOKS
-        while (
-            any(map(_runs, processes)) and monotonic() < patience
-        ):  # what it does just now is counted when it comes to rest
+        # what it does just now is counted when it comes to rest
+        while any(map(_runs, processes)) and monotonic() < patience:
             sleep(0.0005)
         with contextlib.suppress(OSError):
             return sum(clock_gettime(~process << 3 | CLOCK_OF_PROCESS) for process in processes)
@@ -158,7 +152,7 @@ class Box:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Nothing in the box runs meanwhile, as long as what runs there can start nothing new
+        """Nothing in the sandbox runs meanwhile, as long as what runs there can start nothing new
         (``again``).
         """
         family = _family(self.pid)
@@ -177,23 +171,21 @@ class Box:
         """End all that runs in there, and wait until the system has forgotten it."""
         if self.handle < 0:
             return
-        if not self.wall.makes_a_mark:
+        if not self.isolation.makes_a_mark:
+            # number 1 of its own processes takes all along, this one does not
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(
-                    self.pid, signal.SIGKILL
-                )  # number 1 of its own processes takes all along, this one does not
+                os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
         if not select.select([self.handle], [], [], STARTING)[0]:
-            raise GraderFault("a box would not end")
+            raise GraderFault("a sandbox would not end")
         patience = monotonic() + LOOKS
         with contextlib.suppress(ProcessLookupError):
-            while (
-                monotonic() < patience
-            ):  # it has ended; until the server has taken note of that, it can still be seen
+            # it has ended; until the zygote has taken note of that, it can still be seen
+            while monotonic() < patience:
                 signal.pidfd_send_signal(self.handle, 0)
                 sleep(0.0005)
-        self.keeper.close()
+        self.supervisor.close()
         self.channel.close()
         os.close(self.output)
         os.close(self.handle)
@@ -248,7 +240,7 @@ def request(
     statements: list, function: str, driver: str, drive: str, case: object, **more: object
 ) -> dict[str, object]:
     """A question. Its number is used once, so that no answer can be there before the question.
-    more: ``again``, ``on wires``, ``bytes``.
+    more: ``again``, ``linked``, ``bytes``.
     """
     return {
         "id": secrets.token_hex(8),
@@ -258,48 +250,51 @@ def request(
         "drive": drive,
         "case": case,
         "again": False,
-        "on wires": False,
+        "linked": False,
         "bytes": None,
         **more,
     }
 
 
 def converse(
-    boxes: list[Box], requests: list[dict] | None, seconds: float, exchange: Exchange | None = None
+    sandboxes: list[Sandbox],
+    requests: list[dict] | None,
+    seconds: float,
+    exchange: Exchange | None = None,
 ) -> list[object]:
-    """Put one question to each box, and carry what they say to one another; what each answered, or
-    the Failure that came instead.
+    """Put one question to each sandbox, and carry what they say to one another; what each answered,
+    or the Failure that came instead.
 
     The first answer counts. When one fails, the others are not waited for.
     """
-    if any(box.ended for box in boxes):
-        return [box.ended or ECHO for box in boxes]
-    talk = _Talk(boxes, requests, exchange)
-    for box, one in zip(boxes, requests or (), strict=False):
-        box.ask(one)
+    if any(sandbox.ended for sandbox in sandboxes):
+        return [sandbox.ended or ECHO for sandbox in sandboxes]
+    talk = _Talk(sandboxes, requests, exchange)
+    for sandbox, one in zip(sandboxes, requests or (), strict=False):
+        sandbox.ask(one)
     deadline, next_look = monotonic() + seconds, monotonic() + LOOKS
     while not talk.over:
-        lines = [line for box in talk.open for line in (box.keeper, box.channel)]
+        lines = [line for sandbox in talk.open for line in (sandbox.supervisor, sandbox.channel)]
         readable, writable, _ = select.select(
-            lines + [box.output for box in talk.open],
+            lines + [sandbox.output for sandbox in talk.open],
             [line for line in lines if line.wants_to_write],
             [],
             LOOKS,
         )
         now = monotonic()
-        for rank, box in enumerate(boxes):
+        for rank, sandbox in enumerate(sandboxes):
             if talk.is_done(rank):
                 continue
-            for line in (box.keeper, box.channel):
+            for line in (sandbox.supervisor, sandbox.channel):
                 if line in writable:
                     line.write()
-            if box.output in readable:
-                box.drain()
-            if box.channel in readable:
+            if sandbox.output in readable:
+                sandbox.drain()
+            if sandbox.channel in readable:
                 talk.hear(rank)
-            if not talk.is_done(rank) and box.keeper in readable:
-                talk.hear_keeper(rank)
-            if not talk.is_done(rank) and now > next_look and (failure := box.beyond_limits()):
+            if not talk.is_done(rank) and sandbox.supervisor in readable:
+                talk.hear_supervisor(rank)
+            if not talk.is_done(rank) and now > next_look and (failure := sandbox.beyond_limits()):
                 talk.fail(rank, failure)
         if now > next_look:
             next_look = monotonic() + LOOKS
@@ -313,53 +308,55 @@ def converse(
 class _Talk:
     """Who has answered what, while a question is open."""
 
-    def __init__(self, boxes: list[Box], requests: list[dict] | None, exchange: Exchange | None):
-        self.boxes, self.requests, self.exchange = boxes, requests, exchange
-        self.outcomes: list[object] = [None] * len(boxes)
+    def __init__(
+        self, sandboxes: list[Sandbox], requests: list[dict] | None, exchange: Exchange | None
+    ):
+        self.sandboxes, self.requests, self.exchange = sandboxes, requests, exchange
+        self.outcomes: list[object] = [None] * len(sandboxes)
         self.finished: set[int] = set()
         self._answered: set[int] = set()
         self._failed = False
 
     @property
     def over(self) -> bool:
-        return self._failed or len(self.finished) == len(self.boxes)
+        return self._failed or len(self.finished) == len(self.sandboxes)
 
     @property
-    def open(self) -> list[Box]:
-        return [box for rank, box in enumerate(self.boxes) if not self.is_done(rank)]
+    def open(self) -> list[Sandbox]:
+        return [sandbox for rank, sandbox in enumerate(self.sandboxes) if not self.is_done(rank)]
 
     def is_done(self, rank: int) -> bool:
         return self._failed or rank in self.finished
 
-    def hear_keeper(self, rank: int) -> None:
+    def hear_supervisor(self, rank: int) -> None:
         """It is ready, or the process that it had answer has ended."""
-        box = self.boxes[rank]
+        sandbox = self.sandboxes[rank]
         try:
-            for frame in box.keeper.read():
+            for frame in sandbox.supervisor.read():
                 if self.requests is None:
                     self.outcomes[rank] = frame
                     self.finished.add(rank)
                     return
                 if "exit" not in frame:
-                    raise EOFError  # the box itself is at its end, of what it was done in there
-                box.has_process = False
+                    raise EOFError  # the sandbox itself is at its end, of what it was done in there
+                sandbox.has_process = False
                 self.hear(rank, to_the_end=True)
                 if not self.is_done(rank):
                     if rank not in self._answered:
                         self.outcomes[rank] = Failure("ended", _how_it_ended(frame["exit"]))
                     self._finish(rank)
         except (EOFError, ConnectionResetError):
-            self.fail(rank, Failure("stopped", "the box ended without an answer"))
+            self.fail(rank, Failure("stopped", "the sandbox ended without an answer"))
 
     def hear(self, rank: int, to_the_end: bool = False) -> None:
         """What the answering process says."""
         try:
-            for frame in self.boxes[rank].channel.read(to_the_end):
+            for frame in self.sandboxes[rank].channel.read(to_the_end):
                 if not self.is_done(rank):
                     self._heard(rank, frame)
         except (EOFError, ConnectionResetError):
-            self.fail(rank, Failure("stopped", "the box ended without an answer"))
-        except wire.BadFrame as error:
+            self.fail(rank, Failure("stopped", "the sandbox ended without an answer"))
+        except frames.BadFrame as error:
             self.fail(rank, Failure("stopped", f"not an answer: {error}"))
         except ExchangeError as error:
             self.fail_all(Failure("ExchangeError", str(error)))
@@ -371,7 +368,7 @@ class _Talk:
             for other, tensor in self.exchange.hear(
                 rank, *(frame.get(key) for key in ("does", "other", "tensor", "where"))
             ).items():
-                self.boxes[other].channel.put(wire.pack(tensor))
+                self.sandboxes[other].channel.put(frames.pack(tensor))
         elif of_this and ("value" in frame or "failed" in frame):
             if rank not in self._answered:
                 self._answered.add(rank)
@@ -385,20 +382,20 @@ class _Talk:
 
     def _finish(self, rank: int) -> None:
         self.finished.add(rank)
-        if isinstance(self.outcomes[rank], Failure) and len(self.boxes) > 1:
+        if isinstance(self.outcomes[rank], Failure) and len(self.sandboxes) > 1:
             self._end_the_others(rank)
 
     def fail(self, rank: int, failure: Failure) -> None:
-        self.outcomes[rank] = self.boxes[rank].end(failure)
+        self.outcomes[rank] = self.sandboxes[rank].end(failure)
         self._end_the_others(rank)
 
     def fail_all(self, failure: Failure) -> None:
         self._failed = True
-        self.outcomes = [box.end(failure) for box in self.boxes]
+        self.outcomes = [sandbox.end(failure) for sandbox in self.sandboxes]
 
     def too_late(self, seconds: float) -> None:
-        """The first that is still computing is the one to blame; where the others wait comes along."""
-        late = [rank for rank in range(len(self.boxes)) if rank not in self.finished]
+        """The first that is still computing is to blame; where the others wait comes along."""
+        late = [rank for rank in range(len(self.sandboxes)) if rank not in self.finished]
         waiting = self.exchange.waiting() if self.exchange else {}
         blamed = next((rank for rank in late if rank not in waiting), late[0])
         stands = "".join(
@@ -408,9 +405,9 @@ class _Talk:
 
     def _end_the_others(self, rank: int) -> None:
         self._failed = True
-        for other, box in enumerate(self.boxes):
+        for other, sandbox in enumerate(self.sandboxes):
             if other != rank:
-                self.outcomes[other] = box.end(ECHO)
+                self.outcomes[other] = sandbox.end(ECHO)
 
 
 def _how_it_ended(code: object) -> str:

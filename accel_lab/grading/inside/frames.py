@@ -85,7 +85,8 @@ def _encode(thing: object, body: list[memoryview], depth: int) -> object:
     name = {int: "an integer of more than 64 bits", torch.Tensor: "a tensor of this kind"}.get(
         kind, f"a {kind.__name__}"
     )
-    raise NotPlain(f"{name} is not plain data")
+    instead = "a tensor" if kind is numpy.ndarray else "tensors, numbers, text, lists or dicts"
+    raise NotPlain(f"{name} is not plain data: return {instead}")
 
 
 def lengths(start: bytes) -> tuple[int, int]:

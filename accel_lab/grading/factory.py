@@ -1,4 +1,6 @@
-"""The outside's handle on the fork server (``inside.server``): start it, have boxes opened, end it."""
+"""The outside's handle on the zygote (``inside.zygote``): start it, have sandboxes opened, end
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +16,34 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel_lab.grading import walls
-from accel_lab.grading.walls import Limits, Wall
+from accel_lab.grading.failure import GraderFault
+from accel_lab.grading.isolation import STARTING, Isolation, Limits, best, command
 
 if TYPE_CHECKING:
-    from accel_lab.grading.boxes import Box
+    from accel_lab.grading.sandbox import Sandbox
 
-STARTING = 60.0  # seconds: for importing torch on a busy machine
 FIRST_USER, USERS = 60_001, 4_000
 
 
-class GraderFault(RuntimeError):
-    """The grader itself could not do its work: nothing is said of the learner's."""
+class SandboxFactory:
+    """The zygote in isolation, which gets ready while others get on with theirs: nothing here
+    imports torch.
 
-
-class Server:
-    """The fork server behind its wall, which gets ready while others get on with theirs: nothing
-    here imports torch.
-
-    Start it once; then a box takes hundredths of a second. ``close`` leaves nothing behind.
+    Start it once; then a sandbox takes hundredths of a second. ``close`` leaves nothing behind.
     """
 
-    def __init__(self, limits: Limits | None = None, wall: Wall | None = None):
-        self.limits, self.wall = limits or Limits(), wall or walls.best()
+    def __init__(self, limits: Limits | None = None, isolation: Isolation | None = None):
+        self.limits, self.isolation = limits or Limits(), isolation or best()
         self._lock, self._users, self._closed = threading.Lock(), count(), False
         self._start()
 
     def _start(self) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="grading-"))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command, environment = walls.command(self.wall, theirs.fileno(), self.limits, self._scratch)
+        line, environment = command(self.isolation, theirs.fileno(), self.limits, self._scratch)
         with (self._scratch / "errors").open("wb") as errors:
             self._process = subprocess.Popen(
-                command,
+                line,
                 env=environment,
                 cwd=self._scratch,
                 stdin=subprocess.DEVNULL,
@@ -65,33 +62,30 @@ class Server:
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             self._is_ready = self._control.recv(16) == b"ready"
         if not self._is_ready:
-            why = (self._scratch / "errors").read_text(errors="replace").strip().rpartition("\n")[2]
+            said = (self._scratch / "errors").read_text(errors="replace").strip()
+            why = said.rpartition("\n")[2] or "it took too long"
             self._stop()
-            raise GraderFault(
-                f"no box could be prepared behind {self.wall.name}: {why or 'it took too long'}"
-            )
+            raise GraderFault(f"no sandbox could be prepared with {self.isolation.name}: {why}")
 
-    def open_box(self) -> Box:
-        """Raises GraderFault. Behind a wall that does not keep boxes apart there must be only one
-        at a time.
+    def open_sandbox(self) -> Sandbox:
+        """Raises GraderFault. Where the isolation does not keep sandboxes apart there must be only
+        one at a time.
         """
         with self._lock:
             for _ in range(2):
                 self._await_ready()
                 try:
-                    return self._open_box()
-                except (
-                    OSError
-                ) as error:  # the server was ended, by a machine out of memory for instance
+                    return self._open_sandbox()
+                except OSError as error:  # the zygote ended: a machine out of memory, for instance
                     if self._closed:
                         raise GraderFault("grading was ended") from None
                     why = error
                     self._stop()
                     self._start()
-            raise GraderFault(f"no box could be opened behind {self.wall.name}: {why}")
+            raise GraderFault(f"no sandbox could be opened with {self.isolation.name}: {why}")
 
-    def _open_box(self) -> Box:
-        from accel_lab.grading.boxes import Box
+    def _open_sandbox(self) -> Sandbox:
+        from accel_lab.grading.sandbox import Sandbox  # and torch: not needed to start
 
         (line, their_line), (channel, their_channel) = socket.socketpair(), socket.socketpair()
         output, writing = os.pipe()
@@ -104,7 +98,7 @@ class Server:
             )
             said, handles, *_ = socket.recv_fds(self._control, 100, 1)
             if not handles:
-                raise OSError(said.decode() or "the server is gone")
+                raise OSError(said.decode() or "the zygote is gone")
         except BaseException:
             line.close(), channel.close()
             os.close(output)
@@ -112,14 +106,14 @@ class Server:
         finally:
             their_line.close(), their_channel.close()
             os.close(writing)
-        return Box(line, channel, output, handles[0], self)
+        return Sandbox(line, channel, output, handles[0], self.limits, self.isolation)
 
     def close(self) -> None:
         self._closed = True
         self._stop()
 
     def _stop(self) -> None:
-        self._control.close()  # the server ends when it sees this, and the wall with it
+        self._control.close()  # the zygote ends when it sees this, and the isolation with it
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         with contextlib.suppress(ProcessLookupError):
@@ -127,7 +121,7 @@ class Server:
         self._process.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> SandboxFactory:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,8 +1,8 @@
-"""What holds learners' code: the best wall that this machine has, by name.
+"""What holds learners' code: the best isolation that this machine has, by name.
 
-- ``bubblewrap``: no file but Python's own (read-only), no network, no other process; the boxes
-  inside are walled off from one another as well (see ``inside.keeper``). Only this makes a mark.
-- ``landlock``: the kernel refuses files and TCP, but a box sees other processes and what it has
+- ``bubblewrap``: no file but Python's own (read-only), no network, no other process; the sandboxes
+  inside are isolated from one another as well (see ``inside.supervisor``). Only this makes a mark.
+- ``landlock``: the kernel refuses files and TCP, but a sandbox sees other processes and what it has
   started can outlive it.
 - ``none``: limits of time and memory alone.
 """
@@ -21,12 +21,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 INSIDE = Path(__file__).parent / "inside"
 MB = 1 << 20
+STARTING = 60.0  # seconds: for importing torch on a busy machine
 
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: for all cases of one exercise · memory, output: bytes of all processes of a box ·
-    processes: of a box.
+    """seconds: for all cases of one exercise · memory, output: bytes of all processes of a sandbox
+    · processes: of a sandbox.
     """
 
     seconds: float = 20.0
@@ -37,8 +38,8 @@ class Limits:
 
     def inside(self) -> dict[str, int]:
         """What the system holds each process to. It counts processes by user, and without root all
-        boxes are one user's: there is room for those of others until one that starts too many is
-        seen.
+        sandboxes are one user's: there is room for those of others until one that starts too many
+        is seen.
         """
         cores = len(os.sched_getaffinity(0))
         return {
@@ -54,7 +55,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Wall:
+class Isolation:
     """name · why: there is no better one, '' for the best."""
 
     name: str
@@ -66,15 +67,14 @@ class Wall:
 
 
 @functools.cache
-def best() -> Wall:
+def best() -> Isolation:
     why = _no_bubblewrap()
     if not why:
-        return Wall("bubblewrap")
-    from accel_lab.grading.inside import (
-        keeper,
-    )  # with torch, which takes a while and is rarely needed here
+        return Isolation("bubblewrap")
+    # with torch, which takes a while and is rarely needed here
+    from accel_lab.grading.inside import supervisor
 
-    return Wall("landlock" if keeper.landlock_version() else "none", why)
+    return Isolation("landlock" if supervisor.landlock_version() else "none", why)
 
 
 def _no_bubblewrap() -> str:
@@ -85,35 +85,42 @@ def _no_bubblewrap() -> str:
 
 
 def command(
-    wall: Wall, control: int, limits: Limits, scratch: Path
+    isolation: Isolation, control: int, limits: Limits, scratch: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """How to start the fork server behind a wall: the command, and its whole environment. scratch:
-    the only writable folder where there is no folder of its own.
+    """How to start the zygote in isolation: the command, and its whole environment. scratch: the
+    only writable folder where there is no folder of its own.
     """
     inside = limits.inside()
-    if wall.name == "landlock":
+    if isolation.name == "landlock":
         inside |= {
             "readable": [*_readable(), "/proc", "/sys", "/dev/null", "/dev/urandom", str(INSIDE)],
             "writable": [str(scratch), "/dev/null"],
         }
-    walled = wall.name == "bubblewrap"
+    own_namespaces = isolation.name == "bubblewrap"
     environment = {
         "PATH": "/usr/bin:/bin",
-        "HOME": "/tmp" if walled else str(scratch),
-        "TMPDIR": "/tmp" if walled else str(scratch),
+        "HOME": "/tmp" if own_namespaces else str(scratch),
+        "TMPDIR": "/tmp" if own_namespaces else str(scratch),
         "LANG": "C.UTF-8",
-        "PYTHONPATH": "/box" if walled else str(INSIDE.parent),
+        "PYTHONPATH": "/sandbox" if own_namespaces else str(INSIDE.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
         **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
     }
-    python = [sys.executable, "-m", "inside.server", str(control), wall.name, json.dumps(inside)]
-    return [*(_bubblewrap() if walled else ()), *python], environment
+    python = [
+        sys.executable,
+        "-m",
+        "inside.zygote",
+        str(control),
+        isolation.name,
+        json.dumps(inside),
+    ]
+    return [*(_bubblewrap() if own_namespaces else ()), *python], environment
 
 
 def _bubblewrap() -> list[str]:
-    """As root, who needs no user namespace, the server keeps what it takes to make boxes; each box
-    gives that up first of all.
+    """As root, who needs no user namespace, the zygote keeps what it takes to make sandboxes; each
+    of them gives that up first of all.
     """
     if os.geteuid() == 0:
         kept = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP")
@@ -135,7 +142,7 @@ def _bubblewrap() -> list[str]:
         "--die-with-parent",
         "--new-session",
         "--hostname",
-        "box",
+        "sandbox",
         "--cap-drop",
         "ALL",
     ]
@@ -151,10 +158,10 @@ def _bubblewrap() -> list[str]:
         line += ["--tmpfs", str(PACKAGE)]  # the references are no learner's to import
     line += [
         "--dir",
-        "/box",
+        "/sandbox",
         "--ro-bind",
         str(INSIDE),
-        "/box/inside",
+        "/sandbox/inside",
         "--remount-ro",
         "/",
         "--chdir",

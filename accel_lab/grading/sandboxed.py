@@ -1,5 +1,5 @@
-"""The side of an answer whose definitions come from a notebook: it is asked in boxes, one for each
-rank.
+"""The side of an answer whose definitions come from a notebook: it is asked in sandboxes, one for
+each rank.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 
-from accel_lab.exercises import Case, Exercise
-from accel_lab.grading.boxes import Box, converse, request
-from accel_lab.grading.comparison import Plain
+from accel_lab.exercises import Case, Exercise, Plain
 from accel_lab.grading.exchange import Exchange
+from accel_lab.grading.factory import SandboxFactory
 from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
-from accel_lab.grading.server import Server
+from accel_lab.grading.sandbox import Sandbox, converse, request
 
 
-class Boxed:
-    """In a box: definitions read from a notebook, or any source. ``close`` ends its boxes."""
+class Sandboxed:
+    """In sandboxes: definitions read from a notebook, or any source. ``close`` ends them."""
 
-    def __init__(self, server: Server, statements: list, function: str):
-        self._server, self._statements, self._function = server, statements, function
-        self._boxes: list[Box] = []
+    def __init__(self, factory: SandboxFactory, statements: list, function: str):
+        self._factory, self._statements, self._function = factory, statements, function
+        self._sandboxes: list[Sandbox] = []
         self._deadline: float | None = None
 
     def ask(self, exercise: Exercise, case: Case, most_bytes: int | None = None) -> Plain | Failure:
@@ -32,7 +31,7 @@ class Boxed:
             return out_of_memory() if most_bytes is not None and _ran_out_of_memory(got) else got
         parts = exercise.deal(case)
         exchange = Exchange(len(parts))
-        requests = [self._request(exercise, part, **{"on wires": True}) for part in parts]
+        requests = [self._request(exercise, part, linked=True) for part in parts]
         return of_ranks(self._converse(requests, exchange), exchange.messages)
 
     def _request(self, exercise: Exercise, case: Case, **more: object) -> dict:
@@ -48,26 +47,28 @@ class Boxed:
     def _converse(
         self, requests: list[dict], exchange: Exchange | None = None
     ) -> list[Plain | Failure]:
-        while len(self._boxes) < len(requests):
-            self._boxes.append(self._server.open_box())
-        self._deadline = (
-            self._deadline or monotonic() + self._server.limits.seconds
-        )  # the first box may have waited for the server
+        while len(self._sandboxes) < len(requests):
+            self._sandboxes.append(self._factory.open_sandbox())
+        if self._deadline is None:  # not before: the first sandbox may have waited for the zygote
+            self._deadline = monotonic() + self._factory.limits.seconds
         return converse(
-            self._boxes[: len(requests)], requests, max(0.0, self._deadline - monotonic()), exchange
+            self._sandboxes[: len(requests)],
+            requests,
+            max(0.0, self._deadline - monotonic()),
+            exchange,
         )
 
     def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
-        before = sum(box.computed() for box in self._boxes)
+        before = sum(sandbox.computed() for sandbox in self._sandboxes)
         [got] = self._converse([self._request(exercise, case, again=True)])
-        seconds = sum(box.computed() for box in self._boxes) - before
+        seconds = sum(sandbox.computed() for sandbox in self._sandboxes) - before
         if seconds <= 0 and not isinstance(got, Failure):
             got = Failure("ended", "the process did not wait to be asked again")
         return got, seconds
 
     @contextmanager
-    def beside(self, answer: Callable) -> Iterator[Boxed]:
-        side = Boxed(self._server, [[0, 1, _source(answer)]], answer.__name__)
+    def beside(self, answer: Callable) -> Iterator[Sandboxed]:
+        side = Sandboxed(self._factory, [[0, 1, _source(answer)]], answer.__name__)
         try:
             yield side
         finally:
@@ -76,14 +77,14 @@ class Boxed:
     @contextmanager
     def still(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for box in self._boxes:
-                stack.enter_context(box.still())
+            for sandbox in self._sandboxes:
+                stack.enter_context(sandbox.still())
             yield
 
     def close(self) -> None:
-        for box in self._boxes:
-            box.close()
-        self._boxes.clear()
+        for sandbox in self._sandboxes:
+            sandbox.close()
+        self._sandboxes.clear()
 
 
 def _source(function: Callable) -> str:

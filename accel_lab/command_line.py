@@ -175,7 +175,8 @@ def _grade(arguments: list[str]) -> None:
     if options.jobs is not None and options.jobs < 1:
         fail(f"--jobs {options.jobs}: at least 1")
 
-    from accel_lab.grading.server import GraderFault, Server
+    from accel_lab.grading.factory import SandboxFactory
+    from accel_lab.grading.failure import GraderFault
     from accel_lab.grading.submissions import NothingToGrade, find
 
     try:
@@ -186,7 +187,7 @@ def _grade(arguments: list[str]) -> None:
     _end_on_sigterm()
     with contextlib.ExitStack() as ends:
         # It imports torch while we do.
-        server = None if options.scheduler else ends.enter_context(Server())
+        server = None if options.scheduler else ends.enter_context(SandboxFactory())
         from accel_lab.grading.command import Stopped, grade
 
         done, isolated = 0, True

@@ -633,7 +633,7 @@ log_verdict("normalization", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 SCALED, MERGE, REPAIR, LEAN = exercises("normalization")
 SCALED

@@ -537,7 +537,7 @@ log_verdict("augmentation", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 SHIFT, LEAK, WORDS = exercises("augmentation")
 SHIFT

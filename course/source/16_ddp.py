@@ -797,7 +797,7 @@ log_verdict("ddp", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 RING, SHARD, PLAN = exercises("ddp")
 RING

@@ -854,7 +854,7 @@ log_verdict("pipeline", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 WIRES, CUT, AGAIN = exercises("pipeline")
 WIRES

@@ -577,7 +577,7 @@ log_verdict("distillation", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 LOSS, KEEP, BIAS = exercises("distillation")
 LOSS

@@ -49,46 +49,72 @@ from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.panel import Panel
 from accel_lab.workbench.panel.trainer import windows
 
-curves = [Curve("throughput", "samples/s"), Curve("loss", "loss", over="updates"),
-          Sweep("micro_batches", "activation_bytes", "bytes", predicted=accumulation.predicted_activation_bytes)]
 knobs = accumulation.Knobs(micro_batches=8, timeline=True)
+curves = [
+    Curve("throughput", "samples/s"),
+    Curve("loss", "loss", over="updates"),
+    Sweep(
+        "micro_batches",
+        "activation_bytes",
+        "bytes",
+        predicted=accumulation.predicted_activation_bytes,
+    ),
+]
 
 
 def trained(draw, seconds):
     """samples/s on the wall of a run in a thread, draw(record) after each window."""
     record, over, found = Record(knobs, "run"), threading.Event(), []
+
     def work():
         for _ in windows(accumulation.run, record, over):
             draw(record)
         found.append(record.samples / record.seconds[-1])
+
     thread = threading.Thread(target=work)
-    thread.start(); time.sleep(seconds); over.set(); thread.join()
+    thread.start()
+    time.sleep(seconds)
+    over.set()
+    thread.join()
     return found[0]
 
 
-panel, timeline = Panel(accumulation.run, knobs, curves), Panel(accumulation.run, knobs, [*curves, Timeline()])
+panel = Panel(accumulation.run, knobs, curves)
+timeline = Panel(accumulation.run, knobs, [*curves, Timeline()])
 picture, output = w.Image(format="png"), w.Output()
 
 
 def frame(record):
     figure = Figure((7, 2.6), dpi=80)
     for place, name in enumerate(("throughput", "loss"), 1):
-        axes = figure.add_subplot(1, 2, place); axes.plot(record.seconds, record.series[name]); axes.set_xlabel("seconds")
-    figure.savefig(buffer := io.BytesIO(), format="png"); picture.value = buffer.getvalue()
+        axes = figure.add_subplot(1, 2, place)
+        axes.plot(record.seconds, record.series[name])
+        axes.set_xlabel("seconds")
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    picture.value = buffer.getvalue()
 
 
 def livelossplot():
     from livelossplot import PlotLosses
+
     with output:
         plot = PlotLosses()
+
     def draw(record):
         with output:
-            plot.update({name: record.latest(name) for name in ("throughput", "loss")}); plot.send()
+            plot.update({name: record.latest(name) for name in ("throughput", "loss")})
+            plot.send()
+
     return draw
 
 
-WAYS = {"bare": lambda: lambda record: None, "panel": lambda: panel._moved, "panel with a timeline": lambda: timeline._moved,
-        "matplotlib frames": lambda: frame, "livelossplot": livelossplot}
+WAYS = {
+    "bare": lambda: lambda record: None,
+    "panel": lambda: panel._moved,
+    "panel with a timeline": lambda: timeline._moved,
+    "matplotlib frames": lambda: frame,
+    "livelossplot": livelossplot,
+}
 for shown in (panel, timeline, picture, output):
     display(shown)
 '''

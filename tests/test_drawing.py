@@ -136,6 +136,16 @@ def test_the_spans_kept_are_those_of_a_typical_update():
     assert made.spans[0].end == 0.2
 
 
+@pytest.mark.parametrize("length", [0, 1, 3, 9, 10, 40])
+def test_a_running_median_has_a_value_for_each_and_bears_an_outlier(length):
+    values = np.arange(float(length))
+    slow = [np.median(values[max(0, i - 4) : i + 5]) for i in range(length)]
+    assert axis.running_median(values).tolist() == slow
+    if length == 40:
+        values[20] = 1e9
+        assert axis.running_median(values).max() < 40
+
+
 # ---- knobs as axes ----
 
 

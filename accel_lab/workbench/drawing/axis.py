@@ -300,6 +300,11 @@ def apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
 def running_median(values: np.ndarray, width: int = 9) -> np.ndarray:
     """The median of each value and its neighbours, ``width`` in all, fewer at the ends."""
     half = width // 2
-    return np.array(
-        [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    )
+    if len(values) <= width:
+        edges = range(len(values))
+        inside = values[:0]
+    else:
+        edges = [*range(half), *range(len(values) - half, len(values))]
+        inside = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    ends = [np.median(values[max(0, i - half) : i + half + 1]) for i in edges]
+    return np.concatenate([ends[:half], inside, ends[half:]]) if len(inside) else np.array(ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -42,6 +43,7 @@ __all__ = [  # chapters and techniques draw in these
     "draw_bars",
     "draw_grid",
     "draw_guess",
+    "draw_history",
     "draw_lines",
     "draw_over_seeds",
     "draw_ratios",
@@ -191,22 +193,45 @@ def draw_lines(
     *,
     limit: tuple[float, str] | None = None,
     dashed: Mapping[str, Mapping[float, float]] | None = None,
+    points: bool = True,
 ) -> None:
-    """{name: {x: y}} as lines with points, each name beside the end of its line; ``dashed``:
-    formulas, named alike; ``limit``: a value, and what it is. Set scales first.
+    """{name: {x: y}} as lines, each name beside the end of its line. Set scales first.
+
+    limit: a value, and what it is · dashed: formulas, named alike · points: mark each value, where
+    there are few
     """
     ends = []
     styles = [(BLUE, "-"), *STYLES]
-    for place, (name, points) in enumerate(lines.items()):
+    mark = {"marker": "o", "markersize": 5} if points else {}
+    for place, (name, line) in enumerate(lines.items()):
         color, style = styles[place % len(styles)]
-        one.plot(list(points), list(points.values()), style, marker="o", markersize=5, color=color)
-        ends.append((*list(points.items())[-1], name, color))
-    for name, points in (dashed or {}).items():
-        one.plot(list(points), list(points.values()), **LIMIT)
-        ends.append((*list(points.items())[-1], name, "black"))
+        one.plot(list(line), list(line.values()), style, color=color, **mark)
+        ends.append((*list(line.items())[-1], name, color))
+    for name, line in (dashed or {}).items():
+        one.plot(list(line), list(line.values()), **LIMIT)
+        ends.append((*list(line.items())[-1], name, "black"))
     if limit:
         limit_line(one, *limit)
     label_ends(one, ends)
+
+
+def draw_history(
+    one: Axes, histories: Mapping[str, Sequence[tuple[float, int]]], unit: str = "MiB kept"
+) -> None:
+    """{name: (seconds, bytes) at each change} as stairs, as an ``ActivationMeter`` records them."""
+    styles = [(BLUE, "-"), *STYLES]
+    for (name, history), (color, style) in zip(histories.items(), cycle(styles), strict=False):
+        times, held = zip((0.0, 0), *history, strict=True)
+        one.step(
+            [1e3 * seconds for seconds in times],
+            [size / 2**20 for size in held],
+            style,
+            where="post",
+            color=color,
+            label=name,
+        )
+    one.set(xlabel="milliseconds", ylabel=unit, ylim=(0, None))
+    one.legend(frameon=False, fontsize=SMALL + 1)
 
 
 def draw_guess(one: Axes, guesses: Mapping[float, float], label: str = "your prediction") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import bqplot as bq
 import numpy as np
 
@@ -22,7 +24,8 @@ from accel_lab.workbench.panel.live.frame import (
     write,
 )
 
-MOST_HOVERED = 40  # points of a run that tell their values under the mouse
+MOST_HOVERED = 24  # points of a run that tell their values under the mouse
+SECONDS_A_HOVER = 2.0  # they are many marks: redrawn more rarely
 
 
 class LiveCurve:
@@ -38,10 +41,12 @@ class LiveCurve:
         self._hover = self._points(BLUE)
         self._limit = bq.Lines(x=[], y=[], scales=self._scales, **LIMIT)
         self._limit_name = write(self._scales)
+        self._due = 0.0
         self._behind: list[bq.Mark] = []
         self._kept: list[np.ndarray] = [np.array([]), np.array([])]  # what stays: across, up
 
     def keep(self, runs: Runs) -> None:
+        self._due = 0.0
         marks, kept = [], [[], []]
         for record, color, style, _ in runs.staying(MOST_CURVES):
             xs, ys = self._chart.points(record)
@@ -70,7 +75,9 @@ class LiveCurve:
         self._fit(xs[-1:], ys)
         front = running_median(ys) if self._chart.smoothed else ys
         _put(self._front, xs, front)
-        _put(self._hover, *_some(xs, front))
+        if perf_counter() >= self._due:
+            self._due = perf_counter() + SECONDS_A_HOVER
+            _put(self._hover, *_some(xs, front))
         raw = [self._raw] if self._chart.smoothed else []
         if raw:
             _put(self._raw, xs, ys)

@@ -26,6 +26,7 @@ from accel_lab.workbench.panel.live.frame import (
 class LiveSweep:
     def __init__(self, chart: Sweep, knobs: Knobs):
         self._chart = chart
+        self._choices = chart.across(knobs).choices
         across = knob_axis(chart.across(knobs))
         self._up = FittedAxis(up=True, log=chart.log)
         self._scales = {"x": across.scale, "y": self._up.scale}
@@ -87,9 +88,8 @@ class LiveSweep:
         self._frame.show([*self._behind, self._live])
 
     def _dots(self, color: str, size: int) -> bq.Scatter:
-        said = tooltip(x=self._chart.knob.replace("_", " "), y=self._chart.label)
-        if self._chart.predicted is None:
-            said = tooltip(y=self._chart.label)
+        knob = {} if self._choices else {"x": self._chart.knob.replace("_", " ")}
+        said = tooltip(**knob, y=self._chart.label)
         return bq.Scatter(
             x=[], y=[], scales=self._scales, colors=[color], default_size=size, tooltip=said
         )

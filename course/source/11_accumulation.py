@@ -23,11 +23,10 @@
 # >
 # > *It is slower than training without it.*
 #
-# Both cannot be right. In the next forty minutes you find out what it does on the machine in front
-# of you: to the memory, to the speed, and to the weights that come out.
+# Both cannot be right. You will find out what it does on the machine in front of you: to the
+# memory, to the speed, and to the weights that come out.
 
-# %%
-import inspect
+# %% jupyter={"source_hidden": true}
 from itertools import islice
 
 import torch
@@ -35,18 +34,7 @@ from torch.nn.functional import cross_entropy
 
 from accel_lab import accumulation
 from accel_lab.experiments import accumulation as experiment
-from accel_lab.workbench import models
-from accel_lab.workbench.data import datasets
-from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Badge
-from accel_lab.workbench.drawing.curve import Curve
-from accel_lab.workbench.drawing.sweep import Sweep
-from accel_lab.workbench.drawing.timeline import Timeline
-from accel_lab.workbench.measure.comparison import compare
-from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of
-from accel_lab.workbench.measure.proof import prove, trajectory
-from accel_lab.workbench.notebook.speed_log import log_verdict
-from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench import chapter as lab
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"batch_size": 128}`,
@@ -57,11 +45,9 @@ knobs = {}
 
 # %%
 base = experiment.Knobs(**{"timeline": True, **knobs})
-mnist = datasets.mnist5k()
-print(
-    f"{len(mnist.train_x):,} training pictures of {tuple(mnist.train_x.shape[1:])}, a batch of "
-    f"{base.batch_size} at a time"
-)
+mnist = lab.datasets.mnist5k()
+shape = tuple(mnist.train_x.shape[1:])
+print(f"{len(mnist.train_x):,} training pictures of {shape}, {base.batch_size} in a batch")
 
 # %% [markdown]
 # ## 2. Predict
@@ -71,7 +57,7 @@ print(
 # is no penalty for a wrong one, and you may skip them.
 
 # %%
-guess_memory = Prediction(
+guess_memory = lab.Prediction(
     "Activations kept at once with 8 micro-batches: how many times those of the full batch?",
     low=0.05,
     high=4,
@@ -81,7 +67,7 @@ guess_memory = Prediction(
 guess_memory
 
 # %%
-guess_time = Prediction(
+guess_time = lab.Prediction(
     "Time of one update with 8 micro-batches: how many times that of the full batch?",
     low=0.25,
     high=8,
@@ -102,12 +88,12 @@ guess_time
 # Part 6 uses them all.)
 
 # %%
-panel = Panel(
+panel = lab.Panel(
     experiment.run,
     base,
     [
-        Curve("throughput", "samples/s"),
-        Sweep(
+        lab.Curve("throughput", "samples/s"),
+        lab.Sweep(
             "micro_batches",
             "activation_bytes",
             "activations kept, MiB",
@@ -115,8 +101,8 @@ panel = Panel(
             predicted=experiment.predicted_activation_bytes,
             formula="predicted: ⌈n/m⌉ · bytes of a sample",
         ),
-        Curve("loss", "loss", over="updates"),
-        Timeline(),
+        lab.Curve("loss", "loss", over="updates"),
+        lab.Timeline(),
     ],
     controls=["batch_size", "micro_batches", "learning_rate"],
     baselines={"full batch": base.turned(micro_batches=1)},
@@ -140,13 +126,14 @@ panel
 # This is an update from the full batch, the loop that everybody knows:
 
 # %%
-print(inspect.getsource(accumulation.full_batch_update))
+lab.show_source(accumulation.full_batch_update)
 
 # %% [markdown]
 # The loss is a mean over the *n* samples of the batch, and a mean can be taken in parts. If
 # micro-batch *i* holds $n_i$ samples and its own mean loss is $L_i$, then
 #
-# $$L = \frac1n \sum_{j=1}^{n} \ell_j = \sum_{i=1}^{m} \frac{n_i}{n} L_i \qquad\Rightarrow\qquad \nabla L = \sum_{i=1}^{m} \frac{n_i}{n} \nabla L_i .$$
+# $$L = \frac1n \sum_{j=1}^{n} \ell_j = \sum_{i=1}^{m} \frac{n_i}{n} L_i
+# \qquad\Rightarrow\qquad \nabla L = \sum_{i=1}^{m} \frac{n_i}{n} \nabla L_i .$$
 #
 # Two habits of PyTorch turn this into code. `backward()` **adds** to `.grad`, it does not
 # overwrite. And once it has run, the activations it needed are let go. First, see that the sum of
@@ -154,7 +141,7 @@ print(inspect.getsource(accumulation.full_batch_update))
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
-model = models.cnn().double()
+model = lab.models.cnn().double()
 x, y = mnist.train_x[:100].double(), mnist.train_y[:100]
 
 cross_entropy(model(x), y).backward()
@@ -171,7 +158,7 @@ print("the parts add up to the whole:", gap < 1e-12)
 # Now the update, whole. Compare it with the plain one: a loop, and a weight.
 
 # %%
-print(inspect.getsource(accumulation.accumulated_update))
+lab.show_source(accumulation.accumulated_update, docstring=False)
 
 # %% [markdown]
 # And the memory? PyTorch tells, through `saved_tensors_hooks`, about each tensor that it keeps for
@@ -179,28 +166,23 @@ print(inspect.getsource(accumulation.accumulated_update))
 
 # %%
 x, y = mnist.train_x[: base.batch_size], mnist.train_y[: base.batch_size]
-model = models.cnn()
+model = lab.models.cnn()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-picture, (axes,) = figure.axes(8, 3)
-for m, color in ((1, figure.ORANGE), (8, figure.BLUE)):
+histories = {}
+for m in (1, 8):
     for _ in range(2):  # the first time warms up
-        with ActivationMeter(model, x, y) as meter:
+        with lab.ActivationMeter(model, x, y) as meter:
             accumulation.accumulated_update(model, optimizer, accumulation.split(x, y, m))
-    times, held = zip((0, 0), *meter.history)
-    axes.step(
-        [t * 1e3 for t in times],
-        [b / 2**20 for b in held],
-        where="post",
-        color=color,
-        label=f"micro-batches: {m}",
-    )
-axes.set(xlabel="milliseconds since the update began", ylabel="activations kept, MiB")
-axes.legend(frameon=False)
+    histories[f"micro-batches: {m}"] = meter.history
+picture, (axes,) = lab.figure.axes(8, 3)
+lab.figure.draw_history(axes, histories)
 picture
 
 # %% [markdown]
 # One mountain, or a row of foothills. The forward pass piles activations up, the backward pass
-# takes them away, and the peak is what your machine must be able to hold.
+# frees them, and the peak is what your machine must be able to hold.
+#
+# *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
 # ## 5. Prove
 #
@@ -218,19 +200,14 @@ def sgd(model):
 
 
 def full_batch(batches):
-    return trajectory(
-        start,
-        sgd,
-        lambda model, optimizer, x, y: accumulation.full_batch_update(model, optimizer, x, y),
-        batches,
-    )
+    return lab.trajectory(start, sgd, accumulation.full_batch_update, batches)
 
 
 def ours(batches, m):
     def update(model, optimizer, x, y):
         accumulation.accumulated_update(model, optimizer, accumulation.split(x, y, m))
 
-    return trajectory(start, sgd, update, batches)
+    return lab.trajectory(start, sgd, update, batches)
 
 
 # %%
@@ -245,7 +222,7 @@ def with_accelerate(batches, m):
                 optimizer.step()
                 optimizer.zero_grad()
 
-    return trajectory(start, lambda model: accelerator.prepare(sgd(model)), update, batches)
+    return lab.trajectory(start, lambda model: accelerator.prepare(sgd(model)), update, batches)
 
 
 # %% tags=["nbval-check-output"]
@@ -254,14 +231,16 @@ def batches(size):
 
 
 torch.manual_seed(0)
-start = models.cnn(channels=4).double()
-proof = prove(
-    {
-        "full batch": full_batch(batches(64)),
-        "ours": ours(batches(64), 8),
-        "Accelerate": with_accelerate(batches(64), 8),
-    }
-)
+start = lab.models.cnn(channels=4).double()
+
+
+def three_ways(size):
+    same = batches(size)
+    ways = full_batch(same), ours(same, 8), with_accelerate(same, 8)
+    return lab.prove(dict(zip(("full batch", "ours", "Accelerate"), ways)))
+
+
+proof = three_ways(64)
 assert proof.holds
 print(proof)
 
@@ -273,13 +252,7 @@ proof
 # hold 8 samples and four hold 7.
 
 # %% tags=["nbval-check-output"]
-ragged = prove(
-    {
-        "full batch": full_batch(batches(60)),
-        "ours": ours(batches(60), 8),
-        "Accelerate": with_accelerate(batches(60), 8),
-    }
-)
+ragged = three_ways(60)
 print(ragged)
 
 # %%
@@ -299,7 +272,7 @@ ragged
 
 # %%
 torch.manual_seed(0)
-model = models.cnn()
+model = lab.models.cnn()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
 
@@ -310,38 +283,37 @@ def updating(m):
 
 counts = [m for m in (2, 4, 8, 16, 32, 64) if m <= base.batch_size]
 ratios = {
-    m: compare(updating(m), updating(1), names=(f"m = {m}", "full batch"), patience=1.0)
+    m: lab.compare(updating(m), updating(1), names=(f"m = {m}", "full batch"), patience=1.0)
     for m in counts
 }
 for ratio in ratios.values():
     print(ratio)
 
 # %%
-activations = {m: memory_of(updating(m), model, x, y) for m in (1, *counts)}
-predicted = {
-    m: experiment.predicted_activation_bytes(base.turned(micro_batches=m)) for m in activations
+memory = {m: lab.memory_of(updating(m), model, x, y) for m in (1, *counts)}
+sizes = {
+    "activations": {m: found["activation_bytes"] / 2**20 for m, found in memory.items()},
+    "process": {m: found["process_peak_bytes"] / 2**20 for m, found in memory.items()},
 }
+by_formula = {
+    m: experiment.predicted_activation_bytes(base.turned(micro_batches=m)) for m in memory
+}
+by_formula = {m: bytes / 2**20 for m, bytes in by_formula.items()}
 
-picture, (left, right) = figure.axes(9, 3.2, columns=2)
-figure.draw_ratios(left, ratios, ylabel="time of an update, × full batch")
-left.plot(8, guess_time.value, "*", color=figure.ORANGE, markersize=13, label="predicted in part 2")
-for what, color, marker in (("activation", figure.BLUE, "o"), ("process_peak", figure.GREEN, "s")):
-    measured = [memory[f"{what}_bytes"] / 2**20 for memory in activations.values()]
-    right.plot(activations.keys(), measured, marker, color=color, label=what.replace("_", " "))
-right.plot(
-    predicted.keys(),
-    [b / 2**20 for b in predicted.values()],
-    **figure.LIMIT,
-    label="predicted activation",
-)
-right.set(yscale="log", ylabel="MiB")
+# %% jupyter={"source_hidden": true}
+picture, (left, right) = lab.figure.axes(9.5, 3.2, columns=2)
 for axes in (left, right):
-    figure.powers_of_two(axes, "micro-batches", activations)
-    axes.legend(frameon=False, fontsize=8)
+    lab.figure.powers_of_two(axes, "micro-batches", memory)
+lab.figure.draw_ratios(left, ratios, "time of an update, × full batch")
+lab.figure.draw_guess(left, {8: guess_time.value})
+left.legend(frameon=False, fontsize=8)
+right.set(yscale="log", ylabel="memory, MiB")
+lab.figure.draw_lines(right, sizes, dashed={"predicted": by_formula})
 picture
 
 # %%
-guess_memory.against(activations[8]["activation_bytes"] / activations[1]["activation_bytes"])
+share = sizes["activations"][8] / sizes["activations"][1]
+guess_memory.against(share)
 
 # %%
 guess_time.against(ratios[8].ratio)
@@ -357,8 +329,8 @@ guess_time.against(ratios[8].ratio)
 #
 # Speed is a side effect here, of whatever size suits your machine. Memory is the purpose.
 #
-# The green squares are the operating system's view: by how much the whole process grew. It is more
-# than the activations, because gradients on their way back need room, too; and it falls with them.
+# *Process* is the operating system's view: by how much the whole process grew. It is more than the
+# activations, because gradients need room on their way back, too; and it falls with them.
 
 # %% [markdown]
 # ## 7. Break it
@@ -372,12 +344,12 @@ guess_time.against(ratios[8].ratio)
 
 # %%
 broken = base.turned(twin=True, timeline=False, micro_batches=min(8, base.batch_size))
-break_it = Panel(
+break_it = lab.Panel(
     experiment.run,
     broken,
     [
-        Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
-        Curve("loss", "loss", over="updates"),
+        lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
+        lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["batch_size", "micro_batches", "mistake"],
     baselines={"no mistake": broken},
@@ -386,16 +358,16 @@ break_it = Panel(
         for mistake in ("no scaling", "off by one", "forgotten clear", "batch norm")
     ],
     seconds=1.0,
-    badge=Badge(
+    badge=lab.Badge(
         "update_error", 1e-4, "every update is the full batch's", "not the full batch's update"
     ),
 )
 break_it
 
 # %% [markdown]
-# - **no scaling** adds up means: the gradient is *m* times too long. It is as if the learning rate
-#   had been multiplied by *m*. (Adam divides by the gradient's own size and hides this mistake
-#   almost entirely. That is why it lives on.)
+# - **no scaling** adds up means: the gradient is *m* times too large, as if the learning rate had
+#   been multiplied by *m*. (Adam divides by the gradient's own size and hides this mistake almost
+#   entirely. That is why it lives on.)
 # - **unweighted** is *right*, as long as all micro-batches have one size. Now set the batch size to
 #   250.
 # - **off by one** is the popular `if step % accumulate_steps == 0`: it fires at step 0. Each update
@@ -409,8 +381,16 @@ break_it
 # Here is the code of each, as short as it is dangerous:
 
 # %%
-for name in ("no_scaling", "unweighted", "off_by_one", "forgotten_clear"):
-    print(inspect.getsource(getattr(experiment, name)))
+lab.show_source(experiment.no_scaling, docstring=False)
+
+# %%
+lab.show_source(experiment.unweighted, experiment._backward_of_each, docstring=False)
+
+# %%
+lab.show_source(experiment.off_by_one, docstring=False)
+
+# %%
+lab.show_source(experiment.forgotten_clear, docstring=False)
 
 # %% [markdown]
 # The one that cannot be seen in the loss is the one to fear. In 2024 just this mistake, in the form
@@ -433,29 +413,26 @@ for mistake in ("none", "no scaling", "unweighted"):
 # are equal numbers of samples, spent in three ways:
 
 # %%
-samples = 40 * base.batch_size
+small = max(8, base.batch_size // 8)
 ways = {
-    "full batch": (base.batch_size, 1),
-    "accumulated": (base.batch_size, 8),
-    "small batches, a step each": (max(8, base.batch_size // 8), 1),
+    "full batch": {"micro_batches": 1},
+    "accumulated": {"micro_batches": 8},
+    "small batches": {"batch_size": small, "micro_batches": 1},
 }
-spent = {}
-for way, (size, m) in ways.items():
-    settings = base.turned(batch_size=size, micro_batches=m, timeline=False)
-    spent[way] = steps = list(islice(experiment.run(settings), samples // size))
-    loss = sum(step.metrics["loss"] for step in steps[-5:]) / 5
+samples, spent = 40 * base.batch_size, {}
+for way, changes in ways.items():
+    settings = base.turned(timeline=False, **changes)
+    steps = list(islice(experiment.run(settings), samples // settings.batch_size))
+    spent[way] = {settings.batch_size * (step.index + 1): step.metrics["loss"] for step in steps}
+    seconds = sum(step.seconds for step in steps)
     print(
-        f"{way:<27} {len(steps):>4} updates, loss {loss:.2f}, "
-        f"{sum(step.seconds for step in steps):.1f} s"
+        f"{way:<14} {len(steps):>4} updates, loss {steps[-1].metrics['loss']:.2f}, {seconds:.1f} s"
     )
 
-# %%
-picture, (axes,) = figure.axes(8, 3)
-for (way, steps), (color, style) in zip(spent.items(), figure.STYLES):
-    seen = [step.samples * (step.index + 1) for step in steps]
-    axes.plot(seen, [step.metrics["loss"] for step in steps], style, color=color, label=way)
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(8, 3)
 axes.set(xlabel="samples seen", ylabel="loss", ylim=(0, None))
-axes.legend(frameon=False)
+lab.figure.draw_lines(axes, spent, points=False)
 picture
 
 # %% [markdown]
@@ -469,15 +446,13 @@ picture
 
 # %%
 best = min(ratios, key=lambda m: ratios[m].ratio)
-share = activations[8]["activation_bytes"] / activations[1]["activation_bytes"]
 slowest = ratios[counts[-1]]
 how = "faster" if ratios[best].differs and ratios[best].ratio < 1 else "not faster"
 verdict = (
     f"8 micro-batches keep {share:.3f} × the activations; best time {ratios[best].ratio:.2f} × the "
-    f"full batch's at m = {best} ({how}), "
-    f"{slowest.ratio:.2f} × at m = {counts[-1]}"
+    f"full batch's at m = {best} ({how}), {slowest.ratio:.2f} × at m = {counts[-1]}"
 )
-log_verdict("accumulation", verdict)
+lab.log_verdict("accumulation", verdict)
 
 # %% [markdown]
 # ## 9. Exercises
@@ -486,7 +461,7 @@ log_verdict("accumulation", verdict)
 # finds. An exercise left alone counts as not attempted, nothing worse.
 
 # %%
-from accel_lab.exercises import check, exercises
+from accel_lab.grading.practice import check, exercises
 
 TOKENS, LOOP, PLAN = exercises("accumulation")
 TOKENS
@@ -551,6 +526,6 @@ check(fewest_micro_batches)
 # and 3 · Y. Huang et al., *GPipe*, 2019, arXiv:1811.06965, for micro-batches · Hugging Face,
 # *Fixing Gradient Accumulation*, October 2024, for the token count.
 #
-# **Next.** The micro-batches stood in a row because there was one worker. What if the *layers* were
-# spread over several, and each worked on another micro-batch? That is pipeline parallelism, chapter
-# 18.
+# **Next.** The micro-batches stood in a row because there was one worker. What if two workers each
+# took half of every batch? That is data parallelism, [chapter 16](16_ddp.ipynb). The other chapters
+# are listed on the [first page](00_start_here.ipynb).

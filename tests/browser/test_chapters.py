@@ -34,7 +34,7 @@ FITS = """panel => {
 CHAPTERS = sorted(path.name for path in (Path(__file__).parents[2] / "course").glob("*.ipynb"))
 # One of a kind each: the front door, the chapter that others are modelled on, one with real ranks.
 WALKED = ["00_start_here.ipynb", "11_accumulation.ipynb", "16_ddp.ipynb"]
-FIRST_PANEL = "= Panel("
+FIRST_PANEL = "lab.Panel("
 # JupyterLab says so now and then, of a kernel that is ended just then
 OF_AN_END = "Could not restore the debugger state"
 
@@ -169,7 +169,7 @@ def test_a_chapter_is_walked_whole(chapter, page: Page, lab, complaints, artefac
 def test_a_panel_in_the_dark(page: Page, lab, complaints, artefacts):
     open_notebook(page, lab, "16_ddp.ipynb")
     with theme(page, "JupyterLab Dark"):
-        run_cell(page, "panel = Panel(", above=True)
+        run_cell(page, "panel = lab.Panel(", above=True)
         panel = page.locator(".accel-panel").first
         panel.scroll_into_view_if_needed()
         start(panel)
@@ -198,7 +198,7 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
     """
     chapter = "11_accumulation.ipynb"
     open_notebook(page, lab, chapter)
-    run_cell(page, "panel = Panel(", above=True)
+    run_cell(page, "panel = lab.Panel(", above=True)
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
     instead = page.locator(
@@ -217,7 +217,7 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
 
     # not all of it was run, so JupyterLab trusts it with no widget
     open_notebook(page, lab, chapter)
-    still = page.locator(".jp-CodeCell:has-text('panel = Panel(') img").first
+    still = page.locator(".jp-CodeCell:has-text('panel = lab.Panel(') img").first
     expect(still).to_be_visible(timeout=30_000)
     assert [one for one in complaints if not one.startswith(OF_AN_END)] == []
     trust(page)
@@ -258,7 +258,7 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     """A cell run again while its panel trains leaves one panel, at rest."""
     open_notebook(page, lab, "11_accumulation.ipynb")
     run_cell(page, "base = ", above=True)
-    run_cell(page, "break_it = Panel(")
+    run_cell(page, "break_it = lab.Panel(")
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
     badge = panel.locator(".accel-badge")
@@ -268,7 +268,7 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     expect(badge).to_contain_text("not the full batch's update", timeout=10_000)
     wait_until_it_moves(panel.locator(".bqplot").first)
     picture_of(page, artefacts, "11_accumulation.ipynb")("5-broken")
-    run_cell(page, "break_it = Panel(")
+    run_cell(page, "break_it = lab.Panel(")
     expect(status(panel)).to_contain_text("ready", timeout=30_000)
     assert page.locator(".accel-panel").count() == 1
     threads = ask_kernel(page, "import threading; print([t.name for t in threading.enumerate()])")
@@ -278,7 +278,7 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
 
 def test_a_slider_that_is_moved_draws_the_picture_anew(page: Page, lab, complaints, artefacts):
     open_notebook(page, lab, "04_augmentation.ipynb")
-    run_cell(page, "Sliders(", above=True)
+    run_cell(page, "lab.Sliders(", above=True)
     sliders = page.locator(".accel-sliders")
     drawn = page.locator(".jp-OutputArea:has(.accel-sliders) img:visible")
     before = drawn.get_attribute("src")

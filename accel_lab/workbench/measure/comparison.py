@@ -33,6 +33,8 @@ from time import perf_counter
 
 import torch
 
+from accel_lab.workbench.effort import effort
+
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
 # Of one reading: the clock itself takes a three-hundredth of it, and a short one escapes
@@ -164,7 +166,7 @@ def compare(
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
     for _ in range(warmup):
         ours(), peer()
-    start = perf_counter()
+    start, patience = perf_counter(), patience * effort()
     measured = _measure(ours, peer)
     taken = list(islice(measured, pairs))
     for most in (2 * pairs, 4 * pairs):

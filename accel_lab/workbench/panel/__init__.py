@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from accel_lab.workbench.drawing.chart import Badge, Chart
+from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.live_panel import LivePanel
@@ -39,6 +40,7 @@ def Panel(
     Both kinds of panel have ``knobs``, ``start``, ``stop``, ``wait`` and ``pin``, which do what the
     buttons do, and ``training``, ``live``, ``pinned``, ``ghosts`` and ``error``.
     """
+    seconds *= effort()
     if someone_watches():
         return LivePanel(run, knobs, charts, controls, baselines or {}, badge, seconds)
     return StillPanel(run, knobs, charts, baselines or {}, tour, seconds)

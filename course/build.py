@@ -23,7 +23,7 @@ import grimp
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 from accel_lab import catalog
 
@@ -113,6 +113,7 @@ def main() -> None:
     if not wanted:
         sys.exit(f"course/source has no chapter called {', '.join(options.names)}")
     os.environ["ACCEL_LAB_HEADLESS"] = "1"
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in the Makefile
     graph = grimp.build_graph("accel_lab")
     digests = {one.path: digest_of(one.path, graph) for one in chapters}
     anyway = options.all or names
@@ -126,7 +127,7 @@ def main() -> None:
         start = perf_counter()
         try:
             build(one.path, digests[one.path])
-        except (CellExecutionError, ValueError) as error:
+        except (CellExecutionError, CellTimeoutError, ValueError) as error:
             return f"{one.path.stem}: failed\n{error}"
         print(f"{one.path.stem}: built in {perf_counter() - start:.0f} s", flush=True)
         return ""

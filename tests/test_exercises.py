@@ -176,7 +176,7 @@ def on_views(answer):
 def test_rounding_costs_nothing(exercise, rounded):
     """More exact, in another order of summation, on tensors that lie in memory otherwise."""
     exercise = replace(exercise, target=None)
-    for seed in SEEDS:
+    for seed in SEEDS[:10]:
         verdict = judge(exercise, Here(rounded(exercise.reference)), seed)
         assert verdict.points == exercise.points, (seed, verdict)
 

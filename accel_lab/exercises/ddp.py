@@ -52,10 +52,11 @@ def ring_average_drive(answer, part, links):
 
 def ring_average_assess(returned, case: Case):
     n, world, size = len(case["gradients"][0]), len(case["shares"]), case["gradients"][0].itemsize
+    # a shape carries numbers, too, and so does the dtype of nothing
     sent = [
         sum(max(1, -(-tensor.nbytes // size)) + 4 * max(0, tensor.dim() - 1) for tensor in tensors)
         for tensors in returned["messages"]
-    ]  # a shape carries numbers, too, and so does the dtype of nothing
+    ]
     averages = {f"average on rank {rank}": one for rank, one in enumerate(returned["ranks"])}
     return {**averages, "within the budget": max(sent) <= 2 * (world - 1) * -(-n // world)}
 

@@ -78,7 +78,7 @@ def schedule_over_wires_assess(plans, case: Case):
     }
     return {
         "a list of actions that is not complete": "none",
-        "what waits for ever": ", ".join(stuck) or "nothing",
+        "what waits forever": ", ".join(stuck) or "nothing",
         "time beyond GPipe's": 0.0 if stuck else max(0.0, max(clock) - gpipe),
         **held,
     }

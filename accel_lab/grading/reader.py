@@ -22,24 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOST_BYTES, MOST_CELLS = 20 << 20, 2000  # of a notebook, and in it
-MOST_CODE, MOST_LINES = (
-    400_000,
-    20_000,
-)  # characters of code, and what is divided by line ends and semicolons
+# characters of code, and what is divided by line ends and semicolons
+MOST_CODE, MOST_LINES = 400_000, 20_000
 
 NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of it
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_PYTHON_CELLS = (
-    "%%time",
-    "%%capture",
-    "%%prun",
-)  # other cell magics give the text to something else
+# other cell magics give the text to something else
+_PYTHON_CELLS = ("%%time", "%%capture", "%%prun")
 _MAGIC = re.compile(
     r"^([ \t]*+)(?:[%!?].*|[\w ,.]++=[ \t]*+[%!].*|[\w.]++\?\??[ \t]*+)$", re.MULTILINE
 )
-_PARSING = (
-    threading.Lock()
-)  # CPython before 3.11.8 counts the depth of all trees being made together, and then fails
+# CPython before 3.11.8 counts the depth of all trees being made together, and then fails
+_PARSING = threading.Lock()
 
 
 class Unreadable(ValueError):
@@ -79,14 +73,11 @@ class Notebook:
                         f"cell {cell}, which defines {function}, is not valid Python: {why}"
                     )
             raise Unreadable(f"no cell defines the function {function}")
-        binding, imported = (
-            defaultdict(list),
-            frozenset().union(*(statement.imports for statement in self.statements)),
-        )
+        binding = defaultdict(list)
+        imported = frozenset().union(*(statement.imports for statement in self.statements))
         for i, statement in enumerate(self.statements):
-            changed = (
-                frozenset() if function in statement.uses else statement.changes - imported
-            )  # what uses it is no part of it
+            # what uses the answer is not a part of it
+            changed = set() if function in statement.uses else statement.changes - imported
             for name in statement.binds | changed:
                 binding[name].append(i)
         chosen, wanted = set(), [function, "*"]
@@ -168,7 +159,7 @@ def _statements(cell: int, text: str) -> list[Statement]:
 
 def _read(cell: int, text: str) -> list[Statement]:
     """The statements of a cell that give a name a value or change it. Raises SyntaxError and what
-    else Python says of code that is none.
+    else Python says of code that is not valid.
     """
     tree = _parsed(text)
     lines = text.split("\n")
@@ -242,9 +233,8 @@ def _used(names: symtable.SymbolTable) -> frozenset[str]:
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        inner = (
-            table.get_type() == "function"
-        )  # a class may use a name of the notebook and then bind it, as in ``two = two``
+        # a class may use a name of the notebook and then bind it, as in ``two = two``
+        inner = table.get_type() == "function"
         used |= {
             one.get_name()
             for one in table.get_symbols()

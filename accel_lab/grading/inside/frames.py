@@ -123,7 +123,7 @@ def _decode(code: object, body: memoryview, depth: int) -> tuple[object, memoryv
         if (type(code) is float and not math.isfinite(code)) or (
             type(code) is int and abs(code) >= 1 << 63
         ):
-            raise BadFrame("a number that is none")
+            raise BadFrame("a number that cannot be")
         return code, body
     [(kind, content)] = code.items()
     if kind == "float":
@@ -140,7 +140,7 @@ def _decode(code: object, body: memoryview, depth: int) -> tuple[object, memoryv
 
 def _tensor(name: str, shape: list[int], body: memoryview) -> tuple[torch.Tensor, memoryview]:
     if len(shape) > 16 or not all(type(size) is int and 0 <= size < 1 << 31 for size in shape):
-        raise BadFrame("a shape that is none")
+        raise BadFrame("a shape that cannot be")
     dtype = DTYPES[name]
     size = math.prod(shape) * dtype.itemsize
     if size > len(body):

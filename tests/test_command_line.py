@@ -110,7 +110,7 @@ def test_doctor_says_what_is_here_and_how_to_get_what_is_not(capsys, monkeypatch
     code, out, _ = call("doctor", capsys=capsys)
     assert code == 0
     assert "torch " in out
-    assert "bwrap       missing; needed for" in out
+    assert "bwrap          missing; needed for" in out
     assert "apt-get install chromium" in out
 
 

@@ -122,7 +122,7 @@ def one_word(root: Path) -> list[str]:
 
 
 def notebooks(root: Path) -> list[str]:
-    """Each chapter's notebook is there, was run from top to bottom, and says what its source says."""
+    """Each chapter's notebook is there, was run whole, and says what its source says."""
     expected = {path.stem: path for path in sources(root)}
     built = {path.stem: path for path in sorted((root / "course").glob("*.ipynb"))}
     complaints = [

@@ -22,10 +22,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {
-    "torch": "pytorch-cpu",
-    "matplotlib": "matplotlib-base",
-}  # where conda-forge calls it otherwise
+# where conda-forge calls it otherwise
+CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}
 ONLY_CONDA = {"python", "pip"}
 LARGEST = 2 * 1024 * 1024  # bytes
 # Written so that these patterns do not match themselves.
@@ -117,9 +115,8 @@ def pins(text: str) -> dict[str, str]:
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     found = {}
     for line in filter(None, lines):
-        match = re.fullmatch(
-            r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line
-        )  # no option, address or local version
+        # no option, address or local version
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
         assert match, f"constraints.txt: not a plain NAME==VERSION line: {line}"
         found[canonicalize_name(match[1])] = match[2]
     return found

@@ -135,22 +135,8 @@ def test_a_rank_that_was_killed_and_started_again_resumes_from_its_checkpoint(tm
     ]
     steps = steps_from([agent(command_line("ddp", 9, knobs), *options)])
     indices = [step["index"] for step in steps]
-    assert indices == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-        10,
-        11,
-        12,
-    ]  # rank 1 died after the fifth; the file knew of 4
+    # rank 1 died after the fifth; the file knew of 4
+    assert indices == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     assert all(step["metrics"]["update_error"] < 1e-5 for step in steps)
     assert steps[5]["metrics"]["loss"] == pytest.approx(steps[4]["metrics"]["loss"], rel=1e-5)
 

@@ -1,12 +1,19 @@
 """The one face of the workbench for chapters: all that a cell uses, from one import.
 
 from accel_lab.workbench.chapter import Curve, Panel, Prediction, compare, prove, show_source
+
+A rank imports this too where its worker, from a cell, uses it. So what only a notebook needs,
+panels and pictures, is loaded when it is asked for: it would cost each rank 90 MB.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.device import pick_device, threads
-from accel_lab.workbench.drawing import figure
 from accel_lab.workbench.drawing.budget import Budget
 from accel_lab.workbench.drawing.chart import Badge
 from accel_lab.workbench.drawing.curve import Curve
@@ -27,8 +34,24 @@ from accel_lab.workbench.measure.traffic import bytes_written
 from accel_lab.workbench.notebook.source import show_source
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict
 from accel_lab.workbench.notebook.syllabus import Syllabus
-from accel_lab.workbench.panel import Panel, Prediction, Sliders
 from accel_lab.workbench.ranks.launch import RankFailed, collect, launch
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
+
+if TYPE_CHECKING:
+    from accel_lab.workbench.drawing import figure
+    from accel_lab.workbench.panel import Panel, Prediction, Sliders
+
+_LATER = {"figure": "drawing.figure", "Panel": "panel", "Prediction": "panel", "Sliders": "panel"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"accel_lab.workbench.{_LATER[name]}")
+    return home if name == "figure" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER]

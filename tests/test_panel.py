@@ -198,6 +198,19 @@ def test_a_second_panel_takes_over(panel, world):
     other.wait()
 
 
+def test_a_run_that_has_ended_stays_in_sight_and_tells_its_values(panel):
+    panel.start()
+    until(lambda: len(panel.live.seconds if panel.live else []) >= 3)
+    curve, sweep = panel._live_charts[:2]
+    assert len(curve._hover.x) == 0
+    panel.stop()
+    panel.wait()
+    panel.pin()
+    assert len(curve._hover.x) == len(panel.live.seconds)
+    assert curve._front in curve._frame.graph.marks
+    assert sweep._live in sweep._frame.graph.marks
+
+
 def test_pin_keeps_runs_apart_from_ghosts(panel):
     panel.start()
     until(lambda: len(panel.live.seconds if panel.live else []) >= 3)

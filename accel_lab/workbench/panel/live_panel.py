@@ -111,6 +111,7 @@ class LivePanel(Bench):
         else:
             self._say("stopped")
         self._show_buttons(training=False)
+        self._redraw_what_stays()
         if self._shown:
             self._shown.update(self._bundle(), metadata=ON_PAPER, raw=True)
 
@@ -168,6 +169,8 @@ class LivePanel(Bench):
         runs = self.runs
         for chart in self._live_charts:
             chart.keep(runs)
+            if self.live and self.live.seconds:
+                chart.move(self.live)
         named = [one for one in reversed(runs.styled(MOST_CURVES)) if one.record not in self.ghosts]
         entries = [_legend_entry(one.record.label, one.color, one.style) for one in named]
         if runs.former:

@@ -23,7 +23,7 @@ class LiveChart(Protocol):
     view: w.Widget
 
     def keep(self, runs: Runs) -> None:
-        """Draw what stays: kept and former runs. The run at hand may be a new one."""
+        """Draw what stays: kept and former runs. ``move`` follows, if the run at hand has begun."""
 
     def move(self, record: Record) -> None:
         """Draw the run at hand, a window longer than before."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import bqplot as bq
 import numpy as np
 
@@ -24,8 +22,7 @@ from accel_lab.workbench.panel.live.frame import (
     write,
 )
 
-MOST_HOVERED = 24  # points of a run that tell their values under the mouse
-SECONDS_A_HOVER = 2.0  # they are many marks: redrawn more rarely
+MOST_HOVERED = 40  # points of a run that tell their values under the mouse
 
 
 class LiveCurve:
@@ -41,12 +38,14 @@ class LiveCurve:
         self._hover = self._points(BLUE)
         self._limit = bq.Lines(x=[], y=[], scales=self._scales, **LIMIT)
         self._limit_name = write(self._scales)
-        self._due = 0.0
         self._behind: list[bq.Mark] = []
         self._kept: list[np.ndarray] = [np.array([]), np.array([])]  # what stays: across, up
 
     def keep(self, runs: Runs) -> None:
-        self._due = 0.0
+        # Points under the mouse cost the browser as much as all the rest: those of the run at hand
+        # are drawn when it rests.
+        live = self._chart.points(runs.live) if runs.live else (np.array([]), np.array([]))
+        _put(self._hover, *_some(live[0], self._front_of(live[1])))
         marks, kept = [], [[], []]
         for record, color, style, _ in runs.staying(MOST_CURVES):
             xs, ys = self._chart.points(record)
@@ -54,8 +53,7 @@ class LiveCurve:
                 continue
             kept[0].append(xs[-1:])
             kept[1].append(np.array([ys.min(), ys.max()]))
-            if self._chart.smoothed:
-                ys = running_median(ys)
+            ys = self._front_of(ys)
             line, points = self._line(color, style, 1.6), self._points(color)
             _put(line, xs, ys)
             _put(points, *_some(xs, ys))
@@ -73,15 +71,14 @@ class LiveCurve:
         if not len(ys):
             return
         self._fit(xs[-1:], ys)
-        front = running_median(ys) if self._chart.smoothed else ys
-        _put(self._front, xs, front)
-        if perf_counter() >= self._due:
-            self._due = perf_counter() + SECONDS_A_HOVER
-            _put(self._hover, *_some(xs, front))
+        _put(self._front, xs, self._front_of(ys))
         raw = [self._raw] if self._chart.smoothed else []
         if raw:
             _put(self._raw, xs, ys)
         self._frame.show([*self._behind, *raw, self._front, self._hover])
+
+    def _front_of(self, ys: np.ndarray) -> np.ndarray:
+        return running_median(ys) if self._chart.smoothed else ys
 
     def _fit(self, xs: np.ndarray, ys: np.ndarray) -> None:
         self._across.fit([*self._kept[0], *xs])
@@ -120,5 +117,7 @@ def _put(mark: bq.Mark, xs: np.ndarray, ys: np.ndarray) -> None:
 
 
 def _some(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    places = np.unique(np.linspace(0, len(xs) - 1, MOST_HOVERED).astype(int))
+    if len(xs) <= MOST_HOVERED:
+        return xs, ys
+    places = np.linspace(0, len(xs) - 1, MOST_HOVERED).astype(int)
     return xs[places], ys[places]

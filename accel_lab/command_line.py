@@ -8,14 +8,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from accel_lab import catalog
+
+if TYPE_CHECKING:
+    from accel_lab.workbench.knobs import Knobs
+    from accel_lab.workbench.step import Step
 
 COURSE = Path(__file__).parents[1] / "course"
 
@@ -60,7 +64,7 @@ def run(name: str, arguments: list[str]) -> None:
         raise SystemExit(1) from None
 
 
-def _run_parser(name: str, knobs: type) -> Parser:
+def _run_parser(name: str, knobs: type[Knobs]) -> Parser:
     parser = Parser(prog=f"python -m accel_lab run {name}", allow_abbrev=False)
     parser.add_argument(
         "--jsonl", action="store_true", help="print each Step as one line of JSON, and nothing else"
@@ -72,15 +76,16 @@ def _run_parser(name: str, knobs: type) -> Parser:
     group = parser.add_argument_group("knobs")
     for dial in knobs.dials():
         values = "|".join(map(str, dial.choices)) or dial.type.__name__
-        switch = {"nargs": "?", "const": "true"} if dial.type is bool else {"metavar": values}
+        is_switch: dict[str, Any] = {"nargs": "?", "const": "true"}
+        kind = is_switch if dial.type is bool else {"metavar": values}
         described = dial.description.replace("%", "%%")
         group.add_argument(
-            f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **switch
+            f"--{dial.name.replace('_', '-')}", help=f"{described} ({dial.default})", **kind
         )
     return parser
 
 
-def _run(steps: Iterator, options: argparse.Namespace) -> None:
+def _run(steps: Generator[Step, None, None], options: argparse.Namespace) -> None:
     """Consume a run until its end, the limits or Ctrl-C; then the summary."""
     _end_on_sigterm()
     seen = []

@@ -27,7 +27,7 @@ Sources: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", sec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count, zip_longest
@@ -191,7 +191,7 @@ class Buckets:
         self.buckets += buckets
 
     @contextmanager
-    def no_sync(self) -> Iterator[None]:
+    def no_sync(self) -> Generator[None]:
         """Only accumulate in the backward passes in here; the next one outside averages the sum."""
         self._syncs = False
         try:

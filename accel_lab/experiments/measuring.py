@@ -157,7 +157,7 @@ def spans_of(program: Program) -> list[Span]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence the process's standard error, on which some builds of the profiler announce a run."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

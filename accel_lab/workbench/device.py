@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ def synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """Let torch use so many cores inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -10,7 +10,7 @@ options, papermill parameters and validation with a one-line message::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -159,7 +159,7 @@ def _one_line(knobs: type[Knobs], error: ValidationError) -> KnobError:
     )
 
 
-def _reason(error: dict) -> str:
+def _reason(error: Mapping[str, Any]) -> str:
     """pydantic's reason in our words: its subject ("Input …") is the knob, which the line already
     names.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -35,7 +35,7 @@ class SpanRecorder:
         return perf_counter() - self._zero
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Generator[None]:
         start = self.now()
         try:
             yield
@@ -50,7 +50,7 @@ class SpanRecorder:
         self._open = (name, now) if name else None
 
     @contextmanager
-    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[SpanRecorder]:
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Generator[SpanRecorder]:
         """Forward, backward and update of a model, seen through its hooks.
 
         What lies between the end of a forward pass and the next forward pass or optimizer step is

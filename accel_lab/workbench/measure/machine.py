@@ -80,7 +80,7 @@ def packages() -> list[Fact]:
         lines = requires("accel-lab") or []
     except PackageNotFoundError:
         return [Fact("accel-lab", "is not installed; pip install --editable . in its folder")]
-    names = [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+    names = [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
     return [Fact(name, _version(name)) for name in names]
 
 

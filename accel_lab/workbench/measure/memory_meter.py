@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -54,7 +54,7 @@ class ActivationMeter:
         self._stack.close()
 
     @contextmanager
-    def _nested_hooks_heard(self) -> Iterator[None]:
+    def _nested_hooks_heard(self) -> Generator[None]:
         """Pairs of hooks that are entered meanwhile let the meter see what they are given."""
         enter = saved_tensors_hooks.__enter__
 
@@ -68,7 +68,7 @@ class ActivationMeter:
             hooks.pack_hook = pack_and_tell
             enter(hooks)
 
-        saved_tensors_hooks.__enter__ = heard
+        saved_tensors_hooks.__enter__ = heard  # ty: ignore[invalid-assignment]
         try:
             yield
         finally:
@@ -156,7 +156,7 @@ class PeakBytes:
 
 
 @contextmanager
-def process_peak(device: torch.device | None = None) -> Iterator[PeakBytes]:
+def process_peak(device: torch.device | None = None) -> Generator[PeakBytes]:
     """The most memory the body took beyond what the process held at its start, as the system counts
     it.
 

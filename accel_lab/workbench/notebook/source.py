@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 MOST_LINES = 25  # what is read at a glance
 MOST_COLUMNS = 100
@@ -24,7 +25,7 @@ class Source:
         return f"```python\n{self.text}\n```"
 
 
-def show_source(*things: object, first: str = "", last: str = "", docstring: bool = True) -> Source:
+def show_source(*things: Any, first: str = "", last: str = "", docstring: bool = True) -> Source:
     """The source of functions, methods or classes, one below the other, at most 25 lines in all.
 
     first, last: show the piece from the line that holds ``first`` to the one that holds ``last`` ·
@@ -47,13 +48,13 @@ def show_source(*things: object, first: str = "", last: str = "", docstring: boo
     return Source("\n".join(lines))
 
 
-def _source(thing: object, docstring: bool) -> str:
+def _source(thing: Any, docstring: bool) -> str:
     text = textwrap.dedent(inspect.getsource(thing)).rstrip()
     return text if docstring else _without_docstring(text)
 
 
 def _without_docstring(text: str) -> str:
-    definition = ast.parse(text).body[0]
+    definition: Any = ast.parse(text).body[0]
     first = definition.body[0]
     if ast.get_docstring(definition, clean=False) is None:
         return text

@@ -20,5 +20,5 @@ import torch.optim  # noqa: F401
 
 @atexit.register
 def remove_socket() -> None:
-    if address := _forkserver._forkserver_address:
+    if address := _forkserver._forkserver_address:  # ty: ignore[missing-attribute]
         shutil.rmtree(Path(address).parent, ignore_errors=True)

@@ -34,7 +34,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -80,7 +80,7 @@ def launch(
     timeout: float = 30.0,
     threads: int = 1,
     backend: str | None = "auto",
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield,
     or return.
 
@@ -98,9 +98,9 @@ def launch(
         return
     ranks = _Ranks(world_size, timeout)
     try:
-        backend = rank_side.resolve_backend(backend, world_size)
+        resolved = rank_side.resolve_backend(backend, world_size) if backend else None
         task = rank_side.Task(
-            worker, args, world_size, str(ranks.directory), timeout, threads, backend
+            worker, args, world_size, str(ranks.directory), timeout, threads, resolved
         )
         ranks.start(task)
         yield from ranks.stream()
@@ -197,7 +197,8 @@ class _Ranks:
         """
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if process.pid is not None:
+                    os.killpg(process.pid, signal.SIGKILL)
             process.kill()
         for connection in self.lifelines + self.answers:
             connection.close()
@@ -365,7 +366,7 @@ def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
         return process.exitcode
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> Any:
     if sys.platform == "win32":
         warnings.warn(
             "Windows has no fork server: each rank imports torch anew, which takes seconds",
@@ -378,7 +379,7 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 @contextlib.contextmanager
-def _main_left_alone() -> Iterator[None]:
+def _main_left_alone() -> Generator[None]:
     """A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it
     would run a script again.
     """

@@ -215,7 +215,7 @@ class Caller:
 
 
 def _main_thread_stack() -> traceback.StackSummary:
-    frame = sys._current_frames()[threading.main_thread().ident]
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
     stack = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
     stack.reverse()
     theirs = [i for i, entry in enumerate(stack) if entry.filename == __file__]
@@ -245,7 +245,12 @@ def _join_local(task: Task, rank: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = (Path(task.directory) / "store").as_uri()
     _join(
-        task.backend, rank, task.timeout, init_method=store, rank=rank, world_size=task.world_size
+        task.backend or "gloo",
+        rank,
+        task.timeout,
+        init_method=store,
+        rank=rank,
+        world_size=task.world_size,
     )
 
 
@@ -266,7 +271,7 @@ def _join(backend: str, local_rank: int, timeout: float, **where: Any) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **where)
 
 
-def resolve_backend(backend: str | None, local_world: int) -> str | None:
+def resolve_backend(backend: str, local_world: int) -> str:
     """``cuda`` is NCCL, beside gloo for what lies on the CPU; ``auto`` takes it where every rank
     can have a GPU of its own.
     """

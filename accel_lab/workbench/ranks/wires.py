@@ -16,8 +16,6 @@ from torch import Tensor
 
 from accel_lab.workbench.ranks.rank import shared_between_ranks
 
-Wire = "Network | SharedMemory"
-
 
 def bytes_on_the_ring(tensor: Tensor, world: int | None = None) -> int:
     """What each rank sends in an all-reduce of this tensor by a ring, the least possible. world:
@@ -78,6 +76,9 @@ class SharedMemory:
 
     def bytes(self, piece: slice) -> int:
         return self._pages[0][0][piece].nbytes
+
+
+Wire = Network | SharedMemory
 
 
 def wire_for(flat: Tensor, compress: bool, wire: str) -> Network | SharedMemory:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from accel_lab.workbench.loop import train
-from accel_lab.workbench.ranks.launch import RankFailed, launch
+from accel_lab.workbench.ranks.launch import RankFailed, failure_of, launch
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.ranks.world import RankKnobs, launch_steps
 from accel_lab.workbench.step import Step
@@ -193,6 +193,14 @@ def test_the_cause_comes_along():
         list(launch(gone_wrong, 3, "raise", 2))
     assert isinstance(failed.value.cause, ValueError)
     assert "Connection closed" not in str(failed.value)
+
+
+def test_a_failure_is_waited_for():
+    failed = failure_of(launch(gone_wrong, 2, "raise"))
+    assert failed.headline == "rank 1 of 2 raised ValueError: no good"
+    for most, rounds in ((20, 1), (3, 1000)):
+        with pytest.raises(ValueError, match="no rank has failed"), nothing_left():
+            failure_of(launch(sums, 2, rounds), most)
 
 
 def test_a_rank_that_skips_a_collective_is_told_apart():

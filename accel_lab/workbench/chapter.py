@@ -34,7 +34,7 @@ from accel_lab.workbench.measure.traffic import bytes_written
 from accel_lab.workbench.notebook.source import show_source
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict
 from accel_lab.workbench.notebook.syllabus import Syllabus
-from accel_lab.workbench.ranks.launch import RankFailed, collect, launch
+from accel_lab.workbench.ranks.launch import RankFailed, collect, failure_of, launch
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step

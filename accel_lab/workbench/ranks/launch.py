@@ -26,6 +26,7 @@ Four traps, and what is done about them here:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -71,6 +72,11 @@ class RankFailed(RuntimeError):
     ):
         super().__init__(message)
         self.rank, self.how, self.cause = rank, how, cause
+
+    @property
+    def headline(self) -> str:
+        """The first line of the message: which rank, and what happened to it."""
+        return str(self).partition("\n")[0]
 
 
 def launch(
@@ -119,6 +125,20 @@ def collect(
     for rank, value in launch(worker, world_size, *args, **options):
         heard[rank].append(value)
     return heard
+
+
+def failure_of(heard: Generator[Any, None, None], most: int = 20) -> RankFailed:
+    """Listen to ranks, by ``launch`` or a run on ranks, until one fails; return the failure.
+
+    Raises ValueError when none has failed by the end, or after the first ``most`` things heard.
+    """
+    with contextlib.closing(heard):
+        try:
+            for _ in itertools.islice(heard, most):
+                pass
+        except RankFailed as failed:
+            return failed
+    raise ValueError("no rank has failed")
 
 
 def under_torchrun() -> bool:

@@ -17,6 +17,8 @@ from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.measure.comparison import compare
+from accel_lab.workbench.measure.race import race
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict, speed_log_path
 from accel_lab.workbench.panel import Panel, Prediction, Sliders
 from accel_lab.workbench.panel.controls import Controls
@@ -196,6 +198,36 @@ def test_a_second_panel_takes_over(panel, world):
     assert world.most == 1
     other.stop()
     other.wait()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda world: compare(lambda: sum(range(50)), lambda: sum(range(50)), pairs=1, patience=0),
+        lambda world: race(world.run, {"one": Some(), "other": Some(parts=2)}, rounds=1),
+    ],
+    ids=["compare", "race"],
+)
+def test_a_measurement_stops_whoever_trains(measure, panel, world):
+    panel.start()
+    until(lambda: world.open)
+    measure(world)
+    assert not panel.training
+    assert world.open == 0
+
+
+def test_a_run_that_measures_is_not_stopped_by_its_own_measurement(panel, world):
+    def measuring_run(knobs):
+        for step in world.run(knobs):
+            compare(lambda: None, lambda: None, pairs=1, patience=0)
+            yield step
+
+    panel._trainer._run = measuring_run
+    panel.start()
+    until(lambda: panel.live and len(panel.live.seconds) > 2)
+    assert panel.training
+    panel.stop()
+    panel.wait()
 
 
 def test_a_run_that_has_ended_stays_in_sight_and_tells_its_values(panel):

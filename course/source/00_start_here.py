@@ -9,29 +9,18 @@
 # # Start here
 #
 # Training a network takes long, and there are many ways to make it take less: split the batch,
-# split the model, use more processes, learn from a larger network. About each of them you can read
-# that it makes training faster. Some of that is true, some of it is true on other machines, and
-# some of it never was.
+# split the model, use more processes, learn from a larger network. You will read that each of them
+# makes training faster. Some of these claims are true, some only on other machines, some nowhere.
 #
-# This course lets you find out. You need no GPU and no data set, only this page and a little
-# patience: everything runs on the machine that this notebook runs on, with real models and real
-# data, while you turn the knobs. You should have trained a network in PyTorch before, however
-# small.
+# This course lets you find out. You need no GPU and no data set: everything runs on the machine
+# that this notebook runs on, with real models and real data, while you turn the knobs. You should
+# have trained a network in PyTorch before, however small.
 #
-# Ten minutes for this page. Run a cell with **Shift + Enter**, and go on.
+# Run a cell with **Shift + Enter**, and go on.
 
-# %%
-from itertools import islice
-from statistics import median
-
+# %% jupyter={"source_hidden": true}
 from accel_lab.experiments import ddp as experiment
-from accel_lab.workbench.drawing.curve import Curve
-from accel_lab.workbench.drawing.timeline import Timeline
-from accel_lab.workbench.measure.comparison import Comparison
-from accel_lab.workbench.measure.machine import Machine
-from accel_lab.workbench.notebook.speed_log import SpeedLog
-from accel_lab.workbench.notebook.syllabus import Syllabus
-from accel_lab.workbench.panel import Panel, Prediction
+from accel_lab.workbench import chapter as lab
 
 # %% tags=["parameters"]
 knobs = {}
@@ -49,7 +38,7 @@ base = experiment.Knobs(**{"ranks": 1, **knobs})
 # What do you expect? Move the slider and commit. Nobody keeps score, and you may skip it.
 
 # %%
-guess = Prediction(
+guess = lab.Prediction(
     "Two processes share every batch, half each. How many times the samples per second of one?",
     low=0.1,
     high=4,
@@ -63,10 +52,10 @@ guess
 # the processes that train together. (With the keyboard: Tab to the knob, then the arrow keys.)
 
 # %%
-panel = Panel(
+panel = lab.Panel(
     experiment.run,
     base,
-    [Curve("throughput", "samples/s"), Timeline()],
+    [lab.Curve("throughput", "samples/s"), lab.Timeline()],
     controls=["ranks", "width"],
     baselines={"one process": base.turned(ranks=1)},
     tour=[base.turned(ranks=2)],
@@ -74,22 +63,14 @@ panel = Panel(
 panel
 
 # %% [markdown]
-# A picture is not yet a measurement: a computer is never quiet. So the two are timed in turn, again
-# and again, and only the ratio within each pair counts.
-
+# A picture is not yet a measurement: a computer is never quiet. So the panel stops, the two take
+# turns, again and again, and only the ratio within each pair counts: the time of an update by two
+# processes over that by one.
 
 # %%
-def seconds_of_an_update(ranks):
-    steps = list(islice(experiment.run(base.turned(ranks=ranks, timeline=False)), 25))
-    return median(step.seconds for step in steps[5:])  # the first ones warm up
-
-
-pairs = []
-for turn in range(8):
-    order = (1, 2) if turn % 2 else (2, 1)
-    seconds = {ranks: seconds_of_an_update(ranks) for ranks in order}
-    pairs.append((seconds[2], seconds[1]))
-race = Comparison.of(pairs, names=("an update by two processes", "an update by one"))
+quiet = base.turned(timeline=False)
+ways = {"two processes": quiet.turned(ranks=2), "one process": quiet.turned(ranks=1)}
+race = lab.compared(lab.race(experiment.run, ways), "two processes", "one process")
 race
 
 # %%
@@ -97,14 +78,16 @@ guess.against(1 / race.ratio)
 
 # %% [markdown]
 # Most people say 2, or a little less. If your machine is small, it said much less, perhaps less
-# than 1: twice the workers, and slower. The timeline shows why. The blue and orange pieces are half
-# as much work as before, but now there is something else to do: both have to send a gradient as
-# large as the model and wait for the other's.
+# than 1: twice the workers, and slower. The timeline shows why. *Forward* and *backward* are half
+# as much work as before, but there is something else to do: each process sends a gradient as large
+# as the model, and waits for the other's.
 #
-# So are more workers a bad idea? Stop, make **width** larger, the number of units in each layer,
-# and try one and two ranks again. There is more to compute now for each update, and more to send,
-# too; who wins? That is what chapter 16 is about, and this is how the whole course goes: say what
-# you expect, look, measure, and find out *when* a technique helps and when it does not.
+# So are more workers a bad idea? Make **width** larger, the number of units in each layer, and try
+# one and two ranks again. There is more to compute now for each update, and more to send, too; who
+# wins?
+#
+# That is what chapter 16 is about, and this is how the whole course goes: say what you expect,
+# look, measure, and find out *when* a technique helps and when it does not.
 
 # %% [markdown]
 # ## What this machine has
@@ -113,7 +96,7 @@ guess.against(1 / race.ratio)
 # show:
 
 # %%
-Machine()
+lab.Machine()
 
 # %% [markdown]
 # ## How a chapter works
@@ -142,14 +125,14 @@ Machine()
 # Begin with *Measuring honestly*: the others build on it. After that, take them in any order.
 
 # %%
-Syllabus()
+lab.Syllabus()
 
 # %% [markdown]
 # The times are for reading, running and thinking, the exercises included. What you find out at the
 # end of each chapter appears here, and in your speed log, when you run these cells again:
 
 # %%
-SpeedLog.of_the_reader()
+lab.SpeedLog.of_the_reader()
 
 # %% [markdown]
 # ## The library below
@@ -162,4 +145,4 @@ SpeedLog.of_the_reader()
 # python -m accel_lab run ddp --ranks 2 --width 1024
 # ```
 #
-# Now open the first chapter. Enjoy being surprised.
+# Now open the first chapter, [measuring honestly](01_measuring.ipynb). Enjoy being surprised.

@@ -34,6 +34,7 @@ from time import perf_counter
 import torch
 
 from accel_lab.workbench.effort import effort
+from accel_lab.workbench.measure.quiet import make_quiet
 
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
@@ -154,7 +155,8 @@ def compare(
     patience: float = 10.0,
     sure: float = SURE,
 ) -> Comparison:
-    """Time two programs that do the same work, both on this machine, now.
+    """Time two programs that do the same work, both on this machine, now. A panel that trains is
+    stopped first.
 
     warmup: how often each runs before it is timed · patience: seconds within which an undecided
     comparison may take up to four times as many pairs; the first ``pairs`` are always taken,
@@ -164,6 +166,7 @@ def compare(
     """
     if pairs < 1:
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
+    make_quiet()
     for _ in range(warmup):
         ours(), peer()
     start, patience = perf_counter(), patience * effort()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.step import Step
 
 Way = TypeVar("Way", bound=Hashable)
@@ -32,6 +33,7 @@ def race(
     Two updates before these are not timed: they were begun while another way was. One whole round
     warms up.
     """
+    make_quiet()
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
         runs = {way: stack.enter_context(closing(run(knobs))) for way, knobs in ways.items()}

@@ -13,6 +13,7 @@ import torch
 from accel_lab.workbench.device import threads
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
+from accel_lab.workbench.measure.quiet import stop_before_measuring
 from accel_lab.workbench.step import Step
 
 Run = Callable[[Knobs], Iterator[Step]]
@@ -88,28 +89,24 @@ class Trainer:
         moved: Callable[[Record], None],
         ended: Callable[[Exception | None], None],
     ):
-        self._run, self._label, self._began, self._moved, self._ended = (
-            run,
-            label,
-            began,
-            moved,
-            ended,
-        )
+        self._run, self._label = run, label
+        self._began, self._moved, self._ended = began, moved, ended
         self._lock = threading.Lock()
-        self._wanted: Knobs | None = (
-            # what to train next; set by the kernel's main thread, taken by the training thread
-            None
-        )
-        self._interrupted = (
-            threading.Event()
-        )  # leave the run at hand: something else is wanted, or nothing any more
+        # What to train next: set by the kernel's main thread, taken by the training thread.
+        self._wanted: Knobs | None = None
+        # Leave the run at hand: something else is wanted, or nothing any more.
+        self._interrupted = threading.Event()
         self._thread: threading.Thread | None = None
         self._open = False  # the thread still looks at _wanted
 
     @classmethod
     def stop_whoever_trains(cls) -> None:
-        """Stop the trainer at work in this process, if any, and wait until its run is closed."""
-        if (other := cls._at_work) is not None:
+        """Stop the trainer at work in this process, if any, and wait until its run is closed.
+
+        A run that measures is left alone by its own measurement.
+        """
+        other = cls._at_work
+        if other is not None and other._thread is not threading.current_thread():
             other.stop()
             other.wait()
 
@@ -124,10 +121,8 @@ class Trainer:
             if self._open:
                 return
             self._open = True
-            before, self._thread = (
-                [self._thread],
-                threading.Thread(target=self._work, daemon=True, name="training"),
-            )
+            before = [self._thread]
+            self._thread = threading.Thread(target=self._work, daemon=True, name="training")
         with Trainer._choosing:
             other, Trainer._at_work = Trainer._at_work, self
         if other is not None and other is not self:
@@ -174,3 +169,6 @@ class Trainer:
         self._began(record)
         for _ in windows(self._run, record, self._interrupted):
             self._moved(record)
+
+
+stop_before_measuring(Trainer.stop_whoever_trains)

@@ -183,6 +183,23 @@ def evaluate(student: nn.Module, data: datasets.Data, withheld: int = -1) -> dic
     return found
 
 
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """Measure the share (0…1) of samples whose largest logit [n, classes] is their label's [n]."""
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+@cache
+def accuracy_after(knobs: Knobs, updates: int = 120) -> float:
+    """Train for so many updates and return the test accuracy, in percent; once for each knobs."""
+    *_, last = islice(run(knobs), updates)
+    return 100 * last.metrics["accuracy"]
+
+
+def over_seeds(knobs: Knobs, seeds: int) -> list[float]:
+    """Return ``accuracy_after`` for the seeds 0, 1, …, each with its own weights and order."""
+    return [accuracy_after(knobs.turned(seed=seed)) for seed in range(seeds)]
+
+
 @cache
 def teacher_of(name: str, channels: int = 24, updates: int = 120) -> nn.Sequential:
     """Train a CNN on the labels of all training samples of a data set; once, and keep it.

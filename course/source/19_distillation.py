@@ -24,27 +24,15 @@
 # the student really gain, from where, and what does it cost, on the machine in front of you? And
 # can a student learn something it was **never shown**?
 
-# %%
-import inspect
-from functools import cache
-from itertools import islice
+# %% jupyter={"source_hidden": true}
 from statistics import mean
 
 import torch
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
 
-from accel_lab.distillation import distillation_loss, logits_of, soft_loss
+from accel_lab import distillation
 from accel_lab.experiments import distillation as experiment
-from accel_lab.experiments.distillation import Knobs, teacher_of
-from accel_lab.workbench import models
-from accel_lab.workbench.data import datasets
-from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.curve import Curve
-from accel_lab.workbench.drawing.sweep import Sweep
-from accel_lab.workbench.measure.comparison import Comparison, compare
-from accel_lab.workbench.measure.proof import prove, trajectory
-from accel_lab.workbench.notebook.speed_log import log_verdict
-from accel_lab.workbench.panel import Panel, Prediction, Sliders
+from accel_lab.workbench import chapter as lab
 
 torch.set_num_threads(1)  # models this small gain nothing from a second core
 
@@ -56,34 +44,24 @@ torch.set_num_threads(1)  # models this small gain nothing from a second core
 knobs = {}
 
 # %%
-base = Knobs(**{"device": "cpu", **knobs})
+base = experiment.Knobs(**{"device": "cpu", **knobs})
 alone = base.turned(soft_share=0.0)
-digits = datasets.mnist5k()
-teacher = teacher_of(
-    "mnist5k", base.teacher_channels, base.teacher_updates
-)  # trained here, in a few seconds
-
-
-def share_right(logits, labels):
-    return (logits.argmax(1) == labels).float().mean().item()
-
-
-print(f"the teacher saw {len(digits.train_x):,} labelled digits and recognises", end=" ")
-print(
-    f"{share_right(logits_of(teacher, digits.test_x), digits.test_y):.1%} of "
-    f"{len(digits.test_x):,} others"
-)
+digits = lab.datasets.mnist5k()
+teacher = experiment.teacher_of("mnist5k", base.teacher_channels, base.teacher_updates)
+right = experiment.share_right(distillation.logits_of(teacher, digits.test_x), digits.test_y)
+print(f"the teacher was trained here, on {len(digits.train_x):,} labelled digits,")
+print(f"and recognises {right:.1%} of {len(digits.test_x):,} others")
 
 # %% [markdown]
 # ## 2. Predict
 #
-# The student is a network of the same kind, an eighth of the size. Two guesses; no penalty for a
-# wrong one, and you may skip them.
+# The student is a network of the same kind, an eighth of the size. Make two guesses; a wrong one
+# costs nothing, and you may skip them.
 #
 # First, the student sees 200 digits only. Once it learns from their labels, once it is taught.
 
 # %%
-guess_gain = Prediction(
+guess_gain = lab.Prediction(
     "By how many points does a taught student beat one that learns from 200 labels alone?",
     low=0.1,
     high=50,
@@ -97,7 +75,7 @@ guess_gain
 # teacher knows threes.
 
 # %%
-guess_threes = Prediction(
+guess_threes = lab.Prediction(
     "Of 100 threes in the test, how many does that student recognise?",
     low=0.5,
     high=100,
@@ -113,14 +91,14 @@ guess_threes
 # **temperature** (part 4 says what it is), and take the teacher's **soft share** away bit by bit.
 
 # %%
-panel = Panel(
+panel = lab.Panel(
     experiment.run,
     base,
     [
-        Curve("accuracy", "digits recognised, %", scale=100, over="updates"),
-        Curve("throughput", "samples/s"),
-        Sweep("temperature", "perplexity", "classes the teacher names"),
-        Curve("loss", "loss", over="updates"),
+        lab.Curve("accuracy", "digits recognised, %", scale=100, over="updates", ends=(0, 100)),
+        lab.Curve("throughput", "samples/s"),
+        lab.Sweep("temperature", "perplexity", "classes the teacher names"),
+        lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "samples"],
     baselines={"student alone": alone},
@@ -147,19 +125,21 @@ panel
 # *T*.
 
 # %%
-opinions = logits_of(teacher, digits.train_x)
-doubts = softmax(opinions, 1).max(1).values
-seen = int(
-    torch.nonzero((digits.train_y == 7) & (doubts > 0.9))[0]
-)  # a 7 that the teacher is fairly sure of
+opinions = distillation.logits_of(teacher, digits.train_x)
+sure = softmax(opinions, 1).max(1).values > 0.9
+seen = int(torch.nonzero((digits.train_y == 7) & sure)[0])  # a 7 that the teacher is fairly sure of
+for temperature in (1, 4, 20):
+    said = softmax(opinions[seen] / temperature, 0).tolist()
+    print(f"T = {temperature:<2}", *(f"{probability:.2f}" for probability in said))
 
 
+# %% jupyter={"source_hidden": true}
 def draw_opinion(axes, temperature):
-    axes.bar(range(10), softmax(opinions[seen] / temperature, 0), color=figure.BLUE)
+    axes.bar(range(10), softmax(opinions[seen] / temperature, 0), color=lab.figure.BLUE)
     axes.set(xticks=range(10), ylim=(0, 1), xlabel=f"class, at T = {temperature:.3g}")
 
 
-picture, (digit, *rest) = figure.axes(9, 2.2, columns=4)
+picture, (digit, *rest) = lab.figure.axes(9, 2.2, columns=4)
 digit.imshow(digits.train_x[seen, 0], cmap="gray_r")
 digit.axis("off")
 for axes, temperature in zip(rest, (1, 4, 20)):
@@ -174,12 +154,12 @@ picture
 
 # %%
 def at(temperature=4.0):
-    picture, (axes,) = figure.axes(5, 2)
+    picture, (axes,) = lab.figure.axes(5, 2)
     draw_opinion(axes, temperature)
     return picture
 
 
-Sliders(at, temperature=(1.0, 20.0, 0.5))
+lab.Sliders(at, temperature=(1.0, 20.0, 0.5))
 
 # %% [markdown]
 # ### The loss
@@ -187,7 +167,8 @@ Sliders(at, temperature=(1.0, 20.0, 0.5))
 # With $p = \operatorname{softmax}(\text{teacher}/T)$ and $q =
 # \operatorname{softmax}(\text{student}/T)$, and a share $a$ for the teacher:
 #
-# $$L = (1-a) \cdot \mathrm{CE}(\text{labels}, \text{student}) + a \cdot T^2 \cdot \mathrm{KL}(p \,\|\, q)$$
+# $$L = (1-a) \cdot \mathrm{CE}(\text{labels}, \text{student})
+# + a \cdot T^2 \cdot \mathrm{KL}(p \,\|\, q)$$
 #
 # Why $T^2$? The gradient of the second part by the student's logits is $T \,(q - p)$ for each
 # sample. The difference $q - p$ itself shrinks as $1/T$, since both come closer to "all alike". So
@@ -195,8 +176,7 @@ Sliders(at, temperature=(1.0, 20.0, 0.5))
 # loud.
 
 # %%
-print(inspect.getsource(soft_loss))
-print(inspect.getsource(distillation_loss))
+lab.show_source(distillation.soft_loss, distillation.distillation_loss, docstring=False)
 
 # %% [markdown]
 # ### The teacher's work, once
@@ -205,7 +185,7 @@ print(inspect.getsource(distillation_loss))
 # whole lesson **once**, in evaluation mode, and keep the logits: ten numbers a sample.
 
 # %%
-print(inspect.getsource(logits_of))
+lab.show_source(distillation.logits_of, docstring=False)
 
 # %% [markdown]
 # That is all. Here is the whole training, the plain loop with another loss:
@@ -214,12 +194,12 @@ print(inspect.getsource(logits_of))
 # %%
 def teach(x, kept, temperature, updates=180, batch_size=100, seed=0):
     torch.manual_seed(seed)
-    student = models.cnn(base.student_channels)
+    student = lab.models.cnn(base.student_channels)
     optimizer = torch.optim.Adam(student.parameters(), lr=base.learning_rate)
     order = torch.cat([torch.randperm(len(x)) for _ in range(1 + updates * batch_size // len(x))])
     for index in order.split(batch_size)[:updates]:
         optimizer.zero_grad()
-        soft_loss(student(x[index]), kept[index], temperature).backward()
+        distillation.soft_loss(student(x[index]), kept[index], temperature).backward()
         optimizer.step()
     return student
 
@@ -235,50 +215,51 @@ no_threes = digits.train_y != 3
 x, kept = digits.train_x[no_threes], opinions[no_threes]
 threes = digits.test_y == 3
 
+labels = 30 * one_hot(digits.train_y[no_threes], 10).float()  # "opinions" that repeat the label
 students = {f"T = {temperature}": teach(x, kept, temperature) for temperature in (1, 4)}
-certain = (
-    30 * torch.nn.functional.one_hot(digits.train_y[no_threes], 10).float()
-)  # "opinions" that only repeat the label
-students["labels alone"] = teach(x, certain, 1)
-for name, student in students.items():
-    print(
-        f"{name:<13} recognises "
-        f"{share_right(student(digits.test_x[threes]), digits.test_y[threes]):4.0%} of the threes",
-        end=", ",
-    )
-    print(f"{share_right(student(digits.test_x), digits.test_y):.0%} of all digits")
+students["labels alone"] = teach(x, labels, 1)
+
+# %%
+with torch.no_grad():
+    answers = {name: student(digits.test_x) for name, student in students.items()}
+for name, logits in answers.items():
+    of_threes = experiment.share_right(logits[threes], digits.test_y[threes])
+    of_all = experiment.share_right(logits, digits.test_y)
+    print(f"{name:<13} recognises {of_threes:4.0%} of the threes, {of_all:.0%} of all digits")
 
 # %% [markdown]
-# It has never seen a three. It has seen eights, fives and twos of which the teacher said: *a little
-# like a three*. That was enough to learn what a three is; the label alone, which says nothing of
-# the kind, leaves it at none.
+# The taught student has never seen a three. It has seen eights, fives and twos of which the teacher
+# said: *a little like a three*. Compare it with the student of labels alone, which was told nothing
+# of the kind.
 #
-# Even now it thinks of threes as something rare, because in its lesson they never were the first
+# A taught student still thinks of threes as rare, because in its lesson they never were the first
 # choice. Its last layer has a number for exactly that, the bias of the class. Turn it up, and touch
 # nothing else:
 
+
 # %%
-picture, (axes,) = figure.axes(8, 3)
-added = torch.linspace(0, 6, 25)
-for (name, student), (color, style) in zip(students.items(), figure.STYLES):
-    with torch.no_grad():
-        logits = student(digits.test_x)
-    shares = [
-        share_right(logits[threes] + bias * torch.eye(10)[3], digits.test_y[threes])
-        for bias in added
-    ]
-    axes.plot(added, shares, style, color=color, label=name)
-axes.set(xlabel="added to the bias of class 3", ylabel="threes recognised", ylim=(-0.02, 1.02))
-axes.legend(frameon=False)
+def threes_found(logits, bias):
+    biased = logits[threes] + bias * torch.eye(10)[3]
+    return 100 * experiment.share_right(biased, digits.test_y[threes])
+
+
+biases = torch.linspace(0, 6, 25).tolist()
+found = {name: {b: threes_found(logits, b) for b in biases} for name, logits in answers.items()}
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(8, 3)
+axes.set(xlabel="added to the bias of class 3", ylabel="threes recognised, %", ylim=(-2, 102))
+lab.figure.draw_lines(axes, found, points=False)
 picture
 
 # %%
-hot = students["T = 4"]
-guess_threes.against(max(0.5, 100 * share_right(hot(digits.test_x[threes]), digits.test_y[threes])))
+guess_threes.against(max(0.5, found["T = 4"][0.0]))
 
 # %% [markdown]
 # (Everything would be a three with a bias high enough, so look at *all* digits as well. The third
 # exercise finds the bias without looking at a single label.)
+#
+# *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
 # ## 5. Prove
 #
@@ -289,13 +270,17 @@ guess_threes.against(max(0.5, 100 * share_right(hot(digits.test_x[threes]), digi
 
 # %%
 def framework(student, teacher, T):
-    return (
-        kl_div(log_softmax(student / T, 1), softmax(teacher / T, 1), reduction="batchmean") * T**2
-    )
+    divergence = kl_div(log_softmax(student / T, 1), softmax(teacher / T, 1), reduction="batchmean")
+    return T**2 * divergence
 
 
 def with_soft_labels(student, teacher, T):
-    return cross_entropy(student / T, softmax(teacher / T, 1)) * T**2
+    return T**2 * cross_entropy(student / T, softmax(teacher / T, 1))
+
+
+# %%
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
 def training(loss, batches, T=4.0):
@@ -304,20 +289,15 @@ def training(loss, batches, T=4.0):
         loss(model(digits.train_x[index].double()), opinions[index].double(), T).backward()
         optimizer.step()
 
-    return trajectory(
-        start,
-        lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        update,
-        batches,
-    )
+    return lab.trajectory(start, sgd, update, batches)
 
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
-start = models.cnn(4).double()
+start = lab.models.cnn(4).double()
 batches = [(index, None) for index in torch.arange(500).split(50)]
-ways = {"kl_div · T²": framework, "ours": soft_loss, "soft labels": with_soft_labels}
-proof = prove({name: training(loss, batches) for name, loss in ways.items()})
+ways = {"kl_div · T²": framework, "ours": distillation.soft_loss, "soft labels": with_soft_labels}
+proof = lab.prove({name: training(loss, batches) for name, loss in ways.items()})
 assert proof.holds
 print(proof)
 
@@ -331,15 +311,12 @@ proof
 
 # %% tags=["nbval-check-output"]
 def losses(**changes):
-    return torch.tensor(
-        [step.metrics["loss"] for step in islice(experiment.run(base.turned(**changes)), 10)]
-    )
+    steps = zip(experiment.run(base.turned(**changes)), range(10))
+    return torch.tensor([step.metrics["loss"] for step, _ in steps])
 
 
-print(
-    "asked once = asked at every step:",
-    torch.allclose(losses(), losses(teacher="every step"), atol=1e-4),
-)
+same = torch.allclose(losses(), losses(teacher="every step"), atol=1e-4)
+print("asked once = asked at every step:", same)
 
 # %% [markdown]
 # ## 6. Measure
@@ -349,28 +326,12 @@ print(
 # One run proves nothing: another start gives another accuracy. So five starts, each alone and
 # taught with the same samples in the same order, and the difference of each pair.
 
-
 # %%
-@cache
-def accuracy(knobs):
-    steps = islice(experiment.run(knobs), 120)
-    return 100 * list(steps)[-1].metrics["accuracy"]
-
-
-def accuracies(knobs, seeds):
-    return [accuracy(knobs.turned(seed=seed)) for seed in range(seeds)]
-
-
-def spread(values):
-    return f"{mean(values):5.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-by_labels, taught = accuracies(alone, seeds=5), accuracies(base, seeds=5)
-gain = [b - a for a, b in zip(by_labels, taught)]
-print(
-    f"alone  {spread(by_labels)} %\ntaught {spread(taught)} %\ngain   {spread(gain)} points, over "
-    f"{len(gain)} seeds"
-)
+by_labels, taught = experiment.over_seeds(alone, 5), experiment.over_seeds(base, 5)
+gain = [with_teacher - without for without, with_teacher in zip(by_labels, taught)]
+print("alone ", lab.figure.tell_over_seeds(by_labels, "%"))
+print("taught", lab.figure.tell_over_seeds(taught, "%"))
+print("gain  ", lab.figure.tell_over_seeds(gain, "points"))
 
 # %%
 guess_gain.against(max(0.1, mean(gain)))
@@ -378,31 +339,18 @@ guess_gain.against(max(0.1, mean(gain)))
 # %% [markdown]
 # ### The price
 #
-# An epoch of distillation against an epoch of the student alone: with the logits kept, and with the
-# teacher asked at every step as many programs do it. In pairs, a coin deciding who goes first.
-
+# An update of distillation against one of the student alone: with the logits kept, and with the
+# teacher asked at every step, as many programs do it. All three take turns, in a random order.
 
 # %%
-def epoch(knobs):
-    return sum(step.seconds for step in islice(experiment.run(knobs.turned(samples=250)), 5))
-
-
-def price(knobs, pairs=9):
-    epoch(knobs), epoch(alone)
-    measured = []
-    for first in torch.randint(2, (pairs,)):
-        a = epoch(knobs) if first else None
-        b = epoch(alone)
-        measured.append((a or epoch(knobs), b))
-    return Comparison.of(measured, ("distillation", "the student alone"))
-
-
+ways = {"kept": base, "asked": base.turned(teacher="every step"), "alone": alone}
+seconds = lab.race(experiment.run, ways, updates=5)
+names = {"kept": "distillation, logits kept", "asked": "distillation, teacher asked each time"}
 prices = {
-    "logits kept": price(base),
-    "teacher asked at every step": price(base.turned(teacher="every step")),
+    way: lab.compared(seconds, way, "alone", (name, "the student alone"))
+    for way, name in names.items()
 }
-for how, ratio in prices.items():
-    print(f"{how}: {ratio}")
+print(*prices.values(), sep="\n")
 
 # %% [markdown]
 # ### The reward
@@ -410,56 +358,46 @@ for how, ratio in prices.items():
 # What it is all for: the student beside its teacher.
 
 # %%
-students_model = models.cnn(base.student_channels).eval()
-sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, students_model)]
+student = lab.models.cnn(base.student_channels).eval()
 pictures = digits.test_x[:500]
-speed = compare(
-    lambda: logits_of(students_model, pictures),
-    lambda: logits_of(teacher, pictures),
+speed = lab.compare(
+    lambda: distillation.logits_of(student, pictures),
+    lambda: distillation.logits_of(teacher, pictures),
     names=("student", "teacher"),
     patience=3,
 )
-right = share_right(logits_of(teacher, digits.test_x), digits.test_y)
+sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
+faster = 1 / speed.ratio
+
+# %%
 print(f"{'':<8} parameters   × samples/s   recognised")
 print(f"teacher  {sizes[0]:>10,}   {1:>11.1f}   {right:.1%}")
 print(
-    f"student  {sizes[1]:>10,}   {1 / speed.ratio:>11.1f}   {mean(taught):.1f}% taught with "
-    f"{base.samples} samples"
+    f"student  {sizes[1]:>10,}   {faster:>11.1f}   {mean(taught):.1f}%, taught with {base.samples}"
 )
 
-# %%
-picture, (axes,) = figure.axes(8, 3)
-axes.plot([1], [100 * right], "s", color="black", label="teacher")
-for place, (name, values, color) in enumerate(
-    (("student taught", taught, figure.BLUE), ("student alone", by_labels, figure.ORANGE))
-):
-    axes.plot(
-        [1 / speed.ratio] * len(values),
-        values,
-        "o^"[place],
-        color=color,
-        alpha=0.7,
-        label=f"{name}, {len(values)} seeds",
-    )
-axes.set(xlabel="samples/s, × the teacher's", ylabel="recognised, %", xlim=(0, 1.15 / speed.ratio))
-axes.legend(frameon=False)
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(7, 3)
+results = {"student alone": by_labels, "student taught": taught, "teacher": [100 * right]}
+lab.figure.draw_over_seeds(axes, results)
+axes.set(ylabel="recognised, %: mean, and all seeds")
 picture
 
 # %% [markdown]
-# The gap between teacher and taught student is what "removes the loss of accuracy" leaves out. It
-# became smaller; it is not gone.
+# The gap between teacher and taught student is what "removes the loss of accuracy" leaves out.
+# Teaching makes it smaller; look whether it is gone.
 #
 # ## 7. Break it
 #
 # Press **Start** and click through the mistakes.
 
 # %%
-break_it = Panel(
+break_it = lab.Panel(
     experiment.run,
     base,
     [
-        Curve("accuracy", "digits recognised, %", scale=100, over="updates"),
-        Curve("loss", "loss", over="updates"),
+        lab.Curve("accuracy", "digits recognised, %", scale=100, over="updates", ends=(0, 100)),
+        lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "mistake"],
     baselines={"no mistake": base},
@@ -469,8 +407,10 @@ break_it = Panel(
 break_it
 
 # %%
-for name in ("swapped", "no_square", "mean_of_all", "no_logarithm"):
-    print(inspect.getsource(getattr(experiment, name)))
+lab.show_source(experiment.swapped, experiment.no_logarithm, docstring=False)
+
+# %%
+lab.show_source(experiment.no_square, experiment.mean_of_all, docstring=False)
 
 # %% [markdown]
 # - **the article's formula.** Taken with the letters as the field uses them, T the teacher and S
@@ -484,23 +424,22 @@ for name in ("swapped", "no_square", "mean_of_all", "no_logarithm"):
 #   give the labels half of the loss:
 
 # %%
-picture, (axes,) = figure.axes(8, 3)
 heats = (1.0, 16.0)
-for (mistake, marker), (color, style) in zip(
-    {"none": "o", "no T squared": "s", "mean of all": "^"}.items(), figure.STYLES
-):
-    settings = [base.turned(mistake=mistake, temperature=heat, soft_share=0.5) for heat in heats]
-    axes.plot(
-        heats,
-        [accuracy(setting) for setting in settings],
-        marker + style,
-        color=color,
-        label=mistake,
-    )
-axes.axhline(mean(by_labels), **figure.LIMIT, label="student alone")
-figure.powers_of_two(axes, "temperature", heats)
-axes.set(ylabel="recognised, %")
-axes.legend(frameon=False, fontsize=8)
+harm = {
+    mistake: {
+        heat: experiment.accuracy_after(
+            base.turned(mistake=mistake, temperature=heat, soft_share=0.5)
+        )
+        for heat in heats
+    }
+    for mistake in ("none", "no T squared", "mean of all")
+}
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(8, 3)
+lab.figure.powers_of_two(axes, "temperature", heats)
+axes.set_ylabel("recognised, %")
+lab.figure.draw_lines(axes, harm, limit=(mean(by_labels), "student alone"))
 picture
 
 # %% [markdown]
@@ -526,32 +465,27 @@ lessons = {
     "a teacher after 10 updates": {"teacher_updates": 10},
     "400 crops of photographs": crops,
 }
-gains = {}
-for name, changes in lessons.items():
-    asking = {"hint_weight", "teacher_channels", "teacher_updates"}
-    without = {name: value for name, value in changes.items() if name not in asking} | {
-        "soft_share": 0.0
-    }
-    a, b = accuracies(base.turned(**without), seeds=2), accuracies(base.turned(**changes), seeds=2)
-    gains[name] = [there - here for here, there in zip(a, b)]
-    print(f"{name:<28} alone {spread(a)}   taught {spread(b)}")
+student_only = {"soft_share": 0.0, "hint_weight": 0.0}  # and whichever teacher there would be
+student_only |= {name: getattr(alone, name) for name in ("teacher_channels", "teacher_updates")}
 
 # %%
-picture, (axes,) = figure.axes(8, 3)
-axes.axvline(0, **figure.LIMIT)
-for place, values in enumerate(gains.values()):
-    axes.plot(values, [place] * len(values), "o", color=figure.BLUE, alpha=0.6)
-    axes.plot(mean(values), place, "|", color="black", markersize=16)
-axes.set(
-    yticks=range(len(gains)),
-    yticklabels=list(gains),
-    xlabel="points gained by being taught: each seed, and their mean",
-)
-axes.invert_yaxis()
+gains = {}
+for name, changes in lessons.items():
+    without = experiment.over_seeds(base.turned(**(changes | student_only)), 2)
+    with_teacher = experiment.over_seeds(base.turned(**changes), 2)
+    gains[name] = [there - here for here, there in zip(without, with_teacher)]
+    print(f"{name:<28} gains {lab.figure.tell_over_seeds(gains[name], 'points')}")
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(9, 3)
+lab.figure.draw_over_seeds(axes, gains)
+axes.axhline(0, **lab.figure.LIMIT)
+axes.set_ylabel("points gained by being taught")
+axes.tick_params(axis="x", labelsize=8)
 picture
 
 # %% [markdown]
-# Where the points lie left of the line, teaching did harm, and that is a result. A teacher that is
+# Where the points lie below the line, teaching did harm, and that is a result. A teacher that is
 # hardly better than the student passes on its errors along with its knowledge, and the student
 # trusts both. Before you distil: is the teacher better than a small model trained alone *on what
 # you will meet*? By how much? That is the most there is to gain.
@@ -559,16 +493,14 @@ picture
 # The verdict, for this machine:
 
 # %%
-kept_price, naive_price = (ratio.ratio for ratio in prices.values())
 verdict = (
     f"{base.samples} samples: taught {mean(taught):.1f} %, alone {mean(by_labels):.1f} %, teacher "
-    f"{100 * right:.1f} %; "
-    f"{1 / speed.ratio:.1f} × the teacher's samples/s at {sizes[1] / sizes[0]:.3f} × its "
-    f"parameters; an epoch costs {kept_price:.2f} × "
-    f"(teacher at every step: {naive_price:.2f} ×); crops of photographs: "
+    f"{100 * right:.1f} %; {faster:.1f} × the teacher's samples/s at {sizes[1] / sizes[0]:.3f} × "
+    f"its parameters; an update costs {prices['kept'].ratio:.2f} × (teacher at every step: "
+    f"{prices['asked'].ratio:.2f} ×); crops of photographs: "
     f"{mean(gains['400 crops of photographs']):+.1f} points"
 )
-log_verdict("distillation", verdict)
+lab.log_verdict("distillation", verdict)
 
 # %% [markdown]
 # ## 9. Exercises
@@ -639,6 +571,6 @@ check(bias_for_share)
 # consistent*, 2022, arXiv:2106.05237 (same views for both).
 #
 # **Next.** A student is a small network from the start. Can a large one be *made* small instead, by
-# cutting away what it does not need? That is pruning, and no chapter of this course yet. You have
-# what it takes to find out by yourself: set nine weights of ten to zero, `compare` the two, and ask
-# the roofline why the ratio is what it is.
+# cutting away what it does not need? You have what it takes to find out: set nine weights of ten to
+# zero, compare the two with `lab.compare`, and ask `lab.roofline` why the ratio is what it is. All
+# chapters are listed on the [first page](00_start_here.ipynb).

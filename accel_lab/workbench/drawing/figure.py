@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from statistics import fmean
+from textwrap import fill
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -43,7 +45,9 @@ __all__ = [  # chapters and techniques draw in these
     "draw_bars",
     "draw_grid",
     "draw_guess",
+    "draw_histograms",
     "draw_history",
+    "draw_images",
     "draw_lines",
     "draw_over_seeds",
     "draw_ratios",
@@ -162,7 +166,7 @@ def draw_over_seeds(
         below = [m - end for m, end in zip(middle, low, strict=True)]
         above = [end - m for m, end in zip(middle, high, strict=True)]
         one.errorbar(
-            list(results),
+            [fill(str(name), 14) for name in results],
             middle,
             [below, above],
             fmt=style[-1],
@@ -193,12 +197,13 @@ def draw_lines(
     *,
     limit: tuple[float, str] | None = None,
     dashed: Mapping[str, Mapping[float, float]] | None = None,
+    edges: Mapping[str, float] | None = None,
     points: bool = True,
 ) -> None:
     """{name: {x: y}} as lines, each name beside the end of its line. Set scales first.
 
-    limit: a value, and what it is · dashed: formulas, named alike · points: mark each value, where
-    there are few
+    limit: a value, and what it is · dashed: formulas, named alike · edges: {name of a line: x}, a
+    dashed line upright in its colour · points: mark each value, where there are few
     """
     ends = []
     styles = [(BLUE, "-"), *STYLES]
@@ -207,6 +212,8 @@ def draw_lines(
         color, style = styles[place % len(styles)]
         one.plot(list(line), list(line.values()), style, color=color, **mark)
         ends.append((*list(line.items())[-1], name, color))
+        if edges and name in edges:
+            one.axvline(edges[name], **LIMIT | {"color": color})
     for name, line in (dashed or {}).items():
         one.plot(list(line), list(line.values()), **LIMIT)
         ends.append((*list(line.items())[-1], name, "black"))
@@ -232,6 +239,21 @@ def draw_history(
         )
     one.set(xlabel="milliseconds", ylabel=unit, ylim=(0, None))
     one.legend(frameon=False, fontsize=SMALL + 1)
+
+
+def draw_histograms(
+    one: Axes, values: Mapping[str, Sequence[float]], ends: tuple[float, float], bins: int = 60
+) -> None:
+    """{name: values above zero} as outlines on one logarithmic axis, from faint (the first) to dark
+    (the last).
+
+    ends: of the axis; values beyond them are left out
+    """
+    edges = np.geomspace(*ends, bins + 1)
+    for place, (name, found) in enumerate(values.items(), 1):
+        shade = 0.2 + 0.8 * place / len(values)
+        one.hist(found, edges, histtype="step", color=BLUE, alpha=shade, linewidth=1.3, label=name)
+    one.set(xscale="log", xlim=ends, yticks=[], ylabel="how often")
 
 
 def draw_guess(one: Axes, guesses: Mapping[float, float], label: str = "your prediction") -> None:
@@ -314,6 +336,26 @@ def _frame(column: int, row: int) -> Patch:
     return Rectangle(
         (column + 0.05, row + 0.05), 0.9, 0.9, fill=False, edgecolor=ORANGE, linewidth=2.2
     )
+
+
+def draw_images(
+    one: Axes, rows: Mapping[str, Sequence[np.ndarray]], *, line_below: str = ""
+) -> None:
+    """{name: grey pictures [height, width] in 0…1}, a row for each name, ink on white.
+
+    line_below: the name of a row to underline, where originals stand above what was made of them
+    """
+    wall = np.concatenate([np.concatenate(list(pictures), 1) for pictures in rows.values()], 0)
+    height = wall.shape[0] / len(rows)
+    one.imshow(wall, cmap="gray_r", vmin=0, vmax=1)
+    one.set_yticks([height * (place + 0.5) for place in range(len(rows))], list(rows))
+    one.set_xticks([])
+    one.grid(False)
+    one.tick_params(length=0)
+    one.spines[:].set_visible(False)
+    if line_below:
+        below = height * (list(rows).index(line_below) + 1) - 0.5
+        one.axhline(below, color=ORANGE, linewidth=2)
 
 
 def draw_timelines(

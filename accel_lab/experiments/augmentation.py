@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
+from itertools import islice, pairwise
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -101,6 +105,34 @@ def evaluate(model: nn.Module, digits: datasets.Data) -> dict[str, float]:
         for x, y in ((digits.train_x, digits.train_y), (digits.test_x, digits.test_y))
     )
     return {"train_accuracy": train, "test_accuracy": test, "gap": train - test}
+
+
+@cache
+def accuracy_after(knobs: Knobs, updates: int = 201) -> float:
+    """Train for so many updates and return the test accuracy, in percent; once for each knobs."""
+    *_, last = islice(run(knobs), updates)
+    return 100 * last.metrics["test_accuracy"]
+
+
+def worth(accuracy: float, by_pictures: Mapping[int, float], pictures: int = 10) -> float:
+    """Read off how many real pictures reach an accuracy, as a multiple of ``pictures``.
+
+    by_pictures: real pictures of each class → accuracy, in growing order. Between its points the
+    accuracy is taken to grow with the logarithm, beyond them as along the ends.
+    """
+    points = [(math.log(count), score) for count, score in by_pictures.items()]
+    pairs = list(pairwise(points))
+    (x0, y0), (x1, y1) = next((pair for pair in pairs if accuracy <= pair[1][1]), pairs[-1])
+    return math.exp(x0 + (accuracy - y0) * (x1 - x0) / (y1 - y0)) / pictures
+
+
+def augmentation_share(knobs: Knobs, updates: int = 40) -> tuple[float, float]:
+    """Return median seconds of augmenting a batch, and of the update it feeds; 5 warm up."""
+    steps = list(islice(run(knobs), updates))[5:]
+    return (
+        median(step.metrics["augment_seconds"] for step in steps),
+        median(step.seconds for step in steps),
+    )
 
 
 def few(digits: datasets.Data, pictures: int, seed: int) -> datasets.Data:

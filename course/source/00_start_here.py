@@ -119,7 +119,8 @@ lab.Machine()
 # You can stop anywhere and come back. If something hangs, *Kernel → Restart and Run All* begins
 # anew; nothing is downloaded, and nothing is written but your speed log, in your home directory.
 # Open one chapter at a time if memory is short, and shut its kernel down when you leave it.
-#
+
+# %% [markdown]
 # ## The chapters
 #
 # Begin with *Measuring honestly*: the others build on it. After that, take them in any order.

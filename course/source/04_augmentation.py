@@ -10,8 +10,8 @@
 #
 # ## 1. The question
 #
-# Pictures with labels are dear. Pictures made from pictures are nearly free: shift one by three
-# pixels, turn it by ten degrees, and the network has never seen it. So it is said:
+# Labelled pictures are expensive. Pictures made from pictures are nearly free: shift one by three
+# pixels, turn it by ten degrees, and the network has never seen it. So you will read:
 #
 # > *Flip, crop, rotate, scale: the more samples, the better the model.*
 # >
@@ -19,26 +19,19 @@
 # >
 # > *For generative models: flip, rotate, and add noise.*
 #
-# But a mirrored 2 is no 2. And a sentence without its "not" is another sentence. In the next forty
-# minutes you measure what a made-up picture is worth, in real ones; what happens when the label
-# does not survive; and what all this costs the loader.
+# But a mirrored 2 is not a 2. And a sentence without its "not" is another sentence. You will
+# measure what a made-up picture is worth, in real ones; what happens when the label does not
+# survive; and what all this costs the loader.
 
-# %%
-import inspect
-import math
-from itertools import islice, pairwise
-
+# %% jupyter={"source_hidden": true}
 import torch
+from torch.nn.functional import affine_grid, grid_sample
 
 from accel_lab import augmentation
-from accel_lab.augmentation import Policy
 from accel_lab.experiments import augmentation as experiment
-from accel_lab.workbench.data import datasets, words
-from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.curve import Curve
-from accel_lab.workbench.measure.comparison import compare
-from accel_lab.workbench.notebook.speed_log import log_verdict
-from accel_lab.workbench.panel import Panel, Prediction, Sliders
+from accel_lab.workbench import chapter as lab
+
+torch.set_num_threads(1)  # networks this small gain nothing from a second core
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"pictures": 20}`,
@@ -49,18 +42,11 @@ knobs = {}
 
 # %%
 base = experiment.Knobs(**{"batch_size": 32, **knobs})
-mnist = datasets.mnist5k()
+mnist = lab.datasets.mnist5k()
 some = experiment.few(mnist, base.pictures, base.seed)
-_ = next(
-    experiment.run(base)
-)  # the first update of a process takes long: PyTorch loads its optimizers
-torch.set_num_threads(
-    1
-)  # the networks here are so small that threads would wait for each other more than they work
-print(
-    f"{len(some.train_y)} training pictures, {base.pictures} of each digit; {len(some.test_y):,} "
-    "to test on"
-)
+next(experiment.run(base))  # a process's first update takes long: PyTorch loads its optimizers
+print(f"{len(some.train_y)} training pictures, {base.pictures} of each digit")
+print(f"{len(some.test_y):,} pictures to test on")
 
 # %% [markdown]
 # ## 2. Predict
@@ -71,7 +57,7 @@ print(
 # pictures of each digit. (Less than 1 is possible, too.)
 
 # %%
-guess_shift = Prediction(
+guess_shift = lab.Prediction(
     "Shifting is worth how many times as many real pictures?",
     low=0.2,
     high=20,
@@ -81,7 +67,7 @@ guess_shift = Prediction(
 guess_shift
 
 # %%
-guess_flip = Prediction(
+guess_flip = lab.Prediction(
     "And shifting and mirroring them, together?", low=0.2, high=20, default=1.5, unit="×"
 )
 guess_flip
@@ -92,27 +78,24 @@ guess_flip
 # First, look at what is made. Move the sliders: every picture draws its own amount. Which of these
 # would you still label with the same digit?
 
-
 # %%
+first = torch.stack([some.train_x[some.train_y == digit][0] for digit in range(10)])
+
+
+def made_by(policy, seed=0, x=first, way=augmentation.augment):
+    return way(x, policy, torch.Generator().manual_seed(seed), kind="digits", unsafe=True)
+
+
 def wall(rotate=15, zoom=0.15, shift=0.1, flip=0.0, noise=0.0):
-    policy = Policy(flip=flip, rotate=rotate, zoom=zoom, shift=shift, noise=noise)
-    x = torch.cat(
-        [some.train_x[some.train_y == digit][:1].expand(6, -1, -1, -1) for digit in range(10)]
-    )
-    made = augmentation.augment(
-        x, policy, torch.Generator().manual_seed(0), kind="digits", unsafe=True
-    )
-    rows = torch.cat(
-        [x[::6, None], made.view(10, 6, 1, 28, 28)], 1
-    )  # the original, and six made of it
-    picture, (axes,) = figure.axes(7, 4.9)
-    axes.imshow(rows.permute(1, 3, 0, 4, 2).reshape(7 * 28, 10 * 28), cmap="gray_r", vmin=0, vmax=1)
-    axes.axhline(27.5, color=figure.ORANGE, linewidth=2)
-    axes.set_axis_off()
+    policy = augmentation.Policy(flip=flip, rotate=rotate, zoom=zoom, shift=shift, noise=noise)
+    rows = {"original": first[:, 0]} | {f"{n}": made_by(policy, n)[:, 0] for n in range(1, 7)}
+    picture, (axes,) = lab.figure.axes(7, 4.9)
+    lab.figure.draw_images(axes, rows, line_below="original")
     return picture
 
 
-Sliders(
+# %%
+lab.Sliders(
     wall,
     rotate=(0, 180, 5),
     zoom=(0, 0.5, 0.05),
@@ -123,20 +106,20 @@ Sliders(
 
 # %% [markdown]
 # Above the line are the originals. Now train on them: a small convolutional network, for as long as
-# you like. The dashed orange line saw the ten pictures of each digit as they are.
+# you like. *Pictures as they are* is the baseline.
 #
 # Press **Start**. Move **shift** to 0.1. Then **flip** to 0.5. Then undo both and take more
 # **pictures** instead.
 
 # %%
-panel = Panel(
+panel = lab.Panel(
     experiment.run,
     base,
     [
-        Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
-        Curve("gap", "training minus test accuracy, %", scale=100, over="updates"),
-        Curve("augment_share", "augmentation, % of the time", scale=100),
-        Curve("loss", "loss", over="updates", log=(1e-4, 1e1)),
+        lab.Curve("test_accuracy", "test accuracy, %", scale=100, over="updates", ends=(0, 100)),
+        lab.Curve("gap", "training minus test accuracy, %", scale=100, over="updates"),
+        lab.Curve("augment_share", "augmentation, % of the time", scale=100, summary="median"),
+        lab.Curve("loss", "loss", over="updates", log=(1e-4, 1e1)),
     ],
     controls=["pictures", "shift", "flip"],
     baselines={"pictures as they are": base},
@@ -153,7 +136,8 @@ panel
 # - With shifts the loss stays higher, and the test accuracy is *better*. A training loss that does
 #   not vanish is the sign that augmentation works.
 # - With mirroring added, the test accuracy falls back.
-#
+
+# %% [markdown]
 # ## 4. Build
 #
 # Turning, zooming, shifting and mirroring are all one thing: a map that says, for each pixel of the
@@ -166,14 +150,14 @@ panel
 # one call, each with its own map:
 
 # %%
-print(inspect.getsource(augmentation.warp))
+lab.show_source(augmentation.warp, docstring=False)
 
 # %% [markdown]
-# The luck is drawn beforehand: seven numbers for each picture, whatever is asked for.
+# All random numbers are drawn first, seven per picture, whichever transforms are on. So two
+# policies can be compared on the same numbers:
 
 # %%
-print(inspect.getsource(augmentation.random_numbers))
-print(inspect.getsource(augmentation.transform))
+lab.show_source(augmentation.random_numbers, augmentation.transform, docstring=False)
 
 # %% [markdown]
 # What a label endures depends on what is in the picture. That knowledge belongs into the interface,
@@ -181,20 +165,20 @@ print(inspect.getsource(augmentation.transform))
 
 # %% tags=["nbval-check-output"]
 for kind, endures in augmentation.KINDS.items():
-    print(
-        f"{kind:<12} mirrored: {'yes' if endures.mirrored else 'no':<4} turned by up to "
-        f"{endures.degrees:>3} degrees  {endures.why}"
-    )
+    mirrored = "yes" if endures.mirrored else "no"
+    print(f"{kind:<12} mirrored: {mirrored:<4} turned by up to {endures.degrees:>3} degrees")
 
+# %% tags=["nbval-check-output"]
+mirror = augmentation.Policy(flip=0.5)
 try:
-    augmentation.augment(mnist.train_x[:8], Policy(flip=0.5), torch.Generator(), kind="digits")
+    augmentation.augment(mnist.train_x[:8], mirror, torch.Generator(), kind="digits")
 except ValueError as error:
-    print("\nrefused:", error)
+    print("refused:", error)
 
 # %% [markdown]
-# Text works alike: pick words from a seed, replace them, leave everything else alone. Synonyms come
-# from WordNet, English homophones from a short list, Chinese ones (同音字) from a dictionary of words
-# and their syllables:
+# Text works alike: pick words from a seed, replace them, leave everything else alone. Synonyms
+# come from WordNet, English homophones from a short list, Chinese ones (同音字) from a dictionary
+# of words and their syllables:
 
 # %% tags=["nbval-check-output"]
 sentence = "The movie is not terrible, but their story is too quick."
@@ -207,8 +191,8 @@ for seed in range(4):
     print(augmentation.homophones(chinese, seed=seed, share=0.3, language="chinese"))
 
 # %% [markdown]
-# What turns a sentence round, "not" and 没有 and 不, is neither replaced nor deleted, for the reason
-# why digits are not mirrored. With `unsafe=True` it is:
+# Words that reverse a sentence's meaning, "not" and 没有 and 不, are neither replaced nor deleted,
+# for the same reason that digits are not mirrored. With `unsafe=True` they are:
 
 # %% tags=["nbval-check-output"]
 print("safe:  ", augmentation.delete("the film is not bad at all", seed=1, share=0.4))
@@ -222,27 +206,14 @@ print("unsafe:", augmentation.delete("the film is not bad at all", seed=1, share
 
 # %% tags=["nbval-check-output"]
 x = mnist.train_x[:64].double()
-policy = Policy(flip=0.5, rotate=30, zoom=0.2, shift=0.1, crop=2, noise=0.1)
+policy = augmentation.Policy(flip=0.5, rotate=30, zoom=0.2, shift=0.1, crop=2, noise=0.1)
+at_once = made_by(policy, x=x)
+one_by_one = made_by(policy, x=x, way=augmentation.naive_augment)
+mirrored = made_by(augmentation.Policy(flip=1.0), x=x)
 
-
-def made_by(way, policy, seed=0):
-    return way(x, policy, torch.Generator().manual_seed(seed), kind="digits", unsafe=True)
-
-
-at_once, one_by_one = (
-    made_by(augmentation.augment, policy),
-    made_by(augmentation.naive_augment, policy),
-)
 print("at once = one by one, within 1e-12:", bool((at_once - one_by_one).abs().max() < 1e-12))
-print(
-    "the same seed, the same pictures:  ",
-    torch.equal(at_once, made_by(augmentation.augment, policy)),
-)
-print(
-    "another seed, other pictures:      ",
-    not torch.equal(at_once, made_by(augmentation.augment, policy, seed=1)),
-)
-mirrored = made_by(augmentation.augment, Policy(flip=1.0))
+print("the same seed, the same pictures:  ", torch.equal(at_once, made_by(policy, x=x)))
+print("another seed, other pictures:      ", not torch.equal(at_once, made_by(policy, 1, x)))
 print("mirrored pixels are copies:        ", torch.equal(mirrored, x.flip(-1)))
 
 # %% [markdown]
@@ -250,17 +221,16 @@ print("mirrored pixels are copies:        ", torch.equal(mirrored, x.flip(-1)))
 # −1 to 1 from edge to edge, ours are pixels from the centre.)
 
 # %% tags=["nbval-check-output"]
-from torch.nn.functional import affine_grid, grid_sample
-
-draws = augmentation.random_numbers(64, torch.Generator().manual_seed(0)).double()
-maps = augmentation.affine_maps(policy, draws[:, 0] < 0.5, draws, 28, 28)
+numbers = augmentation.random_numbers(64, torch.Generator().manual_seed(0)).double()
+maps = augmentation.affine_maps(policy, numbers[:, 0] < 0.5, numbers, 28, 28)
 theta = maps.clone()
 theta[:, :, 2] /= 14
 theirs = grid_sample(x, affine_grid(theta, x.shape, align_corners=False), align_corners=False)
-print(
-    "equal to torch's affine_grid, within 1e-9:",
-    bool((augmentation.warp(x, maps) - theirs).abs().max() < 1e-9),
-)
+gap = (augmentation.warp(x, maps) - theirs).abs().max()
+print("equal to torch's affine_grid, within 1e-9:", bool(gap < 1e-9))
+
+# %% [markdown]
+# *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 
 # %% [markdown]
 # ## 6. Measure
@@ -271,12 +241,12 @@ print(
 
 
 # %%
-def accuracy(updates=201, **changes):
-    steps = list(islice(experiment.run(base.turned(**changes)), updates))
-    return steps[-1].metrics["test_accuracy"]
+def accuracy(**changes):
+    return experiment.accuracy_after(base.turned(**changes))
 
 
 real = {pictures: accuracy(pictures=pictures) for pictures in (5, 10, 20, 40)}
+print({pictures: f"{score:.1f} %" for pictures, score in real.items()})
 
 # %%
 made = {
@@ -285,44 +255,16 @@ made = {
     "mirror": accuracy(pictures=10, flip=0.5),
     "shift, mirror": accuracy(pictures=10, shift=0.1, flip=0.5),
 }
+worths = {name: experiment.worth(score, real) for name, score in made.items()}
+for name, score in made.items():
+    print(f"10 pictures, {name:<17} {score:.1f} %: worth {worths[name]:.1f} ×")
 
-
-# %%
-def worth(reached):
-    """How many real pictures reach this accuracy, over the 10 there were: between the measured
-    points, beyond them along the ends.
-    """
-    points = [(math.log(pictures), score) for pictures, score in real.items()]
-    pairs = list(pairwise(points))
-    (x0, y0), (x1, y1) = next((pair for pair in pairs if reached <= pair[1][1]), pairs[-1])
-    return math.exp(x0 + (reached - y0) * (x1 - x0) / (y1 - y0)) / 10
-
-
-worths = {name: worth(score) for name, score in made.items()}
-picture, (axes,) = figure.axes(7.5, 3.4)
-axes.plot(
-    real.keys(),
-    [100 * score for score in real.values()],
-    "o-",
-    color="black",
-    label="real pictures, as they are",
-)
-for (name, score), color, mark in zip(
-    made.items(), (figure.BLUE, figure.GREEN, figure.GREY, figure.ORANGE), "s^vD"
-):
-    axes.plot([10, 10 * worths[name]], [100 * score] * 2, ":", color=color)
-    axes.plot(
-        10,
-        100 * score,
-        mark,
-        color=color,
-        markersize=8,
-        label=f"10 pictures, {name}: worth {worths[name]:.1f} ×",
-    )
-axes.set(xscale="log", xlabel="training pictures of each digit", ylabel="test accuracy, %")
-axes.set_xticks(list(real), map(str, real))
-axes.minorticks_off()
-axes.legend(frameon=False, fontsize=8)
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(8, 3.4)
+axes.set(xlabel="training pictures of each digit", ylabel="test accuracy, %")
+lab.figure.powers_of_two(axes, "training pictures of each digit", real)
+lines = {f"{name}: {worths[name]:.1f} ×": {10: s, 10 * worths[name]: s} for name, s in made.items()}
+lab.figure.draw_lines(axes, lines, dashed={"real pictures": real})
 picture
 
 # %%
@@ -332,43 +274,35 @@ guess_shift.against(worths["shift"])
 guess_flip.against(worths["shift, mirror"])
 
 # %% [markdown]
-# Ten pictures, shifted, stand for many more. The network need not learn from examples that a digit
-# three pixels to the right is the same digit: somebody who *knew* it has told it. And where the
-# made pictures are not the same thing any more, the same trick tells it something false.
-# Augmentation is no supply of data. It is a way of saying what does not matter.
+# Each coloured line leads from ten pictures, changed in this way, to the number of real ones that
+# reach the same accuracy. The network need not learn from examples that a digit three pixels to the
+# right is the same digit: somebody who *knew* it has told it.
 #
+# Where the made pictures do not mean the same any more, the same trick tells it something false.
+# Augmentation does not add data. It is a way of saying what does not matter.
+
+# %% [markdown]
 # Now the costs. As a loader does it, picture after picture, against the batch at once; and both
 # against the update they feed:
 
 # %%
-batch, policy = mnist.train_x[:64], Policy(rotate=15, zoom=0.15, shift=0.1)
-
-
-def augmenting(way):
-    return lambda: way(batch, policy, torch.Generator().manual_seed(0), kind="digits")
-
-
-speed = compare(
-    augmenting(augmentation.augment),
-    augmenting(augmentation.naive_augment),
+batch = mnist.train_x[:64]
+policy = augmentation.Policy(rotate=15, zoom=0.15, shift=0.1)
+speed = lab.compare(
+    lambda: made_by(policy, x=batch),
+    lambda: made_by(policy, x=batch, way=augmentation.naive_augment),
     names=("the batch at once", "one by one"),
     patience=3.0,
 )
-print(speed)
+speed
 
 # %%
 settings = base.turned(batch_size=64, shift=0.1, rotate=15, zoom=0.15)
-shares = {}
-for one_by_one in (False, True):
-    steps = list(islice(experiment.run(settings.turned(one_by_one=one_by_one)), 40))[5:]
-    augment = sorted(step.metrics["augment_seconds"] for step in steps)[len(steps) // 2]
-    update = sorted(step.seconds for step in steps)[len(steps) // 2]
-    shares[one_by_one] = augment / (augment + update)
-    way = "one by one" if one_by_one else "the batch at once"
-    print(
-        f"{way:<18} augmentation {augment * 1e3:6.2f} ms, update {update * 1e3:6.2f} ms: "
-        f"{shares[one_by_one]:.0%} of the time"
-    )
+for way, one_by_one in (("the batch at once", False), ("one by one", True)):
+    seconds, update = experiment.augmentation_share(settings.turned(one_by_one=one_by_one))
+    share = seconds / (seconds + update)
+    print(f"{way:<18} {seconds * 1e3:6.2f} ms, update {update * 1e3:6.2f} ms: {share:.0%}", end=" ")
+    print("of the time")
 
 # %% [markdown]
 # Each call into PyTorch costs some microseconds, however small the picture. Sixty-four pictures one
@@ -382,13 +316,16 @@ for one_by_one in (False, True):
 # four words of ten have been changed.
 
 # %%
-train, test = words.reviews()
-texts, labels = [text for text, _ in train[:3000]], [label for _, label in train[:3000]]
-tests, truth = [text for text, _ in test], [label for _, label in test]
-noisy = {"clean": tests} | {
-    name: augmentation.augment_texts(tests, op, 7, share=0.4)
-    for name, op in augmentation.TEXT_OPERATIONS.items()
-}
+train, test = lab.words.reviews()
+texts, labels = zip(*train[:3000])
+tests, truth = zip(*test)
+texts, labels, tests, truth = map(list, (texts, labels, tests, truth))
+noisy = {"clean": tests}
+for name, operation in augmentation.TEXT_OPERATIONS.items():
+    noisy[name] = augmentation.augment_texts(tests, operation, 7, share=0.4)
+print(*(f"{name:<11} {changed[0]}" for name, changed in noisy.items()), sep="\n")
+
+# %%
 readers = {"as they are": experiment.SentimentClassifier(texts, labels, epochs=6)}
 for name in ("synonyms", "homophones"):
     more = augmentation.augment_texts(texts, augmentation.TEXT_OPERATIONS[name], 1, share=0.3)
@@ -408,7 +345,8 @@ for name, row in scores.items():
 # ones it helps most against the noise that it imitated. And look at *swap*: it equals *clean* to
 # the last digit. A mean does not know the order of its words, so exchanging them is no augmentation
 # at all, for this model.
-#
+
+# %% [markdown]
 # ### Noise
 #
 # For a denoising autoencoder, noise *is* the task: it sees the noisy picture and must give back the
@@ -418,38 +356,28 @@ for name, row in scores.items():
 
 # %%
 sigma = 0.4
-noisy_test = augmentation.augment(
-    mnist.test_x, Policy(noise=sigma), torch.Generator().manual_seed(0), kind="digits"
-)
+clean, only_noise = mnist.test_x, augmentation.Policy(noise=sigma)
+noisy_test = made_by(only_noise, x=clean)
 policies = {
-    "never saw noise": Policy(shift=0.05),
-    "trained on noise": Policy(shift=0.05, noise=sigma),
+    "never saw noise": augmentation.Policy(shift=0.05),
+    "trained on noise": augmentation.Policy(shift=0.05, noise=sigma),
 }
-restored = {}
-with torch.no_grad():
-    for name, policy in policies.items():
-        with torch.enable_grad():
-            model = experiment.train_denoiser(mnist.train_x, policy, updates=150)
-        restored[name] = model(noisy_test)
-errors = {
-    name: float((image - mnist.test_x).square().mean())
-    for name, image in {"noisy": noisy_test, **restored}.items()
-}
-errors["best linear (predicted)"] = experiment.best_linear_error(mnist.test_x, sigma)
-for name, error in errors.items():
-    print(f"{name:<24} mean squared error {error:.4f}")
+images = {"noisy": noisy_test}
+for name, policy in policies.items():
+    model = experiment.train_denoiser(mnist.train_x, policy, updates=150)
+    with torch.no_grad():
+        images[name] = model(noisy_test)
 
 # %%
-picture, (axes,) = figure.axes(7, 3)
-shown = torch.stack(
-    [mnist.test_x[:10], noisy_test[:10], *(image[:10] for image in restored.values())]
-)
-axes.imshow(
-    shown[:, :, 0].permute(0, 2, 1, 3).reshape(4 * 28, 10 * 28), cmap="gray_r", vmin=0, vmax=1
-)
-axes.set_yticks([14, 42, 70, 98], ["clean", "noisy", *restored])
-axes.set_xticks([])
-axes.grid(False)
+for name, image in images.items():
+    print(f"{name:<24} mean squared error {(image - clean).square().mean():.4f}")
+linear = experiment.best_linear_error(clean, sigma)
+print(f"{'best linear (predicted)':<24} mean squared error {linear:.4f}")
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(7, 3)
+rows = {"clean": clean} | images
+lab.figure.draw_images(axes, {name: image[:10, 0].numpy() for name, image in rows.items()})
 picture
 
 # %% [markdown]
@@ -460,24 +388,19 @@ picture
 # ## 7. Break it
 #
 # Now as far as you like: half turns, mirrors, shifts by half the width. When does the accuracy fall
-# below that of the plain pictures? And tick **one by one**, and watch the share of time.
+# below that of the pictures as they are? And tick **one by one**, and watch the share of time.
 
 # %%
-break_it = Panel(
+break_it = lab.Panel(
     experiment.run,
     base.turned(shift=0.1),
     [
-        Curve("test_accuracy", "test accuracy, %", scale=100, over="updates"),
-        Curve("augment_share", "augmentation, % of the time", scale=100),
+        lab.Curve("test_accuracy", "test accuracy, %", scale=100, over="updates", ends=(0, 100)),
+        lab.Curve("augment_share", "augmentation, % of the time", scale=100, summary="median"),
     ],
     controls=["shift", "rotate", "flip", "one_by_one"],
-    baselines={"shift 0.1": base.turned(shift=0.1)},
-    tour=[
-        base.turned(shift=0.1, rotate=180, flip=0.5),
-        base.turned(shift=0.5),
-        base.turned(shift=0.1, one_by_one=True),
-    ],
-    seconds=2,
+    baselines={"pictures as they are": base, "shift 0.1": base.turned(shift=0.1)},
+    tour=[base.turned(shift=0.1, rotate=180, flip=0.5), base.turned(shift=0.5)],
 )
 break_it
 
@@ -485,7 +408,7 @@ break_it
 # The code of the refusal that stands between you and this, unless you say `unsafe`:
 
 # %%
-print(inspect.getsource(augmentation.refuse_unsafe))
+lab.show_source(augmentation.refuse_unsafe, docstring=False)
 
 # %% [markdown]
 # The quietest mistake has no switch here, because no curve shows it: augmenting *before* splitting
@@ -497,17 +420,12 @@ print(inspect.getsource(augmentation.refuse_unsafe))
 # When there is enough. Forty times as many real pictures, and the same number of updates:
 
 # %%
-plenty = {
-    name: accuracy(pictures=400, shift=shift)
-    for name, shift in (("as they are", 0.0), ("shift", 0.1))
+gains = {
+    10: (real[10], made["shift"]),
+    400: (accuracy(pictures=400), accuracy(pictures=400, shift=0.1)),
 }
-scarce = {"as they are": real[10], "shift": made["shift"]}
-for pictures, scores_of in ((10, scarce), (400, plenty)):
-    gain = scores_of["shift"] - scores_of["as they are"]
-    print(
-        f"{pictures:>3} pictures of each: {scores_of['as they are']:.1%}, shifted "
-        f"{scores_of['shift']:.1%}: {gain:+.1%}"
-    )
+for pictures, (plain, shifted) in gains.items():
+    print(f"{pictures:>3} of each: {plain:.1f} %, shifted {shifted:.1f} %: {shifted - plain:+.1f}")
 
 # %% [markdown]
 # What augmentation can tell, enough data tells, too. And it asks for patience: every picture is
@@ -520,16 +438,15 @@ for pictures, scores_of in ((10, scarce), (400, plenty)):
 synonym_gain = scores["synonyms"]["synonyms"] - scores["as they are"]["synonyms"]
 verdict = (
     f"10 digits of each, shifted, are worth {worths['shift']:.1f} × as many; mirrored as well, "
-    f"{worths['shift, mirror']:.1f} ×; "
-    f"a batch at once takes {speed.ratio:.2f} × the time of one by one; synonyms: "
-    f"{synonym_gain:+.1%} on text with synonyms"
+    f"{worths['shift, mirror']:.1f} ×; a batch at once takes {speed.ratio:.2f} × the time of one "
+    f"by one; synonyms: {synonym_gain:+.1%} on text with synonyms"
 )
-log_verdict("augmentation", verdict)
+lab.log_verdict("augmentation", verdict)
 
 # %% [markdown]
 # - *The more, the better:* if the label survives. It is the knowledge that counts, not the number.
 # - *Synonyms and homophones:* robustness, above all to just that noise; on clean text, little.
-# - *Noise for generative models:* for a denoiser, noise is no augmentation but the task.
+# - *Noise for generative models:* for a denoiser, noise is not augmentation but the task.
 #
 # ## 9. Exercises
 #
@@ -584,17 +501,20 @@ check(misheard)
 #   it teaches an error.
 # - Put what a label endures into the interface, and refuse the rest.
 # - One map, one resampling, the whole batch in one call, from a seed.
-# - On text it buys robustness to the noise it imitates. Words that turn a sentence round are not to
-#   be touched.
+# - On text it buys robustness to the noise it imitates. Leave alone the words that reverse a
+#   sentence's meaning.
 # - Split first, augment afterwards, and leave the test set alone.
-#
+
+# %% [markdown]
 # **What would prove this wrong?** A data set on which mirrored digits raise the test accuracy. Look
 # at what is in it: are there only 0, 1 and 8?
-#
+
+# %% [markdown]
 # **Sources.** P. Simard, D. Steinkraus, J. Platt, *Best Practices for Convolutional Neural
 # Networks*, 2003, section 2 · J. Wei, K. Zou, *EDA: Easy Data Augmentation*, 2019, arXiv:1901.11196
 # · P. Vincent et al., *Denoising Autoencoders*, 2008 · B. Pang, L. Lee, *Seeing stars*, 2005 (the
 # sentences) · G. Miller, *WordNet*, 1995.
 #
 # **Next.** Data is scaled and multiplied; the batch is still as large as it was. What if it should
-# be larger than the memory? Chapter 11.
+# be larger than the memory? That is gradient accumulation, [chapter 11](11_accumulation.ipynb). All
+# chapters are listed on the [first page](00_start_here.ipynb).

@@ -84,8 +84,18 @@ guess_time
 #
 # Press **Start**. Then move **micro batches** from 1 to 8, and on to 64, and watch three things:
 # the activations, the samples per second, and the loss. Each run that you leave stays behind as a
-# grey ghost. (A panel trains on one core fewer than there are: your browser needs it for drawing.
+# grey line. (A panel trains on one core fewer than there are: your browser needs it for drawing.
 # Part 6 uses them all.)
+
+# %%
+memory_of_an_update = lab.Sweep(
+    "micro_batches",
+    "activation_bytes",
+    "activations kept, MiB",
+    scale=2**-20,
+    predicted=experiment.predicted_activation_bytes,
+    formula="⌈n/m⌉ · bytes of a sample",
+)
 
 # %%
 panel = lab.Panel(
@@ -93,14 +103,7 @@ panel = lab.Panel(
     base,
     [
         lab.Curve("throughput", "samples/s"),
-        lab.Sweep(
-            "micro_batches",
-            "activation_bytes",
-            "activations kept, MiB",
-            scale=2**-20,
-            predicted=experiment.predicted_activation_bytes,
-            formula="predicted: ⌈n/m⌉ · bytes of a sample",
-        ),
+        memory_of_an_update,
         lab.Curve("loss", "loss", over="updates"),
         lab.Timeline(),
     ],
@@ -183,7 +186,8 @@ picture
 # frees them, and the peak is what your machine must be able to hold.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
-#
+
+# %% [markdown]
 # ## 5. Prove
 #
 # Equal gradients once are not yet equal training. So train three copies of a network for ten
@@ -263,7 +267,8 @@ ragged
 # micro-batches differ. It divides each loss by *m*, whatever the micro-batch holds. But it shows
 # how quietly this goes wrong: the training ran, the loss fell, and it was not the training that was
 # asked for.
-#
+
+# %% [markdown]
 # ## 6. Measure
 #
 # Now the speed, properly: full batch and micro-batches in turn, in pairs, on the same data, so that
@@ -326,7 +331,8 @@ guess_time.against(ratios[8].ratio)
 # over: each call into PyTorch costs some microseconds, however little it has to do, and there are
 # *m* times as many of them. On a GPU the first effect is mostly absent, and the second one comes
 # early.
-#
+
+# %% [markdown]
 # Speed is a side effect here, of whatever size suits your machine. Memory is the purpose.
 #
 # *Process* is the operating system's view: by how much the whole process grew. It is more than the
@@ -344,23 +350,22 @@ guess_time.against(ratios[8].ratio)
 
 # %%
 broken = base.turned(twin=True, timeline=False, micro_batches=min(8, base.batch_size))
+mistakes = ("no scaling", "off by one", "forgotten clear", "batch norm")
+right = lab.Badge(
+    "update_error", 1e-4, "every update is the full batch's", "not the full batch's update"
+)
+error = lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2))
+
+# %%
 break_it = lab.Panel(
     experiment.run,
     broken,
-    [
-        lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
-        lab.Curve("loss", "loss", over="updates"),
-    ],
+    [error, lab.Curve("loss", "loss", over="updates")],
     controls=["batch_size", "micro_batches", "mistake"],
     baselines={"no mistake": broken},
-    tour=[
-        broken.turned(mistake=mistake)
-        for mistake in ("no scaling", "off by one", "forgotten clear", "batch norm")
-    ],
+    tour=[broken.turned(mistake=mistake) for mistake in mistakes],
     seconds=1.0,
-    badge=lab.Badge(
-        "update_error", 1e-4, "every update is the full batch's", "not the full batch's update"
-    ),
+    badge=right,
 )
 break_it
 
@@ -517,11 +522,13 @@ check(fewest_micro_batches)
 # - It does not split what looks across samples, such as batch normalization.
 # - It speeds nothing up by design. Where a smaller micro-batch is faster on your machine, the cache
 #   did that.
-#
+
+# %% [markdown]
 # **What would prove this wrong?** A model without batch normalization whose accumulated training
 # differs from the full batch's by more than rounding. If you find one, look for something random
 # first: dropout draws other masks.
-#
+
+# %% [markdown]
 # **Sources.** P. Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, sections 2
 # and 3 · Y. Huang et al., *GPipe*, 2019, arXiv:1811.06965, for micro-batches · Hugging Face,
 # *Fixing Gradient Accumulation*, October 2024, for the token count.

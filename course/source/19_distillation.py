@@ -115,7 +115,8 @@ panel
 # - Its samples per second are nearly those of the student alone. The teacher is large; where is its
 #   work?
 # - The losses cannot be compared: they measure different things. Accuracy can.
-#
+
+# %% [markdown]
 # ## 4. Build
 #
 # ### What a teacher says
@@ -561,10 +562,12 @@ check(bias_for_share)
 # - The gain is largest where the student's own data is scarce and the teacher's was not.
 # - Nothing is removed for free. A weak teacher makes a weak student; look at several seeds before
 #   you believe in a gain.
-#
+
+# %% [markdown]
 # **What would prove this wrong?** A student whose threes come back with *labels alone*; or a gain
 # that is as large when the teacher has seen nothing that the student has not.
-#
+
+# %% [markdown]
 # **Sources.** G. Hinton, O. Vinyals and J. Dean, *Distilling the knowledge in a neural network*,
 # 2015, arXiv:1503.02531, sections 2 (the loss, T²), 3 (the missing three) · A. Romero et al.,
 # *FitNets*, 2015, arXiv:1412.6550 (hints) · L. Beyer et al., *A good teacher is patient and

@@ -228,8 +228,8 @@ def test_what_misses_the_target_is_refused_by_its_hint(exercise, answer):
 def test_a_limit_of_memory_is_far_from_right_and_from_wrong(exercise):
     """So that no luck decides."""
     for answer, factor in (
-        (exercise.reference, 0.7),
-        *((answer, 1.5) for answer in exercise.target.refuses.answers),
+        (exercise.reference, 0.85),
+        *((answer, 1.25) for answer in exercise.target.refuses.answers),
     ):
         target = replace(exercise.target, bytes=int(exercise.target.bytes * factor))
         verdict = judge(replace(exercise, target=target), Here(answer), 1)

@@ -22,6 +22,10 @@ from accel_lab.grading.inside import frames
 from accel_lab.grading.inside.answer import describe, driven
 from accel_lab.workbench.measure.memory_meter import process_peak
 
+# times the bytes of a target: what is resident counts more than an answer's own, such as pages of
+# libraries that are touched for the first time
+RESIDENT = 1.75
+
 
 class Side(Protocol):
     """Where an answer is asked. ``most_bytes``: of memory for one answer, beyond what is there when
@@ -57,7 +61,7 @@ class Here:
             return self._call(exercise, case)
         with _large_memory_apart(), process_peak() as peak:
             got = self._call(exercise, case, as_it_is=True)
-        if isinstance(got, Failure) or peak.grown <= most_bytes:
+        if isinstance(got, Failure) or peak.grown <= RESIDENT * most_bytes:
             return got
         return out_of_memory()
 

@@ -21,6 +21,8 @@ from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import Twin, prove, trajectory
 
+SMALL_KNOBS = {"batch_size": 64, "seed": 1}  # the chapter in little, for papermill
+
 
 class Tied(nn.Module):
     """An input and an output layer that share a weight, and a frozen layer between them."""

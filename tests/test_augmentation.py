@@ -15,6 +15,8 @@ from accel_lab.experiments import augmentation as experiment
 from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.knobs import KnobError
 
+SMALL_KNOBS = {"pictures": 5, "batch_size": 16, "seed": 1}  # the chapter in little, for papermill
+
 some = settings(max_examples=40, deadline=None)
 policies = st.builds(
     Policy,

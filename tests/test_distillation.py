@@ -17,6 +17,12 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 
+SMALL_KNOBS = {
+    "samples": 100,
+    "teacher_updates": 60,
+    "seed": 1,
+}  # the chapter in little, for papermill
+
 unhurried = settings(deadline=None)  # the first example pays for starting up
 temperatures = st.floats(0.5, 50)
 sizes = st.tuples(st.integers(1, 9), st.integers(2, 12))

@@ -19,6 +19,7 @@ from accel_lab._wording import split_words
 from accel_lab.augmentation import Policy, augment, naive_augment
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize
+from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.step import Step
@@ -109,8 +110,13 @@ def evaluate(model: nn.Module, digits: datasets.Data) -> dict[str, float]:
 
 @cache
 def accuracy_after(knobs: Knobs, updates: int = 201) -> float:
-    """Train for so many updates and return the test accuracy, in percent; once for each knobs."""
-    *_, last = islice(run(knobs), updates)
+    """Train for so many updates and return the test accuracy, in percent; once for each knobs.
+
+    updates: one more than a multiple of 25, for the last measures; fewer for a quick look, see
+    ``effort``.
+    """
+    looks = max(1, round(effort() * (updates - 1) / EVALUATE_EVERY))
+    *_, last = islice(run(knobs), looks * EVALUATE_EVERY + 1)
     return 100 * last.metrics["test_accuracy"]
 
 

@@ -16,6 +16,7 @@ from accel_lab.distillation import distillation_loss, hint_loss, logits_of, perp
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.step import Step
@@ -190,8 +191,12 @@ def share_right(logits: Tensor, labels: Tensor) -> float:
 
 @cache
 def accuracy_after(knobs: Knobs, updates: int = 120) -> float:
-    """Train for so many updates and return the test accuracy, in percent; once for each knobs."""
-    *_, last = islice(run(knobs), updates)
+    """Train for so many updates and return the test accuracy, in percent; once for each knobs.
+
+    updates: a multiple of 30, the last of which measures; fewer for a quick look, see ``effort``.
+    """
+    looks = max(1, round(effort() * updates / EVALUATE_EVERY))
+    *_, last = islice(run(knobs), looks * EVALUATE_EVERY)
     return 100 * last.metrics["accuracy"]
 
 

@@ -424,7 +424,7 @@ ways = {
     "accumulated": {"micro_batches": 8},
     "small batches": {"batch_size": small, "micro_batches": 1},
 }
-samples, spent = 40 * base.batch_size, {}
+samples, spent = round(40 * lab.effort()) * base.batch_size, {}
 for way, changes in ways.items():
     settings = base.turned(timeline=False, **changes)
     steps = list(islice(experiment.run(settings), samples // settings.batch_size))

@@ -192,14 +192,14 @@ def _grade(arguments: list[str]) -> None:
     _end_on_sigterm()
     with contextlib.ExitStack() as ends:
         # It imports torch while we do.
-        server = None if options.scheduler else ends.enter_context(SandboxFactory())
+        factory = None if options.scheduler else ends.enter_context(SandboxFactory())
         from accel_lab.grading.command import Stopped, grade
 
         done, isolated = 0, True
         graded = grade(
             submissions,
             options.out,
-            server,
+            factory,
             jobs=options.jobs,
             scheduler=options.scheduler,
             again=options.again,

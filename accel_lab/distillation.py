@@ -66,11 +66,14 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor, regressor: nn.
 def logits_of(teacher: nn.Module, x: Tensor, batch_size: int = 200) -> Tensor:
     """Compute the teacher's logits for a data set once, in evaluation mode.
 
-    teacher: a whole network, or its first layers for their features.
+    teacher: a whole network, or its first layers for their features; its mode is left as it was.
     x: [n, …]. Returns [n, classes], or the features.
     """
+    was_training = teacher.training
     teacher.eval()
-    return torch.cat([teacher(part) for part in x.split(batch_size)])
+    logits = torch.cat([teacher(part) for part in x.split(batch_size)])
+    teacher.train(was_training)
+    return logits
 
 
 def perplexity(logits: Tensor, temperature: float) -> float:

@@ -50,6 +50,14 @@ def torchs(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tens
 
 @unhurried
 @given(sizes, seeds, temperatures)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_teacher_is_left_in_the_mode_in_which_it_came(training):
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train(training)
+    first, again = (logits_of(teacher, torch.ones(2, 4)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert teacher.training == teacher[1].training == training
+
+
 def test_equal_to_torchs_in_value_and_gradient(size, seed, t):
     student, teacher = logits(size, seed)
     values = [loss(student, teacher, t) for loss in (soft_loss, torchs)]

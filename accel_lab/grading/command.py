@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import islice
@@ -31,11 +31,11 @@ class Stopped(RuntimeError):
 def grade(
     submissions: list[Submission],
     out: Path,
-    factory: SandboxFactory,
+    factory: SandboxFactory | None,
     jobs: int | None = None,
     scheduler: str = "",
     again: bool = False,
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
     """Grade submissions; yields each entry as it comes, as JSON.
 
     Beside ``out``, a CSV, a folder of its name holds the pages and the journal, from which grading

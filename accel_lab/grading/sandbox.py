@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from time import clock_gettime, monotonic, sleep
 
@@ -151,7 +151,7 @@ class Sandbox:
         return 0.0
 
     @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
+    def still(self) -> Generator[None]:
         """Nothing in the sandbox runs meanwhile, as long as what runs there can start nothing new
         (``again``).
         """

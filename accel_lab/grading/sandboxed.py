@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 
@@ -67,7 +67,7 @@ class Sandboxed:
         return got, seconds
 
     @contextmanager
-    def beside(self, answer: Callable) -> Iterator[Sandboxed]:
+    def beside(self, answer: Callable) -> Generator[Sandboxed]:
         side = Sandboxed(self._factory, [[0, 1, _source(answer)]], answer.__name__)
         try:
             yield side
@@ -75,7 +75,7 @@ class Sandboxed:
             side.close()
 
     @contextmanager
-    def still(self) -> Iterator[None]:
+    def still(self) -> Generator[None]:
         with ExitStack() as stack:
             for sandbox in self._sandboxes:
                 stack.enter_context(sandbox.still())

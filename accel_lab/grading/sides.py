@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Protocol
@@ -86,16 +86,16 @@ class Here:
         return self._call(exercise, case), perf_counter() - start
 
     @contextmanager
-    def beside(self, answer: Callable) -> Iterator[Here]:
+    def beside(self, answer: Callable) -> Generator[Here]:
         yield Here(answer)
 
     @contextmanager
-    def still(self) -> Iterator[None]:
+    def still(self) -> Generator[None]:
         yield
 
 
 @contextmanager
-def _large_memory_apart() -> Iterator[None]:
+def _large_memory_apart() -> Generator[None]:
     """Blocks of a MB and more are given back when freed, as in a sandbox: what the process holds is
     what the answer uses. Afterwards they are kept for reuse, as glibc does after some time.
     """

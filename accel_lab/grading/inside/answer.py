@@ -11,6 +11,7 @@ import linecache
 import sys
 import traceback
 import types
+from typing import Any
 
 import torch
 
@@ -104,7 +105,8 @@ def _load(statements: list) -> tuple[dict, str]:
     module.display = print  # a notebook has it without an import
     for cell, line, text in statements:
         file = f"<cell {cell}>"
-        known = linecache.cache[file][2] if file in linecache.cache else []
+        entry: Any = linecache.cache.get(file)
+        known = entry[2] if entry else []
         lines = text.splitlines(keepends=True)
         known += ["\n"] * (line - 1 + len(lines) - len(known))
         known[line - 1 : line - 1 + len(lines)] = lines

@@ -106,8 +106,8 @@ def _answer_in_a_process(line: int, channel: int, request: dict, isolation: str)
             # whatever it has left behind: we are number 1 here, so this reaches the sandbox alone
             os.kill(-1, signal.SIGKILL)
     try:
-        while os.waitpid(-1, 0):
-            pass
+        while True:
+            os.waitpid(-1, 0)
     except ChildProcessError:
         frames.send(line, {"exit": os.waitstatus_to_exitcode(status)})
 

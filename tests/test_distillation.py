@@ -50,14 +50,6 @@ def torchs(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tens
 
 @unhurried
 @given(sizes, seeds, temperatures)
-@pytest.mark.parametrize("training", [True, False])
-def test_a_teacher_is_left_in_the_mode_in_which_it_came(training):
-    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train(training)
-    first, again = (logits_of(teacher, torch.ones(2, 4)) for _ in range(2))
-    assert torch.equal(first, again)
-    assert teacher.training == teacher[1].training == training
-
-
 def test_equal_to_torchs_in_value_and_gradient(size, seed, t):
     student, teacher = logits(size, seed)
     values = [loss(student, teacher, t) for loss in (soft_loss, torchs)]
@@ -256,3 +248,11 @@ def test_a_wrong_knob_is_one_line():
         Knobs(temperature=0)
     with pytest.raises(ValueError, match=r"^batch_size: "):
         next(experiment.run(quick(samples=50, batch_size=100)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_teacher_is_left_in_the_mode_in_which_it_came(training):
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train(training)
+    first, again = (logits_of(teacher, torch.ones(2, 4)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert teacher.training == teacher[1].training == training

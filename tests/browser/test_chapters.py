@@ -258,7 +258,9 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     """A cell run again while its panel trains leaves one panel, at rest."""
     open_notebook(page, lab, "11_accumulation.ipynb")
     run_cell(page, "base = ", above=True)
+    run_cell(page, "broken = ")
     run_cell(page, "break_it = lab.Panel(")
+    assert stderr(page) == []
     panel = page.locator(".accel-panel").first
     panel.scroll_into_view_if_needed()
     badge = panel.locator(".accel-badge")

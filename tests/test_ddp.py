@@ -33,6 +33,8 @@ from accel_lab.workbench.ranks.rank import RanksDiffer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
+SMALL_KNOBS = {"batch_size": 32, "width": 32, "seed": 1}  # the chapter in little, for papermill
+
 
 class Awkward(nn.Module):
     """A tied layer, a frozen one, a buffer, a parameter without dimensions, odd sizes."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -19,17 +20,20 @@ from accel_lab.ddp import (
     Bucket,
     Buckets,
     Parameters,
+    all_gather_turns,
     average_flat,
     average_per_parameter,
     broadcast_state,
+    reduce_scatter_turns,
     ring_all_reduce,
+    ring_exchange,
     sharded,
     trainable,
 )
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import dial
-from accel_lab.workbench.loop import train
+from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.ranks.checkpoint import Checkpoint
 from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die
@@ -252,3 +256,63 @@ def article_update(parameters: Parameters) -> None:
             parameter += parameter.grad * world
             dist.all_reduce(parameter.detach())
             parameter /= world
+
+
+# ---- what the chapter looks at ----
+
+
+def predicted_bytes_sent(knobs: Knobs) -> float:
+    """Predict the bytes that each rank sends per update: 2(p − 1)/p of the gradient, on p ranks."""
+    model = models.mlp(28 * 28, knobs.width, knobs.width, 10)
+    gradient = sum(parameter.nbytes for parameter in model.parameters())
+    return 2 * (knobs.ranks - 1) / knobs.ranks * gradient
+
+
+def typical_update(knobs: Knobs, updates: int = 14, warmup: int = 4) -> Step:
+    """Run some updates; return the one that takes the median time."""
+    with closing(run(knobs)) as steps:
+        taken = list(islice(steps, updates))[warmup:]
+    return sorted(taken, key=lambda step: step.seconds)[len(taken) // 2]
+
+
+def losses_until_it_ends(knobs: Knobs, updates: int = 25) -> tuple[dict[int, float], str]:
+    """Run at most so many updates; return {update: loss}, and why it ended early, or ''."""
+    losses: dict[int, float] = {}
+    with closing(run(knobs)) as steps:
+        try:
+            losses.update((step.index, step.metrics["loss"]) for step in islice(steps, updates))
+        except NonFiniteLoss as error:
+            return losses, str(error)
+    return losses, ""
+
+
+def ring_turn_by_turn() -> Iterator[tuple[int | None, list[int]]]:
+    """Add up ones on the ring: the worker of one rank, which has as many chunks as there are ranks.
+
+    Yields, at first and after each turn, the chunk just received, and what it holds of each chunk:
+    the number of ranks whose contributions are in it.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    chunks = list(torch.ones(world).split(1))
+    yield None, [int(chunk) for chunk in chunks]
+    for out, into in reduce_scatter_turns(rank, world):
+        arrived = torch.empty_like(chunks[into])
+        ring_exchange(chunks[out], arrived)
+        chunks[into] += arrived
+        yield into, [int(chunk) for chunk in chunks]
+    for out, into in all_gather_turns(rank, world):
+        ring_exchange(chunks[out], chunks[into])
+        yield into, [int(chunk) for chunk in chunks]
+
+
+def recorded_ring(n: int, warmup: int = 3) -> Iterator[Span]:
+    """All-reduce n numbers on the ring: the worker of one rank, which yields its spans: when it
+    passed on ``chunk A``, and so on.
+    """
+    spans, gradient = RankSpanRecorder(), torch.ones(n)
+    for _ in range(warmup + 1):
+        spans.restart()
+        ring_all_reduce(gradient, spans)
+    for span in spans.taken:
+        chunk = int(span.name.removeprefix("chunk "))
+        yield replace(span, name=f"chunk {chr(ord('A') + chunk)}")

@@ -10,34 +10,23 @@
 #
 # ## 1. The question
 #
-# One worker trains a model. Now you have two. In **data parallelism** each holds the whole model
-# and takes half of every batch; before the weights change, the two agree on one gradient. Real
-# trainings run this way on thousands of workers, and you will run it here, on processes of their
-# own that talk through the network interface of this machine.
-#
-# You can read about it:
+# One worker trains a model. Now you have two. In **data parallelism** each worker holds the whole
+# model and takes half of every batch; before the weights change, the two agree on one gradient. You
+# can read about it:
 #
 # > *The model is split over the machines, each trains its part, and the parameters are aggregated:*
 # > *new = average(old + gradient × number of processes).*
 # >
 # > *With more machines, training is faster.*
 #
-# The first one means something real. Somebody has to bring the workers' results together, and an
-# average is part of how. The second one is why people do it at all. In the next fifty minutes you
-# find out what has to be averaged, what that costs, and from what size of model on two workers are
-# faster than one. Or whether they ever are, on the machine in front of you.
+# The first claim has a sound core. The second is why people do it at all. You will find out what
+# has to be averaged, what that costs, and at which size of model two workers are faster than one,
+# if they are on your machine.
 
-# %%
-import inspect
-import os
-import random
-from collections import defaultdict
-from contextlib import ExitStack, closing
-from dataclasses import replace
+# %% jupyter={"source_hidden": true}
+import time
 from itertools import islice
-from pathlib import Path
 
-# %%
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
@@ -45,20 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accel_lab import ddp
 from accel_lab.experiments import ddp as experiment
-from accel_lab.workbench import models
-from accel_lab.workbench.data import datasets
-from accel_lab.workbench.drawing import figure
-from accel_lab.workbench.drawing.chart import Badge
-from accel_lab.workbench.drawing.curve import Curve
-from accel_lab.workbench.drawing.sweep import Sweep
-from accel_lab.workbench.drawing.timeline import Timeline
-from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.measure.comparison import Comparison
-from accel_lab.workbench.measure.proof import prove, snapshot
-from accel_lab.workbench.notebook.speed_log import log_verdict
-from accel_lab.workbench.panel import Panel, Prediction
-from accel_lab.workbench.ranks.launch import RankFailed, launch
-from accel_lab.workbench.ranks.rank import RankSpanRecorder
+from accel_lab.workbench import chapter as lab
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"width": 512}`, and
@@ -69,18 +45,16 @@ knobs = {}
 
 # %%
 base = experiment.Knobs(**knobs)
-mnist = datasets.mnist5k()
-parameters = sum(p.numel() for p in models.mlp(784, base.width, base.width, 10).parameters())
-print(
-    f"a network of {parameters:,} parameters: {4 * parameters / 2**20:.2f} MiB of gradients at "
-    "each update"
-)
-print(f"this machine lends us {os.cpu_count()} processor cores")
+mnist = lab.datasets.mnist5k()
+sizes = [p.numel() for p in lab.models.mlp(784, base.width, base.width, 10).parameters()]
+print(f"a network of {sum(sizes):,} parameters in {len(sizes)} tensors")
+print(f"each update averages {4 * sum(sizes) / 2**20:.2f} MiB of gradients")
+print(f"this machine has {lab.usable_cores()} cores that we may use")
 
 # %% [markdown]
-# A worker is called a **rank** here, and their number is the **world size** *p*. To start some
-# takes one line. `launch` runs a function on each of them, even one from a cell, and hands over
-# what they return:
+# A worker is called a **rank** here, and the number of ranks is the **world size** *p*. `launch`
+# starts some: it runs a function on each of them, even one from a cell, and hands over what they
+# return.
 
 
 # %% tags=["nbval-check-output"]
@@ -88,7 +62,7 @@ def introduce(greeting):
     return f"{greeting} from rank {dist.get_rank()} of {dist.get_world_size()}"
 
 
-for _, line in sorted(launch(introduce, 2, "hello")):
+for _, line in sorted(lab.launch(introduce, 2, "hello")):
     print(line)
 
 # %% [markdown]
@@ -97,8 +71,8 @@ for _, line in sorted(launch(introduce, 2, "hello")):
 # Two guesses, before you see anything. There is no penalty for a wrong one, and you may skip them.
 
 # %%
-guess_bytes = Prediction(
-    "Four ranks, each with a gradient of its own, and all four need the sum. How much does each "
+guess_bytes = lab.Prediction(
+    "Four ranks have different gradients, and all four need the sum. How much does each rank "
     "have to send, in gradients?",
     low=0.5,
     high=12,
@@ -108,7 +82,7 @@ guess_bytes = Prediction(
 guess_bytes
 
 # %%
-guess_speed = Prediction(
+guess_speed = lab.Prediction(
     f"Two ranks train the network above (width {base.width}). How many times the samples per "
     "second of one rank?",
     low=0.1,
@@ -121,38 +95,34 @@ guess_speed
 # %% [markdown]
 # ## 3. See
 #
-# A small network is trained on handwritten digits, by processes that are started as you press the
-# button. The batch stays as it is; more ranks get smaller parts of it. The dashed orange line is
-# one rank that has it to itself.
+# A small network is trained on handwritten digits, by processes that start when you press the
+# button. The size of the batch stays the same; more ranks get smaller parts of it. The dashed
+# orange line is one rank that takes the whole batch. In the timeline each lane is one process; the
+# thin bars below a lane are messages on their way.
 #
-# Press **Start**. Then change the **ranks**, move **width** up and down, and try the **methods**:
-# what makes two ranks catch up? In the timeline each lane is one process; the thin bars below a
-# lane are messages under way.
+# Press **Start**. Then change **ranks**, move **width** up and down, and try the **methods**: what
+# makes two ranks catch up?
 
+# %% jupyter={"source_hidden": true}
+charts = [
+    lab.Curve("throughput", "samples/s"),
+    lab.Sweep(
+        "ranks",
+        "bytes_sent",
+        "MiB sent by each rank",
+        scale=2**-20,
+        predicted=experiment.predicted_bytes_sent,
+        formula="2(p − 1)/p · gradient",
+    ),
+    lab.Curve("loss", "loss", over="updates"),
+    lab.Timeline(),
+]
 
 # %%
-def bytes_of_the_ring(knobs):
-    parameters = sum(p.numel() for p in models.mlp(784, knobs.width, knobs.width, 10).parameters())
-    return 2 * (knobs.ranks - 1) / knobs.ranks * 4 * parameters
-
-
-# %%
-panel = Panel(
+panel = lab.Panel(
     experiment.run,
     base,
-    [
-        Curve("throughput", "samples/s"),
-        Sweep(
-            "ranks",
-            "bytes_sent",
-            "MiB sent by each rank",
-            scale=2**-20,
-            predicted=bytes_of_the_ring,
-            formula="2(p − 1)/p · gradient",
-        ),
-        Curve("loss", "loss", over="updates"),
-        Timeline(),
-    ],
+    charts,
     controls=["method", "ranks", "width", "bucket_mib"],
     baselines={"one rank": base.turned(ranks=1)},
     tour=[base.turned(ranks=4), base.turned(ranks=2)],
@@ -163,11 +133,12 @@ panel
 # What to look for:
 #
 # - The **loss** curves lie on one another: two ranks, or four, do the training of one.
-# - What each rank **sends** soon hardly grows any more: with ever more ranks it nears twice the
-#   gradient, and stays there.
-# - The **throughput** has no such rule. A narrow network loses by a second rank. Does a wide one
-#   win on your machine? We come back to it, with care.
-#
+# - The **bytes sent** by each rank soon level off: with more and more ranks they approach twice the
+#   gradient.
+# - The **throughput** has no such rule. Compare a narrow network with a wide one: where does the
+#   second rank cost speed on your machine, and does it gain any? We come back to it, with care.
+
+# %% [markdown]
 # ## 4. Build
 #
 # The loss of a batch is a mean over its *n* samples. If rank *r* has $n_r$ of them, and $L_r$ is
@@ -175,186 +146,149 @@ panel
 #
 # $$\nabla L = \sum_{r=1}^{p} \frac{n_r}{n} \nabla L_r .$$
 #
-# So each rank weighs its gradient by its share of the batch, and all need the sum: an
-# **all-reduce**. Then every rank makes the same update. Weights that began equal stay equal,
-# without ever being sent again. Nothing is split here but the batch.
+# So each rank weights its gradient by its **share** of the batch, $n_r/n$, and all need the sum.
+# Adding up over ranks so that each of them gets the result is called an **all-reduce**; PyTorch's
+# works in place. Here are 61 samples on two ranks:
+
+
+# %% tags=["nbval-check-output"]
+def averaged(model, x, y):
+    x_mine, y_mine = x[dist.get_rank() :: 2], y[dist.get_rank() :: 2]
+    cross_entropy(model(x_mine), y_mine).backward()
+    share, gradient = len(y_mine) / len(y), model[1].weight.grad
+    dist.all_reduce(gradient.mul_(share))
+    return share, gradient
+
+
+model = lab.models.mlp(784, 32, 10).double()
+x, y = mnist.train_x[:61].double(), mnist.train_y[:61]
+whole = torch.autograd.grad(cross_entropy(model(x), y), model[1].weight)[0]
+for rank, (share, gradient) in sorted(lab.launch(averaged, 2, model, x, y)):
+    same = torch.allclose(gradient, whole, atol=1e-12)
+    print(f"rank {rank}: share {share:.3f}; the gradient of the whole batch: {same}")
+
+# %% [markdown]
+# With the same gradient every rank makes the same update. Weights that start equal stay equal,
+# without being sent again. Only the batch is split; the model is not.
 #
 # ### The ring
 #
 # How do *p* ranks add up? If each sent its gradient to all others, it would send *p* − 1 of them. A
-# ring does better. Cut the gradient into *p* **chunks**; each rank receives only from the rank
-# before it and sends only to the one after it, and every link is busy all the time. The two halves
-# are called **reduce-scatter** and **all-gather**:
+# ring does better. Each rank sends only to the next rank and receives only from the previous one,
+# and every link is busy all the time.
+#
+# The gradient is cut into *p* **chunks**, and there are two halves. In the first,
+# **reduce-scatter**, a rank adds what it receives to its own chunk, and passes the sum on in the
+# next turn:
 
 # %%
-print(inspect.getsource(ddp.ring_reduce_scatter))
-print(inspect.getsource(ddp.ring_all_gather))
+reduce_scatter = (ddp.ring_exchange, ddp.reduce_scatter_turns, ddp.ring_reduce_scatter)
+lab.show_source(*reduce_scatter, docstring=False)
 
 # %% [markdown]
-# Here it goes round among four ranks, a turn at a time. Every rank begins with ones, so that each
-# number counts how many ranks' contributions it holds by now.
-
-
-# %%
-def go_round(n):
-    rank, world = dist.get_rank(), dist.get_world_size()
-    chunks = torch.ones(n).tensor_split(world)
-    yield None, [int(chunk[0]) for chunk in chunks]
-    for out, into in ddp.reduce_scatter_turns(rank, world):
-        arrived = torch.empty_like(chunks[into])
-        ddp.ring_exchange(chunks[out], arrived)
-        chunks[into].add_(arrived)
-        yield into, [int(chunk[0]) for chunk in chunks]
-    for out, into in ddp.all_gather_turns(rank, world):
-        ddp.ring_exchange(chunks[out], chunks[into])
-        yield into, [int(chunk[0]) for chunk in chunks]
-
-
-def on_ranks(worker, world, *args, **options):
-    """{rank: all that it yields}"""
-    said = defaultdict(list)
-    for rank, value in launch(worker, world, *args, **options):
-        said[rank].append(value)
-    return dict(sorted(said.items()))
-
+# In the second half, **all-gather**, the complete chunks go round and replace what is there. The
+# all-reduce is the two halves, one after the other:
 
 # %%
-said = on_ranks(go_round, 4, 12)
-picture, row = figure.axes(9.5, 2.1, columns=len(said[0]))
-for turn, axes in enumerate(row):
-    holds = [said[rank][turn][1] for rank in range(4)]
-    axes.imshow(holds, cmap="Blues", vmin=0, vmax=7)
-    for rank, counts in enumerate(holds):
-        for chunk, contributions in enumerate(counts):
-            axes.text(chunk, rank, contributions, ha="center", va="center", fontsize=9)
-        if turn:
-            came = {
-                "xy": (said[rank][turn][0], rank - 0.22),
-                "xytext": (said[rank][turn][0], rank - 0.85),
-            }
-            axes.annotate(
-                "",
-                **came,
-                arrowprops={"arrowstyle": "-|>", "color": figure.ORANGE, "linewidth": 1.6},
-            )
-    axes.grid(False)
-    axes.set(xticks=range(4), xticklabels="ABCD", yticks=range(4) if not turn else [])
-    axes.set_title(f"turn {turn}" if turn else "at first", fontsize=10, pad=12)
-row[0].set(ylabel="rank", xlabel="chunk")
-picture
+all_gather = (ddp.all_gather_turns, ddp.ring_all_gather)
+lab.show_source(*all_gather, ddp.ring_all_reduce, docstring=False)
 
 # %% [markdown]
-# An orange arrow is a chunk that has just arrived from the rank above, and for rank 0 from rank 3.
-# Reduce-scatter takes the first three turns: sums grow, until each rank holds one complete chunk, a
-# 4. All-gather takes the last three: the complete chunks go round and replace what is there. Each
-# rank has sent 2(*p* − 1) chunks of 1/*p* of the gradient, which is $2(p-1)/p$ of it, the least
-# possible.
+# Here is the whole journey on four real ranks. Each begins with ones, so that a number says how
+# many ranks' contributions are in a chunk. First rank 0 alone, turn by turn:
 
 # %% tags=["nbval-check-output"]
-print(
-    "at the end every rank holds",
-    said[0][-1][1],
-    "- all equal:",
-    all(turns[-1][1] == said[0][-1][1] for turns in said.values()),
-)
+heard = lab.collect(experiment.ring_turn_by_turn, 4)
+for turn, (received, holds) in enumerate(heard[0]):
+    print(f"turn {turn}: {holds}", "" if received is None else f"received {'ABCD'[received]}")
+print("all ranks end with", [turns[-1][1] for turns in heard.values()])
 
 # %% [markdown]
-# The all-reduce composes the two halves. This is the same journey in time, recorded on four
-# processes:
+# All four ranks during **reduce-scatter**. An orange frame is a chunk that has just arrived from
+# the rank above, and for rank 0 from rank 3. After three turns each rank holds one complete chunk,
+# a 4:
 
-# %%
-print(inspect.getsource(ddp.ring_all_reduce))
-
-
-# %%
-def recorded_ring(n):
-    spans, gradient = RankSpanRecorder(), torch.ones(n)
-    for _ in range(4):  # the first times warm up
-        spans.restart()
-        ddp.ring_all_reduce(gradient, spans)
-    return spans.taken
-
-
-spans = [span for taken in on_ranks(recorded_ring, 4, 2_000_000).values() for span in taken[0]]
-picture, (axes,) = figure.axes(9, 2.6)
-figure.draw_spans(
-    axes, [replace(span, name=f"chunk {'ABCD'[int(span.name[-1])]}") for span in spans]
-)
-axes.set(xlabel="milliseconds since all were ready", xlim=(0, None))
-picture
+# %% jupyter={"source_hidden": true}
+names = ["at first", *(f"turn {turn}" for turn in range(1, 7))]
+holds = {name: [heard[rank][turn][1] for rank in range(4)] for turn, name in enumerate(names)}
+arrived = {
+    name: [(rank, heard[rank][turn][0]) for rank in range(4) if turn]
+    for turn, name in enumerate(names)
+}
+first_half = {name: holds[name] for name in names[:4]}
+lab.figure.draw_grid(first_half, arrived=arrived, columns="ABCD")
 
 # %% [markdown]
-# Read a lane from left to right: a rank hands on the chunk that it has just received. A bar ends
-# when the rank's own chunk is away and the other one is here, so one rank that comes late makes all
-# of them late.
+# Then **all-gather**: in three more turns every rank gets all complete chunks. Each rank has sent
+# 2(*p* − 1) chunks of 1/*p* of the gradient: $2(p-1)/p$ gradients, the least possible.
+
+# %% jupyter={"source_hidden": true}
+second_half = {name: holds[name] for name in names[3:]}
+lab.figure.draw_grid(second_half, arrived=arrived, columns="ABCD")
+
+# %% [markdown]
+# The same journey in time, with two million numbers, recorded on four processes:
+
+# %%
+taken = lab.collect(experiment.recorded_ring, 4, 2_000_000)
+spans = [span for each in taken.values() for span in each]
+lab.figure.draw_timelines({"": spans}, label="milliseconds since all were ready")
+
+# %% [markdown]
+# Read a lane from left to right: a rank passes on the chunk that it has just received. A bar ends
+# when the rank's own chunk is sent and the other one has arrived, so one late rank makes all of
+# them late.
 #
 # ### One message for each parameter, one for all, or buckets
 #
-# With an all-reduce at hand, data parallelism takes two lines more than the plain loop. After the
-# backward pass:
+# With an all-reduce at hand, data parallelism takes two more lines than the plain loop. After the
+# backward pass, either of these:
 
 # %%
-print(inspect.getsource(ddp.average_per_parameter))
-print(inspect.getsource(ddp.average_flat))
+lab.show_source(ddp.average_per_parameter, ddp.average_flat, docstring=False)
 
 # %% [markdown]
-# The first one sends a message for each parameter, and each message waits for a round of greetings,
-# however small it is. The second one packs everything into one long tensor: fewer waits, and a
-# copy. Both leave the network idle while the backward pass computes, and have nothing to compute
-# while the messages travel.
+# The first sends a message for each parameter, and each message costs a round trip, however small
+# it is. The second packs everything into one long tensor: fewer waits, and a copy. Both leave the
+# network idle while backward computes, and compute nothing while the messages travel.
 #
-# The third way uses what backward does anyway: it finishes the gradients of the **last** layer
-# first. So they can be on their way while it still works on the others. Gradients are collected in
-# **buckets**, and each is sent as soon as it is full:
+# The third way overlaps the two. Backward finishes the gradients of the **last** layer first, so
+# these can travel while it still works on the others. Gradients are collected in **buckets**, and
+# each bucket is sent as soon as it is full. PyTorch calls `_has_gradient` when a parameter's
+# gradient is there:
 
 # %%
-print(inspect.getsource(ddp.Buckets._has_gradient))
-print(inspect.getsource(ddp.Buckets.send))
+lab.show_source(ddp.Buckets._has_gradient, ddp.Buckets.send, docstring=False)
 
 # %% [markdown]
-# PyTorch calls `_has_gradient` as soon as a parameter's gradient is there. Note the loop at its
-# end: buckets leave in a fixed order, whatever becomes full first, for a collective has no name.
-# The ranks' first messages are added up, then their second ones.
+# Note the loop at the end of the hook: buckets leave in a fixed order, whichever becomes full
+# first. A collective has no name. The ranks' first messages are added up, then their second ones.
 #
-# Here is one update of each kind, recorded on real ranks:
-
+# Here is one typical update of each kind, recorded on two ranks:
 
 # %%
-def timeline_of(**changes):
-    """The spans of a typical one of some updates."""
-    steps = list(
-        islice(experiment.run(base.turned(ranks=2, timeline=True, mistake="none", **changes)), 14)
-    )[4:]
-    return sorted(steps, key=lambda step: step.seconds)[len(steps) // 2].spans
-
-
-width = max(512, base.width)
-recorded = {
-    method: timeline_of(method=method, width=width, bucket_mib=0.5)
-    for method in ("per parameter", "flat", "buckets")
-}
-picture = figure.Picture((9, 5.6), dpi=100, layout="constrained")
-rows = picture.subplots(3, 1, sharex=True)
-for axes, (method, spans) in zip(rows, recorded.items()):
-    figure.tidy(axes)
-    figure.draw_spans(axes, spans)
-    axes.set_title(method, loc="right", fontsize=10)
-rows[-1].set_xlabel("milliseconds since the update began")
-picture
+wide = base.turned(width=max(512, base.width), bucket_mib=0.5, ranks=2, mistake="none")
+typical = {}
+for method in ("per parameter", "flat", "buckets"):
+    typical[method] = experiment.typical_update(wide.turned(method=method, timeline=True))
+    print(f"{method:<13}: {1e3 * typical[method].seconds:6.1f} ms")
+lab.figure.draw_timelines({method: step.spans for method, step in typical.items()})
 
 # %% [markdown]
-# With buckets, the thin bars lie *below* backward: the messages set out while it works. Its own bar
-# has grown, for it now ends only when the last message is through; compare where the whole updates
-# end. Whether they get any shorter is another matter: where two ranks share two cores, carrying
-# bytes is work for the same two cores, and what is hidden in the picture is not free. On a cluster
-# the network card does it, and there the overlap is worth a lot.
+# With buckets, the thin bars lie *below* backward: the messages leave while it works. Its own bar
+# is longer, because it now ends only when the last message has arrived. What counts is where the
+# whole update ends, in milliseconds above.
 #
+# Overlap is not free where two ranks share two cores: carrying bytes is work for the same cores. On
+# a cluster the network card does that work, and there the overlap is worth a lot.
+#
+# *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
+
+# %% [markdown]
 # ## 5. Prove
 #
-# Is it the training of one process? Three ways, ten updates each, momentum and weight decay on, in
-# float64: one process with the full batch; two ranks with ours; two ranks with PyTorch's own
-# `DistributedDataParallel`. The ranks start from **different** weights, for that is what happens
-# when each makes its own model; rank 0's are the ones to be shared.
+# Is it the training of one process? Ten updates in three ways, with momentum and weight decay, in
+# float64. First one process with the full batch. It runs on a rank too, the only one:
 
 
 # %%
@@ -362,49 +296,63 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
-def ten_updates(way, batches):
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(rank)
-    model = models.mlp(784, 32, 10).double()
-    forward = DistributedDataParallel(model) if way == "torch" else model
-    parallel = ddp.DataParallel(model) if way == "ours" else None
-    optimizer = sgd(model)
-    for x, y in batches:
-        x_mine, y_mine = x[rank::world], y[rank::world]
-        if parallel:
-            parallel.share = len(y_mine) / len(y)
-        optimizer.zero_grad()
-        cross_entropy(forward(x_mine), y_mine).backward()
-        optimizer.step()
-        yield snapshot(model)
+def network(seed):
+    torch.manual_seed(seed)
+    return lab.models.mlp(784, 32, 10).double()
 
 
-# %%
 def one_process(batches):
-    torch.manual_seed(0)
-    model = models.mlp(784, 32, 10).double()
+    model = network(0)
     optimizer = sgd(model)
     for x, y in batches:
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
-        yield snapshot(model)
+        yield lab.snapshot(model)
 
 
-def proof_with(size):
-    batches = [(x.double(), y) for x, y in islice(mnist.batches(size), 10)]
-    ours, torchs = (on_ranks(ten_updates, 2, way, batches) for way in ("ours", "torch"))
-    return prove(
-        {
-            "one process": one_process(batches),
-            "ours, rank 0": ours[0],
-            "ours, rank 1": ours[1],
-            "torch's DDP": torchs[0],
-        }
-    )
+# %% [markdown]
+# Then ours, and PyTorch's `DistributedDataParallel`. The ranks start from **different** weights, as
+# they do when each makes its own model; rank 0's are sent to all. Compare with the loop above: what
+# is new is the shard, and in ours the share.
+
+
+# %%
+def ours(batches):
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model = network(rank)
+    parallel, optimizer = ddp.DataParallel(model), sgd(model)
+    for x, y in batches:
+        x_mine, y_mine = x[rank::world], y[rank::world]
+        parallel.share = len(y_mine) / len(y)
+        optimizer.zero_grad()
+        cross_entropy(model(x_mine), y_mine).backward()
+        optimizer.step()
+        yield lab.snapshot(model)
+
+
+# %%
+def torchs(batches):
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model = network(rank)
+    forward, optimizer = DistributedDataParallel(model), sgd(model)
+    for x, y in batches:
+        optimizer.zero_grad()
+        cross_entropy(forward(x[rank::world]), y[rank::world]).backward()
+        optimizer.step()
+        yield lab.snapshot(model)
 
 
 # %% tags=["nbval-check-output"]
+def proof_with(size):
+    batches = [(x.double(), y) for x, y in islice(mnist.batches(size), 10)]
+    rank_0, rank_1 = lab.collect(ours, 2, batches).values()
+    alone = lab.collect(one_process, 1, batches)[0]
+    theirs = lab.collect(torchs, 2, batches)[0]
+    ways = {"one process": alone, "ours, rank 0": rank_0, "ours, rank 1": rank_1}
+    return lab.prove({**ways, "torch's DDP": theirs})
+
+
 proof = proof_with(64)
 assert proof.holds
 print(proof)
@@ -420,237 +368,161 @@ proof
 ragged = proof_with(61)
 print(ragged)
 
-# %%
-ragged
+# %% [markdown]
+# PyTorch's own divides by the number of ranks, however many samples each of them holds: a mean of
+# means. This is documented. Usually it does not matter, because its sampler makes the shards equal
+# by giving out some samples twice; but then it is no longer exactly your data set. Weighting by the
+# share takes one line, and no such trick.
 
 # %% [markdown]
-# PyTorch's own divides by the number of ranks, whatever each of them holds: the mean of means. That
-# is documented, and usually it does not matter, since its sampler makes the shards equal by giving
-# some samples out twice. But then it is no longer exactly your data set. Weighing by the share
-# needs one line, and no such trick.
-#
 # ## 6. Measure
 #
-# First the bytes. Our formula promises 2(*p* − 1)/*p* of the gradient from each rank. We do not
+# First the bytes. The formula promises 2(*p* − 1)/*p* of the gradient from each rank. We do not
 # count them ourselves: Linux counts what a process hands over to be written, to files and to
 # sockets.
 
 
 # %%
-def written():
-    """bytes that this process has written so far, NaN where the system does not tell"""
-    try:
-        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-        return int(counters["wchar"])
-    except OSError:
-        return float("nan")
-
-
 def count_bytes(n):
-    gradient, counted = torch.ones(n), {}
-    for name, all_reduce in (
-        ("gloo's all-reduce", dist.all_reduce),
-        ("our ring", ddp.ring_all_reduce),
-    ):
+    gradient = torch.ones(n)
+    for all_reduce in (dist.all_reduce, ddp.ring_all_reduce):
         all_reduce(gradient)  # connections are made at the first call
         dist.barrier()
-        before = written()
+        before = lab.bytes_written()
         all_reduce(gradient)
-        counted[name] = (written() - before) / gradient.nbytes
-    return counted
+        yield (lab.bytes_written() - before) / gradient.nbytes
 
 
-# %%
-worlds = (2, 3, 4)
-counted = {p: on_ranks(count_bytes, p, 1_000_000)[0][0] for p in worlds}
-picture, (axes,) = figure.axes(7, 3)
-ps = [1, *worlds, 5, 6, 7, 8]
-axes.plot(ps, [2 * (p - 1) / p for p in ps], **figure.LIMIT, label="predicted: 2(p − 1)/p")
-for (name, marker, size), color in zip(
-    (("gloo's all-reduce", "o", 10), ("our ring", "s", 5)), (figure.BLUE, figure.ORANGE)
-):
-    axes.plot(
-        worlds,
-        [counted[p][name] for p in worlds],
-        marker,
-        markersize=size,
-        color=color,
-        label=f"{name}, counted by Linux",
-    )
-axes.plot(
-    ps[:5], [p - 1 for p in ps[:5]], ":", color=figure.GREY, label="each to all others: p − 1"
-)
-axes.plot(4, guess_bytes.value, "*", color=figure.GREEN, markersize=13, label="predicted in part 2")
+counted = {p: lab.collect(count_bytes, p, 1_000_000)[0] for p in (2, 3, 4)}
+for p, (gloo, ring) in counted.items():
+    print(f"p = {p}: gloo's {gloo:.3f}, our ring {ring:.3f}, formula {2 * (p - 1) / p:.3f}")
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(7.5, 3)
+ps, four = range(1, 9), range(1, 5)
+axes.plot(ps, [2 * (p - 1) / p for p in ps], **lab.figure.LIMIT, label="predicted: 2(p − 1)/p")
+gloos, rings = zip(*counted.values())
+style = {"markersize": 10, "color": lab.figure.BLUE}
+axes.plot(list(counted), gloos, "o", **style, label="gloo's all-reduce, counted by Linux")
+style = {"markersize": 5, "color": lab.figure.GREEN}
+axes.plot(list(counted), rings, "s", **style, label="our ring, counted by Linux")
+axes.plot(four, [p - 1 for p in four], ":", color=lab.figure.GREY, label="to all others: p − 1")
+lab.figure.draw_guess(axes, {4: guess_bytes.value})
 axes.set(xlabel="ranks p", ylabel="sent by each rank, × its gradient", ylim=(0, None))
 axes.legend(frameon=False, fontsize=8)
 picture
 
 # %%
-guess_bytes.against(counted[4]["our ring"] if counted[4]["our ring"] > 0 else 1.5)
+sent = counted[4][1]
+guess_bytes.against(sent if sent > 0 else 1.5)
 
 # %% [markdown]
-# Now the time. What should two ranks be held against? Against *one rank with one thread*, says
-# everybody who wants to show a gain. But the second rank came with a second core, and one process
-# with **two threads** could have had that, too. Both comparisons are below. All three runs are kept
-# open and take turns, in an order left to chance, and their times are compared turn by turn.
+# Now the time. What should two ranks be compared with? Usually it is *one rank with one thread*,
+# because that shows the larger gain. But the second rank came with a second core, and one process
+# with **two threads** could have used that core as well. So there are two comparisons.
+#
+# Two runs are open at a time and take turns, in random order, and their times are compared turn by
+# turn:
 
 
 # %%
-def race(rounds=9, **changes):
-    """seconds of an update, {way: one value for each round}"""
+def raced(threads, **changes):
+    """The time of an update on two ranks over that in one process with some threads."""
     quiet = base.turned(timeline=False, mistake="none", twin=False, **changes)
-    ways = {
-        "two ranks": {"ranks": 2},
-        "one rank": {"ranks": 1},
-        "one rank, two threads": {"ranks": 1, "threads": 2},
-    }
-    seconds = {way: [] for way in ways}
-    with ExitStack() as stack:
-        runs = {
-            way: stack.enter_context(closing(experiment.run(quiet.turned(**changed))))
-            for way, changed in ways.items()
-        }
-        for _ in range(rounds + 1):
-            for way in random.sample(list(runs), len(runs)):
-                next(runs[way]), next(runs[way])  # these were begun while another was timed
-                seconds[way].append(min(next(runs[way]).seconds for _ in range(3)))
-    return {way: taken[1:] for way, taken in seconds.items()}
-
-
-def against(way, races):
-    pairs = {size: zip(seconds["two ranks"], seconds[way]) for size, seconds in races.items()}
-    return {
-        size: Comparison.of(pair, ("training on two ranks", f"that on {way}"))
-        for size, pair in pairs.items()
-    }
+    number = ("one thread", "two threads")[threads - 1]
+    ours, peer = "training on two ranks", f"one process with {number}"
+    ways = {ours: quiet.turned(ranks=2), peer: quiet.turned(ranks=1, threads=threads)}
+    return lab.compared(lab.race(experiment.run, ways), ours, peer)
 
 
 # %%
-by_width = {width: race(width=width) for width in (16, 64, 256, 1024)}
-over_one, over_threads = against("one rank", by_width), against("one rank, two threads", by_width)
-for width in by_width:
-    print(f"width {width}\n    {over_one[width]}\n    {over_threads[width]}")
+widths = (16, 64, 256, 1024)
+over_one = {width: raced(1, width=width) for width in widths}
+over_threads = {width: raced(2, width=width) for width in widths}
+for width in widths:
+    print(f"width {width}:\n  {over_one[width]}\n  {over_threads[width]}")
 
 
-# %%
-def draw_race(axes, races, label):
-    """Time of two ranks over the time of one process: below the line, two ranks are faster."""
-    axes.axhline(1, **figure.LIMIT, label="equally fast")
-    for way, color, style in (
-        ("one rank", figure.ORANGE, "--s"),
-        ("one rank, two threads", figure.BLUE, "-o"),
-    ):
-        ratios = against(way, races)
-        axes.plot(
-            list(ratios),
-            [r.ratio for r in ratios.values()],
-            style,
-            color=color,
-            label=f"two ranks over {way}",
-        )
-        low, high = zip(*(r.interval for r in ratios.values()))
-        axes.fill_between(list(ratios), low, high, color=color, alpha=0.15, linewidth=0)
-    figure.powers_of_two(axes, label, races)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel("time of an update, ×")
+# %% jupyter={"source_hidden": true}
+def draw_race(over_one, over_threads, label):
+    """Below the line, two ranks are faster."""
+    picture, (axes,) = lab.figure.axes(8, 3.4)
+    lab.figure.powers_of_two(axes, label, over_one)
+    ylabel, one = "time of an update, ×", {"color": lab.figure.ORANGE, "style": "--s"}
+    lab.figure.draw_ratios(axes, over_one, ylabel, label="two ranks over one thread", **one)
+    lab.figure.draw_ratios(axes, over_threads, label="two ranks over two threads", style="-o")
+    return picture, axes
 
 
-picture, (axes,) = figure.axes(8, 3.4)
-draw_race(axes, by_width, "width of the hidden layers")
-if base.width in by_width:
-    axes.plot(
-        base.width,
-        1 / guess_speed.value,
-        "*",
-        color=figure.GREEN,
-        markersize=13,
-        label="predicted in part 2",
-    )
+picture, axes = draw_race(over_one, over_threads, "width of the hidden layers")
+lab.figure.draw_guess(axes, {base.width: 1 / guess_speed.value})
 axes.legend(frameon=False, fontsize=8)
 picture
 
-
 # %%
-def break_even(ratios, what):
-    """From which size on two ranks are surely faster, and up to which they are surely slower, in
-    words.
-    """
-    sizes = sorted(ratios)
-    slower = [size for size in sizes if ratios[size].differs and ratios[size].ratio > 1]
-    surely = {size: ratios[size].differs and ratios[size].ratio < 1 for size in sizes}
-    faster = [size for size in sizes if all(surely[larger] for larger in sizes if larger >= size)]
-    said = [f"surely slower up to {what} {max(slower)}"] if slower else []
-    said.append(
-        f"surely faster from {what} {min(faster)} on" if faster else f"at no {what} surely faster"
-    )
-    return ", ".join(said)
-
-
-print("two ranks, against one rank:               ", break_even(over_one, "width"))
-print("two ranks, against one with two threads:   ", break_even(over_threads, "width"))
-
-# %%
-at = min(by_width, key=lambda width: abs(width - base.width))
-guess_speed.against(1 / over_one[at].ratio)
+print("two ranks, against one thread: ", lab.break_even(over_one, "width"))
+print("two ranks, against two threads:", lab.break_even(over_threads, "width"))
+nearest = min(widths, key=lambda width: abs(width - base.width))
+guess_speed.against(1 / over_one[nearest].ratio)
 
 # %% [markdown]
-# Two workers are slower, until the model is this big. *How* big depends on the machine, and on what
-# else it does meanwhile; and where the lines above say *at no width*, that is an answer, too: the
-# second core was busy with something else, or sending costs more than it saves. A wide band means
-# that this machine was busy, and that the run did not settle it.
+# *At no width* is an answer too: the second core was busy, or sending costs more than it saves. A
+# wide interval means that this machine was busy, and that the run did not settle it. Two costs are
+# at work:
 #
-# Two costs are at work. Each message takes some time, however small it is; that is what a narrow
-# network pays, and a wider one soon outgrows. And each byte takes some time. That cost does *not*
-# shrink in proportion here: with the width, the sums to be done and the bytes to be sent both grow
-# as the number of parameters. Part 8 shows the lever for that one.
+# - **Each message** takes some time, however small it is. A narrow network pays for that; a wider
+#   one soon outgrows it.
+# - **Each byte** takes some time. This cost does *not* shrink in proportion: with the width, the
+#   arithmetic and the bytes both grow as the number of parameters. Part 8 shows what helps.
 
 # %% [markdown]
 # ## 7. Break it
 #
-# In the panel below every update is repeated from the same weights by one process that has the
-# whole batch, and the difference is drawn: the *error of the update*, 1 meaning that all of it is
-# wrong. Rounding alone gives about 10⁻⁶.
+# In the panel below, one process with the whole batch repeats every update from the same weights,
+# and the difference is drawn: the *error of the update*, where 1 means that all of it is wrong.
+# Rounding alone gives about 10⁻⁶.
 #
 # Press **Start**, then go through the mistakes. Which of them would you have noticed from the loss?
 # *Mismatched shapes*, *dying rank* and *the article's formula* end the run, and the line beside the
 # buttons says why.
 
-# %%
+# %% jupyter={"source_hidden": true}
 broken = base.turned(twin=True, ranks=max(2, base.ranks), mistake="none")
-break_it = Panel(
+charts = [
+    lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
+    lab.Curve("loss", "loss", over="updates"),
+    lab.Timeline(),
+]
+right_or_wrong = lab.Badge(
+    "update_error", 1e-4, "every update is that of one process", "not the update of one process"
+)
+
+# %%
+quiet_ones = ("skip the division", "forget the broadcast", "same shard everywhere", "slow rank")
+break_it = lab.Panel(
     experiment.run,
     broken,
-    [
-        Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
-        Curve("loss", "loss", over="updates"),
-        Timeline(),
-    ],
+    charts,
     controls=["mistake", "ranks"],
     baselines={"no mistake": broken},
-    tour=[
-        broken.turned(mistake=m)
-        for m in ("skip the division", "forget the broadcast", "same shard everywhere", "slow rank")
-    ],
+    tour=[broken.turned(mistake=mistake) for mistake in quiet_ones],
     seconds=1.5,
-    badge=Badge(
-        "update_error", 1e-4, "every update is that of one process", "not the update of one process"
-    ),
+    badge=right_or_wrong,
 )
 break_it
 
 # %% [markdown]
-# - **skip the division** adds up the ranks' means: the gradient is *p* times too long.
+# - **skip the division** adds up the ranks' means: the gradient is *p* times too large.
 # - **forget the broadcast**: the ranks start apart and stay apart. They exchange gradients that
-#   belong to other weights, and the loss falls all the same.
+#   belong to other weights, and the loss falls anyway.
 # - **same shard everywhere** is the quietest. All ranks agree perfectly, the loss falls nicely, and
-#   every second sample trains nothing. A sampler that does not know its rank does this, without a
-#   word.
+#   every second sample trains nothing. A sampler that does not know its rank does this silently.
 # - **wrong rank order**: one rank packs its parameters in another order. Gradients are added up
 #   that have nothing to do with one another.
-# - **slow rank** is no mistake in the result, look at the badge. In the timeline above, all others
-#   wait: the slowest rank sets the pace.
-#
+# - **slow rank** does not spoil the result, look at the badge. In the timeline all others wait: the
+#   slowest rank sets the pace.
+
+# %% [markdown]
 # ### The article's formula
 #
 # And *new = average(old + gradient × number of processes)*? Averaging the weights of ranks that
@@ -659,136 +531,107 @@ break_it
 # grows with the number of ranks. Word for word it is this:
 
 # %%
-print(inspect.getsource(experiment.article_update))
-
+lab.show_source(experiment.article_update, docstring=False)
 
 # %%
-def losses_until_it_ends(settings, updates=25):
-    losses = []
-    with closing(experiment.run(settings)) as steps:
-        try:
-            losses += (step.metrics["loss"] for step in islice(steps, updates))
-        except NonFiniteLoss as error:
-            print(f"{settings.mistake}: {error}")
-    return losses
-
-
-plain = base.turned(ranks=2, timeline=False, mistake="none")
-rules = {
-    "the right rule": plain,
-    "the article's formula": plain.turned(mistake="the article's formula"),
-}
-picture, (axes,) = figure.axes(8, 3)
-for (rule, settings), (color, style) in zip(
-    rules.items(), ((figure.BLUE, "-o"), (figure.ORANGE, "--s"))
-):
-    axes.plot(losses_until_it_ends(settings), style, color=color, markersize=4, label=rule)
+plain = base.turned(ranks=2, timeline=False, twin=False, mistake="none")
+losses, _ = experiment.losses_until_it_ends(plain)
+climbing, why = experiment.losses_until_it_ends(plain.turned(mistake="the article's formula"))
+print("the article's formula:", why or f"still finite after {len(climbing)} updates")
+picture, (axes,) = lab.figure.axes(8, 3)
 axes.set(yscale="log", xlabel="updates", ylabel="loss")
-axes.legend(frameon=False)
+lab.figure.draw_lines(axes, {"the right rule": losses, "the article's formula": climbing})
 picture
 
 # %% [markdown]
 # ### When a rank fails
 #
-# The worst of many workers is that one of them can fail, and the others then complain more loudly
-# than it does. Ours say one line, and it is about the rank that began. Here one has a fault of its
-# own, one is killed, one hangs, and one brings another model:
+# The worst about many workers is that one of them can fail, and that the others then complain more
+# loudly than it does. Here the message names the rank that failed first, and goes on with its
+# traceback, or with the line at which every rank stands. These are first lines: one rank has a bug;
+# one is killed; one never comes, so that the other waits in vain; one brings a different model.
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def has_a_fault():
     if dist.get_rank() == 1:
         raise ValueError("a label of 10, and there are 10 classes")
     dist.barrier()
 
 
+print(lab.failure_of(lab.launch(has_a_fault, 2)).headline)
+print(lab.failure_of(experiment.run(plain.turned(mistake="dying rank"))).headline)
+
+
+# %%
 def sleeps_in():
     if dist.get_rank() == 1:
-        torch.futures.Future().wait()  # for ever
+        time.sleep(1000)
     dist.barrier()
 
 
-def first_line(ranks):
-    try:
-        list(islice(ranks, 20))
-    except RankFailed as failed:
-        print(str(failed).splitlines()[0].partition("(")[0])
-
-
-# %% tags=["nbval-check-output"]
-first_line(launch(has_a_fault, 2))
-first_line(experiment.run(plain.turned(mistake="dying rank")))
-
-# %%
-first_line(launch(sleeps_in, 2, timeout=2))
-first_line(experiment.run(plain.turned(mistake="mismatched shapes")))
+hung = lab.failure_of(lab.launch(sleeps_in, 2, timeout=2))
+print(hung.headline.partition(" (")[0])
+print(lab.failure_of(experiment.run(plain.turned(mistake="mismatched shapes"))).headline)
 
 # %% [markdown]
-# The rest of each message, left out here, holds the traceback, or the place where every rank
-# stands.
-#
 # ## 8. When it does not help
 #
 # **When there is too little to compute for each byte.** A rank computes for its *samples*, and
 # sends for its *parameters*. More samples per rank are more work for the same bytes. Here is the
-# batch as the lever, at one width:
+# batch size as the lever, at one width:
 
 # %%
-by_batch = {size: race(batch_size=size) for size in (32, 128, 512)}
-picture, (axes,) = figure.axes(8, 3.2)
-draw_race(axes, by_batch, f"samples in a batch (width {base.width})")
+batch_sizes = (32, 128, 512)
+more_over_one = {size: raced(1, batch_size=size) for size in batch_sizes}
+more_over_threads = {size: raced(2, batch_size=size) for size in batch_sizes}
+print("two ranks, against one thread: ", lab.break_even(more_over_one, "batch size"))
+print("two ranks, against two threads:", lab.break_even(more_over_threads, "batch size"))
+label = f"samples in a batch (width {base.width})"
+picture, axes = draw_race(more_over_one, more_over_threads, label)
 axes.legend(frameon=False, fontsize=8)
 picture
 
-# %%
-more_samples, more_over_threads = (
-    against("one rank", by_batch),
-    against("one rank, two threads", by_batch),
-)
-print("two ranks, against one rank:               ", break_even(more_samples, "batch size"))
-print("two ranks, against one with two threads:   ", break_even(more_over_threads, "batch size"))
-
 # %% [markdown]
-# That is why large trainings use large batches, and it is no free lunch: a larger batch means fewer
-# updates for the same samples, and the learning rate must be found again.
+# That is why large trainings use large batches. It has a price: a larger batch means fewer updates
+# for the same samples, and the learning rate must be tuned again.
 #
 # **When ranks outnumber the cores.** Ranks that take turns on a core compute no faster, and there
 # are more of them to wait for:
 
 # %%
 for ranks in (1, 2, 4):
-    steps = list(islice(experiment.run(plain.turned(ranks=ranks, width=256)), 16))[4:]
-    typical = sorted(step.throughput for step in steps)[len(steps) // 2]
-    sent = steps[-1].metrics["bytes_sent"] / 2**20
+    step = experiment.typical_update(plain.turned(ranks=ranks, width=256))
+    sent = step.metrics["bytes_sent"] / 2**20
     print(
-        f"{ranks} rank{'s' if ranks > 1 else ' '}: {typical:>9,.0f} samples/s, {sent:.2f} MiB sent "
-        "by each per update"
+        f"ranks: {ranks}, {step.throughput:>8,.0f} samples/s, each sends {sent:.2f} MiB an update"
     )
 
 # %% [markdown]
-# **When the model does not fit.** Every rank holds all of it, and the optimizer's memory besides.
+# **When the model does not fit.** Every rank holds all of it, and the optimizer's memory as well.
 # For that the model itself has to be split, over pipeline stages or shards.
 #
 # On one machine, threads are the first thing to try. Ranks are for what threads cannot have: a GPU
 # each, or a machine each. The worker you have been running does not know the difference. Started by
-# PyTorch's own launcher on each of two machines it trains across them:
+# PyTorch's own launcher on each of two machines, it trains across them:
 #
 # ```
-# torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 -m accel_lab run ddp --steps 100
+# torchrun --nnodes 2 --nproc-per-node 1 \
+#     --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \
+#     -m accel_lab run ddp --steps 100
 # ```
 #
 # So, about the claims from the start: the verdict, for this machine.
 
 # %%
-widest = max(by_width)
+widest = max(widths)
+one, two = over_one[widest].ratio, over_threads[widest].ratio
 verdict = (
-    f"2 ranks against 1: {break_even(over_one, 'width')} ({over_one[widest].ratio:.2f} × the time "
-    f"at {widest}); "
-    f"against 1 process with 2 threads: {break_even(over_threads, 'width')} "
-    f"({over_threads[widest].ratio:.2f} × at {widest}); "
-    f"same weights to rounding"
+    f"2 ranks against 1 thread: {lab.break_even(over_one, 'width')} ({one:.2f} × the time at "
+    f"{widest}); against 2 threads: {lab.break_even(over_threads, 'width')} ({two:.2f} × at "
+    f"{widest}); same weights to rounding"
 )
-log_verdict("ddp", verdict)
+lab.log_verdict("ddp", verdict)
 
 # %% [markdown]
 # ## 9. Exercises
@@ -845,17 +688,17 @@ check(best_ranks)
 # ## 10. Take away
 #
 # - Data parallelism splits the batch, not the model. Ranks that start equal and average their
-#   gradients, each weighed by its share, do the training of one process with the whole batch.
+#   gradients, each weighted by its share, do the training of one process with the whole batch.
 # - A ring sends 2(*p* − 1)/*p* of the gradient from each rank, less than twice its size for any
 #   number of ranks.
-# - It pays when the computing per rank outweighs the sending: more samples per rank, or a better
-#   wire. Width alone outgrows only the cost per message.
+# - It pays when the computing per rank outweighs the sending: more samples per rank, or a faster
+#   network. Width alone outgrows only the cost per message.
 # - Compare two ranks with what one process can do with the same cores.
 # - The dangerous mistakes do not crash: a shard dealt twice, weights never shared, a mean of means.
-#
+
+# %% [markdown]
 # **What would prove this wrong?** A model without batch normalization or dropout, whose ranks
-# differ from one process by more than rounding. Batch normalization sees a rank's samples only, and
-# dropout draws on each rank for itself.
+# differ from one process by more than rounding.
 #
 # **Sources.** P. Patarasuk and X. Yuan, *Bandwidth optimal all-reduce algorithms for clusters of
 # workstations*, 2009 · S. Li et al., *PyTorch Distributed: Experiences on accelerating data
@@ -863,4 +706,5 @@ check(best_ranks)
 # 2017, arXiv:1706.02677, for the learning rate of large batches.
 #
 # **Next.** Every rank here holds the whole model. If that is too large for one of them, the layers
-# can be dealt out instead. That is pipeline parallelism, chapter 18.
+# can be dealt out instead. That is pipeline parallelism, [chapter 18](18_pipeline.ipynb). The other
+# chapters are listed on the [first page](00_start_here.ipynb).

@@ -27,6 +27,10 @@ from accel_lab.grading.sides import Here, expected, outcome
 ALL = [exercise for word in catalog.with_exercises() for exercise in exercises(word)]
 SEEDS = range(30)
 
+# A few seeds for the inner loop, the others where everything is run.
+few_seeds_and_more = pytest.mark.parametrize(
+    "seeds", [SEEDS[:3], pytest.param(SEEDS[3:], marks=pytest.mark.slow)], ids=["few", "more"]
+)
 every_exercise = pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.name)
 
 
@@ -171,12 +175,13 @@ def on_views(answer):
     return asked
 
 
+@few_seeds_and_more
 @pytest.mark.parametrize("rounded", [exactly, in_another_order, on_views])
 @every_exercise
-def test_rounding_costs_nothing(exercise, rounded):
+def test_rounding_costs_nothing(exercise, rounded, seeds):
     """More exact, in another order of summation, on tensors that lie in memory otherwise."""
     exercise = replace(exercise, target=None)
-    for seed in SEEDS[:10]:
+    for seed in seeds[:7]:
         verdict = judge(exercise, Here(rounded(exercise.reference)), seed)
         assert verdict.points == exercise.points, (seed, verdict)
 
@@ -184,8 +189,9 @@ def test_rounding_costs_nothing(exercise, rounded):
 # ---- wrong, and why ----
 
 
+@few_seeds_and_more
 @every_exercise
-def test_every_wrong_answer_is_refused_by_its_own_hint(exercise, monkeypatch):
+def test_every_wrong_answer_is_refused_by_its_own_hint(exercise, seeds, monkeypatch):
     """On every seed. What an answer of ours returns for a case is computed once for all."""
     known = {}
 
@@ -195,7 +201,7 @@ def test_every_wrong_answer_is_refused_by_its_own_hint(exercise, monkeypatch):
         return known[answer, id(case)]
 
     monkeypatch.setattr(hints, "outcome", once)
-    for seed in SEEDS:
+    for seed in seeds:
         cases = list(exercise.cases(random.Random(seed)))
         right = [expected(exercise, case) for case in cases]
         for wrong in exercise.wrong:

@@ -24,6 +24,7 @@ from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.roofline import Roofline
 from accel_lab.workbench.panel import live as live_charts
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.step import Span, Step
@@ -385,3 +386,41 @@ def test_the_pictures_that_chapters_share():
     figure.draw_lines(one, {"a": {1: 1.0, 2: 2.0}}, limit=(3.0, "most"), dashed={"f": {1: 2.0}})
     assert [text.get_text() for text in one.texts] == ["most", "a", "f"]
     figure.draw_bars(figure.axes()[1][0], {"a": 1.0, "b": 2.0}, unit="×", limit=(1.0, "equal"))
+
+
+def test_an_edge_of_a_line_is_dashed_in_its_colour():
+    _, (one,) = figure.axes()
+    figure.draw_lines(one, {"a": {1: 1.0, 2: 2.0}, "b": {1: 2.0, 2: 3.0}}, edges={"b": 1.5})
+    upright = [line for line in one.lines if list(line.get_xdata()) == [1.5, 1.5]]
+    assert [line.get_color() for line in upright] == [one.lines[1].get_color()]
+
+
+def test_names_stand_beside_ends_also_before_the_axes_had_their_scale():
+    _, (one,) = figure.axes()
+    one.set(yscale="log")
+    figure.draw_lines(one, {"high": {1: 100.0, 2: 100.0}, "low": {1: 1.0, 2: 0.1}})
+    high, low = (text.xyann[1] for text in one.texts)
+    assert high > 0.9
+    assert low < 0.1
+
+
+def test_distributions_are_outlines_on_one_logarithmic_axis():
+    _, (one,) = figure.axes()
+    figure.draw_histograms(one, {"first": [0.1, 1.0], "second": [1.0, 1.0]}, (1e-3, 1e3))
+    assert (one.get_xscale(), one.get_xlim()) == ("log", (1e-3, 1e3))
+    faint, dark = (patch.get_alpha() for patch in one.patches)
+    assert faint < dark == 1
+
+
+def test_operations_stand_below_the_roof_with_their_batch_sizes():
+    limits = Roofline(((1_000, 4e9), (100_000, 1e9)), flops_per_second=8e9, call_seconds=1e-6)
+    _, (one,) = figure.axes()
+    figure.draw_roofline(one, limits, {"matmul": {1: (0.5, 4e8), 16: (8.0, 8e9)}})
+    assert [line.get_label() for line in one.lines] == [
+        "roof, from cache",
+        "roof, from memory",
+        "matmul",
+    ]
+    assert max(one.lines[1].get_ydata()) == 8
+    assert list(one.lines[2].get_ydata()) == [0.4, 8]
+    assert [text.get_text() for text in one.texts] == ["1", "16"]

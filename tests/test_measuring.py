@@ -25,6 +25,7 @@ from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.roofline import Operation, Roofline, roofline
 from accel_lab.workbench.ranks.launch import launch
 
+SMALL_KNOBS = {"operation": "element-wise", "batch_size": 4}
 unhurried = settings(deadline=None)  # the first example pays for starting up
 CPU = torch.device("cpu")
 
@@ -331,6 +332,15 @@ def test_all_reduces_are_timed_between_two_processes():
     assert list(seconds) == [1, 4096]
     # so far apart that load cannot swap them
     assert 0 < seconds[1] < seconds[4096] < 10
+
+
+def test_every_operation_is_timed_at_every_size(monkeypatch):
+    monkeypatch.setattr(experiment, "all_reduce_seconds", lambda sizes: dict.fromkeys(sizes, 0.5))
+    timed = experiment.timed_operations((1, 8))
+    assert list(timed) == [*measuring.OPERATIONS, "all-reduce"]
+    for name, by_size in timed.items():
+        assert [operation.samples for operation, _ in by_size.values()] == [1, 8], name
+        assert all(0 < seconds < 1 for _, seconds in by_size.values()), name
 
 
 @unhurried

@@ -1,6 +1,7 @@
 """Normalization equals the slow, obvious way, streams, inverts, and refuses other inputs."""
 
 import copy
+import math
 import subprocess
 import sys
 import weakref
@@ -19,8 +20,10 @@ from accel_lab import normalization as n
 from accel_lab._statistics import two_pass
 from accel_lab.experiments import normalization as experiment
 from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.proof import prove, snapshot
 
+SMALL_KNOBS = {"layers": 1, "batch_size": 32, "seed": 1}
 METHODS = [n.to_zero_one, n.to_minus_one_one, n.to_unit_variance]
 few = settings(max_examples=40, deadline=None)
 
@@ -426,6 +429,57 @@ def test_the_scale_moves_the_stable_range_by_its_square():
     x = experiment.prepared(experiment.Knobs(method="0 to 1")).train_x
     rate, scaled = experiment.largest_stable_rate(x), experiment.largest_stable_rate(x * 255)
     assert scaled * 255**2 == pytest.approx(rate, rel=0.05)  # the bias does not scale
+
+
+def test_what_flows_through_is_given_layer_by_layer():
+    torch.manual_seed(0)
+    model, x = experiment.network(2, batch_norm=True), torch.rand(6, 1, 28, 28)
+    first, *hidden, last = experiment.activations(model, x)
+    assert torch.equal(first, x)
+    assert [one.shape for one in hidden] == [(6, 64)] * 2
+    assert all(one.min() == 0 for one in hidden)
+    assert last.shape == (6, 10)
+    fresh = experiment.fresh_activations(x, 3, batch_norm=False)
+    assert [one.shape for one in fresh] == [(6, 64)] * 3
+
+
+def test_a_sweep_notes_where_training_ends():
+    chance, rates = experiment.CHANCE, (1.0, 10.0, 100.0)
+    found = [
+        experiment.largest_training_rate(
+            dict(zip(rates, (chance * f for f in factors), strict=True))
+        )
+        for factors in ((0.5, 0.5, 2), (2, 0.1, 10), (0.5, 0.5, 0.5), (2, 2, 2))
+    ]
+    assert found[:3] == pytest.approx([10 * 10**0.5, 10 * 10**0.5, 100])
+    assert math.isnan(found[3])
+
+
+def test_a_run_that_diverges_ends_a_sweep_high():
+    knobs = experiment.Knobs(method="none", layers=8)
+    losses = experiment.sweep(knobs, (1e-6, experiment.HIGHEST_RATE), updates=20)
+    with pytest.raises(NonFiniteLoss):
+        list(islice(experiment.run(knobs.turned(learning_rate=experiment.HIGHEST_RATE)), 20))
+    assert losses[experiment.HIGHEST_RATE] == experiment.RAN_AWAY > losses[1e-6]
+
+
+def test_the_edge_is_found_where_it_was_predicted():
+    knobs = experiment.Knobs(method="mean and deviation", layers=0)
+    edge = experiment.predicted_edge(knobs)
+    end = experiment.largest_training_rate(experiment.sweep(knobs, experiment.around(edge)))
+    assert edge < end < 100 * edge
+
+
+def test_accuracies_come_one_a_seed_in_percent():
+    found = experiment.accuracies(experiment.Knobs(method="0 to 1"), updates=10, seeds=2)
+    assert len(found) == 2
+    assert all(5 < one < 100 for one in found)
+
+
+def test_one_broken_pixel_shrinks_all_pictures():
+    knobs = experiment.Knobs(method="0 to 1")
+    broken = experiment.spread(knobs.turned(outlier=10))
+    assert broken == pytest.approx(experiment.spread(knobs) / 10, rel=1e-4)
 
 
 def test_leaked_statistics_listen_to_the_test_set():

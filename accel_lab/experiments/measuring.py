@@ -125,6 +125,23 @@ def most_samples_per_second(knobs: Knobs) -> float:
 # ---- what else the chapter measures ----
 
 
+def timed_operations(
+    sizes: Sequence[int], cores: int = 1
+) -> dict[str, dict[int, tuple[Operation, float]]]:
+    """Time every operation on the CPU, and the all-reduce between two processes.
+
+    sizes: batch sizes. Returns {name: {batch size: (operation, seconds of its fastest call)}}.
+    """
+    timed: dict[str, dict[int, tuple[Operation, float]]] = {}
+    with threads(cores):
+        for name, make in OPERATIONS.items():
+            operations = {n: make(n, torch.device("cpu")) for n in sizes}
+            timed[name] = {n: (one, fastest(one.call, 0.05)) for n, one in operations.items()}
+    between = all_reduce_seconds(sizes)
+    timed["all-reduce"] = {n: (all_reduce(n), seconds) for n, seconds in between.items()}
+    return timed
+
+
 def all_reduce_seconds(
     sizes: Sequence[int], readings: int = 20, calls: int = 10
 ) -> dict[int, float]:

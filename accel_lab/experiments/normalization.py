@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -21,8 +23,9 @@ from accel_lab.normalization import (
 )
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
-from accel_lab.workbench.loop import classifier_update, train
+from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.step import Step
 
 METHODS: dict[str, Callable[[Statistics], Normalizer]] = {
@@ -31,6 +34,7 @@ METHODS: dict[str, Callable[[Statistics], Normalizer]] = {
     "mean and deviation": to_unit_variance,
 }
 EVALUATE_EVERY = 10  # updates
+HIGHEST_RATE = 100.0
 
 
 class Knobs(TrainingKnobs):
@@ -38,7 +42,7 @@ class Knobs(TrainingKnobs):
         "none", description="what is done to the pixels"
     )
     learning_rate: float = dial(
-        0.1, ge=1e-8, le=100, log=True, description="step size of the optimizer"
+        0.1, ge=1e-8, le=HIGHEST_RATE, log=True, description="step size of the optimizer"
     )
     outlier: int = dial(
         1,
@@ -82,13 +86,26 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
 def evaluate(model: nn.Sequential, digits: datasets.Data) -> dict[str, float]:
     """Measure test accuracy, and the root mean square of the input and of every ReLU's output."""
     model.eval()
-    x, found = digits.test_x, {"activation_0": float(digits.test_x.square().mean().sqrt())}
+    *flow, logits = activations(model, digits.test_x)
+    found = {f"activation_{place}": root_mean_square(x) for place, x in enumerate(flow)}
+    model.train()
+    return found | {"test_accuracy": float((logits.argmax(1) == digits.test_y).double().mean())}
+
+
+@torch.no_grad()
+def activations(model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """Return what flows through the model: x, the output of every ReLU, the model's output."""
+    flow = [x]
     for part in model:
         x = part(x)
         if isinstance(part, nn.ReLU):
-            found[f"activation_{len(found)}"] = float(x.square().mean().sqrt())
-    model.train()
-    return found | {"test_accuracy": float((x.argmax(1) == digits.test_y).double().mean())}
+            flow.append(x)
+    return [*flow, x]
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Return √(mean of x²), a typical size of the numbers in x."""
+    return float(x.square().mean().sqrt())
 
 
 def prepared(knobs: Knobs) -> datasets.Data:
@@ -145,3 +162,78 @@ def largest_stable_rate(x: Tensor, classes: int = 10) -> float:
     """
     rows = torch.cat([x.flatten(1).double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
     return float(2 * classes / torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1])
+
+
+# ---- what the chapter measures ----
+
+CHANCE = math.log(10)  # the loss of guessing among ten classes
+RAN_AWAY = 50.0  # a loss at which nothing is learned any more
+
+
+def sweep(knobs: Knobs, rates: Iterable[float], updates: int = 50) -> dict[float, float]:
+    """Train once with each learning rate: {rate: mean loss of the last ten updates}.
+
+    A loss above ``RAN_AWAY``, or one that is not finite, counts as ``RAN_AWAY``.
+    """
+    updates = round(updates * max(0.5, effort()))
+    return {rate: _loss_after(knobs.turned(learning_rate=rate), updates) for rate in rates}
+
+
+def _loss_after(knobs: Knobs, updates: int) -> float:
+    try:
+        losses = [step.metrics["loss"] for step in islice(run(knobs), updates)]
+    except NonFiniteLoss:
+        return RAN_AWAY
+    return min(RAN_AWAY, sum(losses[-10:]) / 10)
+
+
+def around(rate: float) -> list[float]:
+    """Return learning rates from a hundredth of this one to a hundred times, closer near it."""
+    rates = [rate * 10 ** (half / 2) for half in (-4, -2, -1, 0, 1, 2, 3, 4)]
+    return [rate for rate in rates if rate <= HIGHEST_RATE]
+
+
+def largest_training_rate(losses: Mapping[float, float]) -> float:
+    """Find in a ``sweep`` the learning rate beyond which the loss stays above chance.
+
+    It lies between two rates of the sweep: on the straight line between them, on logarithmic axes.
+    NaN where no rate of the sweep trains.
+    """
+    points = [(math.log(rate), math.log(loss / CHANCE)) for rate, loss in sorted(losses.items())]
+    below = max((place for place, (_, y) in enumerate(points) if y < 0), default=None)
+    if below is None:
+        return math.nan
+    if below == len(points) - 1:
+        return math.exp(points[below][0])
+    (x0, y0), (x1, y1) = points[below : below + 2]
+    return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0))
+
+
+def predicted_edge(knobs: Knobs) -> float:
+    """Predict the largest stable learning rate of softmax regression on the prepared pixels."""
+    return largest_stable_rate(prepared(knobs).train_x)
+
+
+def fresh_activations(x: Tensor, layers: int, batch_norm: bool) -> list[Tensor]:
+    """Send x [n, 1, 28, 28] through an untrained network: what the ReLU of each layer lets
+    through.
+    """
+    torch.manual_seed(0)
+    return activations(network(layers, batch_norm), x)[1:-1]
+
+
+def spread(knobs: Knobs) -> float:
+    """Return the standard deviation of the prepared test pictures, over all of their pixels."""
+    return float(prepared(knobs).test_x.std())
+
+
+def accuracies(knobs: Knobs, updates: int = 250, seeds: int = 3) -> list[float]:
+    """Train from several seeds: the test accuracy of each, in %, after so many updates.
+
+    updates: a multiple of ``EVALUATE_EVERY``.
+    """
+    found = []
+    for seed in range(math.ceil(seeds * effort())):
+        *_, last = islice(run(knobs.turned(seed=knobs.seed + seed)), updates + 1)
+        found.append(100 * last.metrics["test_accuracy"])
+    return found

@@ -198,6 +198,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     """Beside the axes the (x, y, text, colour) of each line's end, moved apart where they would
     touch. Call it when the axes have their scales.
     """
+    axes.autoscale_view()  # or the ends stand where they stood before the last line
     texts = [_folded(text) for *_, text, _ in ends]
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform((x, y))[1]) for x, y, *_ in ends]

@@ -29,6 +29,7 @@ from accel_lab.workbench.look import (
     number,
 )
 from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.roofline import Roofline
 from accel_lab.workbench.step import Span
 
 __all__ = [  # chapters and techniques draw in these
@@ -51,6 +52,7 @@ __all__ = [  # chapters and techniques draw in these
     "draw_lines",
     "draw_over_seeds",
     "draw_ratios",
+    "draw_roofline",
     "draw_spans",
     "draw_timelines",
     "label_ends",
@@ -241,6 +243,32 @@ def draw_history(
     one.legend(frameon=False, fontsize=SMALL + 1)
 
 
+def draw_roofline(
+    one: Axes, limits: Roofline, points: Mapping[str, Mapping[int, tuple[float, float]]]
+) -> None:
+    """Operations below the roof of a machine: {name: {batch size: (FLOP per byte, FLOP/s)}}, a line
+    for each, with its batch sizes beside the marks.
+    """
+    across = np.geomspace(10**-1.5, 10**2.5, 100)
+    for where, speed, style in (
+        ("cache", limits.bandwidth[0][1], ":"),
+        ("memory", limits.bytes_per_second, "-"),
+    ):
+        roof = np.minimum(across * speed, limits.flops_per_second) / 1e9
+        one.plot(across, roof, **LIMIT | {"linestyle": style}, label=f"roof, from {where}")
+    styles = zip(cycle(STYLES), cycle("osD^v"), cycle((1, -1)))
+    for (name, line), ((color, _), mark, side) in zip(points.items(), styles, strict=False):
+        marks = [(intensity, speed / 1e9) for intensity, speed in line.values()]
+        one.plot(*zip(*marks, strict=True), f"{mark}-", color=color, linewidth=1, label=name)
+        place = {"xytext": (5 * side, -3), "ha": "left" if side > 0 else "right"}
+        for n, mark_at in zip(line, marks, strict=True):
+            one.annotate(
+                f"{n}", mark_at, **place, textcoords="offset points", fontsize=SMALL, color=color
+            )
+    one.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
+    one.legend(frameon=False, fontsize=SMALL, loc="lower right")
+
+
 def draw_histograms(
     one: Axes, values: Mapping[str, Sequence[float]], ends: tuple[float, float], bins: int = 60
 ) -> None:
@@ -251,7 +279,7 @@ def draw_histograms(
     """
     edges = np.geomspace(*ends, bins + 1)
     for place, (name, found) in enumerate(values.items(), 1):
-        shade = 0.2 + 0.8 * place / len(values)
+        shade = (1 + place) / (1 + len(values))
         one.hist(found, edges, histtype="step", color=BLUE, alpha=shade, linewidth=1.3, label=name)
     one.set(xscale="log", xlim=ends, yticks=[], ylabel="how often")
 

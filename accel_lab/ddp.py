@@ -271,11 +271,8 @@ def broadcast_state(model: nn.Module) -> None:
     Raises RanksDiffer, on every rank, when names, shapes, dtypes or what is frozen differ.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    described = [
-        f"{name} {list(tensor.shape)} {tensor.dtype}, trained {tensor.requires_grad}"
-        for name, tensor in tensors.items()
-    ]
-    rank_0, *others = gather(described)
+    mine = [f"{n} {list(t.shape)} {t.dtype}, trained {t.requires_grad}" for n, t in tensors.items()]
+    rank_0, *others = gather(mine)
     for rank, theirs in enumerate(others, 1):
         for wanted, found in zip_longest(rank_0, theirs, fillvalue="nothing more"):
             if found != wanted:

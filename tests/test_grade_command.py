@@ -90,6 +90,7 @@ def test_a_class_gets_marks_reasons_and_pages(klass, tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_graded_is_not_graded_again(klass, tmp_path, capsys):
     out = tmp_path / "grades.csv"
     grade(klass, "--out", out)
@@ -102,6 +103,7 @@ def test_what_is_graded_is_not_graded_again(klass, tmp_path, capsys):
     assert {row["learner"]: row["points"] for row in table(out)}["Bob O'Neil"] == "7"
 
 
+@pytest.mark.slow
 def test_grading_again_uses_the_same_cases(klass, tmp_path, capsys):
     out = tmp_path / "grades.csv"
     grade(klass, "--out", out)
@@ -139,6 +141,7 @@ def test_a_name_steers_no_terminal(tmp_path):
     assert all(note.isprintable() for note in notes)
 
 
+@pytest.mark.slow
 def test_a_class_goes_on_whatever_a_notebook_does_to_the_reader(klass, tmp_path, monkeypatch):
     def fails(content, parse=reader.parse):
         if content == b"\0\0":
@@ -172,6 +175,7 @@ def test_whose_it_is(tmp_path):
     assert (alone.learner, alone.technique) == ("course", "accumulation")
 
 
+@pytest.mark.slow
 def test_two_of_one_learner_are_told_and_neither_is_taken(klass, tmp_path, capsys):
     hand_in(klass / "Ann_measuring.ipynb", ANSWERS)
     grade(klass, "--out", tmp_path / "grades.csv")
@@ -202,6 +206,7 @@ def test_bad_input_is_one_line(klass, tmp_path, capsys):
         assert err.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_graded(klass, tmp_path, monkeypatch, capsys):
     add, written = Journal.add, []
 
@@ -224,6 +229,7 @@ def test_a_full_disk_keeps_what_was_graded(klass, tmp_path, monkeypatch, capsys)
     assert len(table(tmp_path / "grades.csv")) == 6
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_graded_and_leaves_nothing(tmp_path):
     for number in range(40):
         hand_in(tmp_path / "class" / f"learner {number}" / "measuring.ipynb", ANSWERS)
@@ -269,6 +275,7 @@ def servers_gone(within):
     return True
 
 
+@pytest.mark.slow
 def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     """Two worker processes of dask.distributed; nothing is lost, and nothing is graded twice."""
     learners = 60
@@ -313,6 +320,7 @@ def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     assert servers_gone(within=10)
 
 
+@pytest.mark.slow
 def test_an_assignment_that_nbgrader_accepts(tmp_path):
     """The real nbgrader makes the learners' version and grades it: a right answer gets its points,
     an untouched one none.

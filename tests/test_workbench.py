@@ -20,6 +20,7 @@ from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import kinds_of
+from accel_lab.workbench.effort import along, effort
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure import machine
@@ -520,3 +521,9 @@ def test_what_goes_on_beside_other_work_gets_a_lane_of_its_own():
         "backward": False,
         "bucket": True,
     }
+
+
+def test_a_quick_look_measures_a_curve_at_its_ends(monkeypatch):
+    for asked, share, values in (("0", 1.0, (1, 2, 4)), ("1", 0.25, (1, 4))):
+        monkeypatch.setenv("ACCEL_LAB_QUICK", asked)
+        assert (effort(), tuple(along((1, 2, 4)))) == (share, values)

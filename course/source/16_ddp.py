@@ -436,7 +436,7 @@ def raced(threads, **changes):
 
 
 # %%
-widths = (16, 64, 256, 1024)
+widths = lab.along((16, 64, 256, 1024))
 over_one = {width: raced(1, width=width) for width in widths}
 over_threads = {width: raced(2, width=width) for width in widths}
 for width in widths:
@@ -582,7 +582,7 @@ print(lab.failure_of(experiment.run(plain.turned(mistake="mismatched shapes"))).
 # batch size as the lever, at one width:
 
 # %%
-batch_sizes = (32, 128, 512)
+batch_sizes = lab.along((32, 128, 512))
 more_over_one = {size: raced(1, batch_size=size) for size in batch_sizes}
 more_over_threads = {size: raced(2, batch_size=size) for size in batch_sizes}
 print("two ranks, against one thread: ", lab.break_even(more_over_one, "batch size"))

@@ -14,13 +14,25 @@ from torch.nn.functional import mse_loss
 
 from accel_lab.experiments import pipeline as experiment
 from accel_lab.experiments.pipeline import Knobs, run
-from accel_lab.pipeline import SCHEDULES, Stage, balanced, bubble, layer_seconds, stage_of
+from accel_lab.pipeline import (
+    SCHEDULES,
+    Stage,
+    balanced,
+    bubble,
+    gpipe,
+    layer_seconds,
+    one_forward_one_backward,
+    stage_of,
+)
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure.proof import prove, snapshot
 from accel_lab.workbench.ranks.launch import RankFailed, launch
 from accel_lab.workbench.ranks.rank import RanksDiffer
 from accel_lab.workbench.ranks.world import launch_steps
+
+# the chapter in little, for papermill
+SMALL_KNOBS = {"batch_size": 64, "width": 64, "depth": 4, "micro_batches": 4, "seed": 1}
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -163,25 +175,51 @@ def test_a_pipeline_equals_torch_s(world, schedule):
     ("stages", "micro_batches"), list(itertools.product((1, 2, 3, 4), (1, 2, 3, 4, 8)))
 )
 def test_a_schedule_runs_through_in_the_time_the_formula_allows(schedule, stages, micro_batches):
-    """Play it with a forward of 1 and a backward of 2: no deadlock, and the predicted bubble."""
-    to_do = [SCHEDULES[schedule](stage, stages, micro_batches) for stage in range(stages)]
-    assert all(sorted(actions) == sorted(to_do[0]) for actions in to_do)
-    done, clock = {}, [0] * stages
-    while any(to_do):
-        before = len(done)
-        for stage, actions in enumerate(to_do):
-            while actions:
-                kind, i = actions[0]
-                source = (kind, i, stage - 1) if kind == "forward" else (kind, i, stage + 1)
-                if 0 <= source[2] < stages and source not in done:
-                    break
-                clock[stage] = max(clock[stage], done.get(source, 0)) + (
-                    1 if kind == "forward" else 2
-                )
-                done[kind, i, stage] = clock[stage]
-                actions.pop(0)
-        assert len(done) > before, "deadlock"
-    assert 1 - 3 * micro_batches / max(clock) == pytest.approx(bubble(stages, micro_batches))
+    plans = [SCHEDULES[schedule](stage, stages, micro_batches) for stage in range(stages)]
+    assert all(sorted(actions) == sorted(plans[0]) for actions in plans)
+    spans = experiment.play(SCHEDULES[schedule], stages, micro_batches)
+    assert len(spans) == 2 * stages * micro_batches
+    assert experiment.bubble_of(spans, stages) == pytest.approx(bubble(stages, micro_batches))
+
+
+def test_playing_finds_a_deadlock_and_waits_for_messages():
+    def two_schedules(stage, *sizes):
+        return (one_forward_one_backward, gpipe)[stage](stage, *sizes)
+
+    with pytest.raises(ValueError, match=r"a deadlock: stage 0 for \('backward', 0\), stage 1"):
+        experiment.play(two_schedules, 2, 4)
+    ends = [
+        max(span.end for span in experiment.play(gpipe, 3, 4, message=message))
+        for message in (0.0, 1.5)
+    ]
+    # a message more on the way down, and on the way up
+    assert ends == pytest.approx([0.001 * 3 * 6, 0.001 * (3 * 6 + 4 * 1.5)])
+
+
+def test_most_held_counts_what_a_stage_holds():
+    held = [
+        [experiment.most_held(plan(stage, 4, 16)) for stage in range(4)]
+        for plan in SCHEDULES.values()
+    ]
+    assert held == [[16] * 4, [4, 3, 2, 1]]
+
+
+def test_stages_that_only_wait_keep_to_the_formula():
+    spans = experiment.waiting_stages(2, "gpipe", [1, 4])
+    for m, taken in spans.items():
+        assert len(taken) == 4 * m
+        assert bubble(2, m) - 0.01 < experiment.bubble_of(taken, 2) < bubble(2, m) + 0.25
+
+
+def test_what_the_chapter_measures_on_ranks():
+    knobs = Knobs(width=16, depth=4, batch_size=32, micro_batches=4)
+    held = experiment.activations_held(knobs, [1, 4])
+    assert held.keys() == {(schedule, rank) for schedule in SCHEDULES for rank in (0, 1)}
+    assert held["1f1b", 1][4] < held["gpipe", 1][4]
+    seconds = experiment.race(knobs, [1, 4], rounds=2)
+    assert list(seconds) == ["one process", "threads", 1, 4]
+    assert all(len(taken) == 2 for taken in seconds.values())
+    assert len(experiment.computing_stages(knobs, updates=3)) == 2 * 2 * 4
 
 
 @pytest.mark.parametrize("world", [2, 4])

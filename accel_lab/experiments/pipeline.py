@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from accel_lab.pipeline import (
     SCHEDULES,
     Action,
+    Schedule,
     Stage,
     balanced,
     bubble,
@@ -31,10 +34,12 @@ from accel_lab.workbench.knobs import KnobError, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import Twin
+from accel_lab.workbench.measure.race import race_on_ranks
 from accel_lab.workbench.ranks.checkpoint import Checkpoint
+from accel_lab.workbench.ranks.launch import collect
 from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die, gather
 from accel_lab.workbench.ranks.world import RankKnobs, launch_steps, on_one_timeline
-from accel_lab.workbench.step import Step
+from accel_lab.workbench.step import Span, Step
 
 
 class Knobs(RankKnobs):
@@ -94,11 +99,9 @@ def merge_stages(steps: list[Step]) -> Step:
     """Make one Step of the ranks': the loss is the last one's, the bubble needs all of them."""
     spans = on_one_timeline(steps)
     work = [span for span in spans if span.kind in ("forward", "backward")]
-    lasted = max(span.end for span in work) - min(span.start for span in work)
-    busy = sum(span.end - span.start for span in work)
     metrics = {
         "loss": steps[-1].metrics["loss"],
-        "bubble_measured": 1 - busy / (len(steps) * lasted),
+        "bubble_measured": bubble_of(work, len(steps)),
         "bubble_predicted": bubble(len(steps), int(steps[0].metrics["micro_batches"])),
         **{
             f"{name}_on_rank_{rank}": step.metrics[name]
@@ -112,6 +115,19 @@ def merge_stages(steps: list[Step]) -> Step:
     )
 
 
+def bubble_of(work: Sequence[Span], ranks: int) -> float:
+    """Measure the idle share of all ranks' time, 0 to 1, from the first to the last of some work.
+
+    work: forwards and backwards of one update. ranks: how many share it.
+    """
+    busy = sum(span.end - span.start for span in work)
+    return 1 - busy / (ranks * _lasted(work))
+
+
+def _lasted(work: Sequence[Span]) -> float:
+    return max(span.end for span in work) - min(span.start for span in work)
+
+
 def train_this_stage(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
     """Train one stage: the worker, the same under ``launch`` and under torchrun."""
     is_faulty = dist.get_rank() == dist.get_world_size() - 1  # the rank that mishaps happen to
@@ -119,7 +135,7 @@ def train_this_stage(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
     torch.manual_seed(knobs.seed)
     width = knobs.width + (is_faulty and knobs.mistake == "mismatched shapes")
     widths = [digits.train_x[0].numel(), *[width] * (knobs.depth - 1), digits.classes]
-    whole = _deep_mlp(*widths).to(device)
+    whole = deep_mlp(*widths).to(device)
     saved = Checkpoint(knobs.checkpoint, model=whole)
     batches = islice(digits.to(device).batches(knobs.batch_size, knobs.seed), saved.updates, None)
     x, y = next(batches)
@@ -178,7 +194,7 @@ class WholeModel:
         return state
 
 
-def _deep_mlp(*widths: int) -> nn.Sequential:
+def deep_mlp(*widths: int) -> nn.Sequential:
     """Make an MLP with the weights of He et al. 2015, arXiv:1502.01852.
 
     torch's default weights make the signal vanish in so many layers.
@@ -229,3 +245,193 @@ def _in_one_process(
     optimizer.zero_grad()
     cross_entropy(model(x), y).backward()
     optimizer.step()
+
+
+# ---- what the chapter looks at: a schedule on paper ----
+
+UNIT = 1e-3  # seconds that stand for one unit of time, so that a timeline in milliseconds shows it
+
+
+def play(
+    schedule: Schedule,
+    stages: int,
+    micro_batches: int,
+    *,
+    forward: float = 1.0,
+    backward: float = 2.0,
+    message: float = 0.0,
+) -> list[Span]:
+    """Play a schedule on paper: every action begins as soon as what it needs is there.
+
+    forward, backward, message: how long each takes, in units of time.
+    Returns the spans of all stages, a unit being a millisecond.
+    Raises ValueError, one line, for a deadlock: what every stage waits for.
+    """
+    to_do = [list(schedule(stage, stages, micro_batches)) for stage in range(stages)]
+    lasts = {"forward": forward * UNIT, "backward": backward * UNIT}
+    ends: dict[tuple[str, int, int], float] = {}
+    clock, spans = [0.0] * stages, []
+    while any(to_do):
+        before = len(spans)
+        for stage, actions in enumerate(to_do):
+            while actions:
+                kind, i = actions[0]
+                source = stage - 1 if kind == "forward" else stage + 1
+                needs = [(kind, i, source)] if 0 <= source < stages else []
+                needs += [("forward", i, stage)] if kind == "backward" else []
+                if any(need not in ends for need in needs):
+                    break  # not there yet: look at the other stages first
+                travel = [message * UNIT * (need[2] != stage) for need in needs]
+                ready = [ends[need] + time for need, time in zip(needs, travel, strict=True)]
+                start = max([clock[stage], *ready])
+                clock[stage] = ends[kind, i, stage] = start + lasts[kind]
+                spans.append(Span(stage, f"{kind} {i}", start, clock[stage]))
+                actions.pop(0)
+        if len(spans) == before:
+            waits = [f"stage {s} for {todo[0]}" for s, todo in enumerate(to_do) if todo]
+            raise ValueError(f"a deadlock: {', '.join(waits)}")
+    return spans
+
+
+def most_held(actions: Iterable[Action]) -> int:
+    """Count for how many micro-batches a stage holds activations at once, at most."""
+    held = most = 0
+    for kind, _ in actions:
+        held += 1 if kind == "forward" else -1
+        most = max(most, held)
+    return most
+
+
+# ---- stages that only wait, and stages that compute ----
+
+
+def least_disturbed(updates: Iterable[Sequence[Span]]) -> list[Span]:
+    """Pick the forwards and backwards of the fastest update: other programs can only add to its
+    time.
+    """
+    work = [[s for s in spans if s.kind in ("forward", "backward")] for spans in updates]
+    return min(work, key=_lasted)
+
+
+class Wait(torch.autograd.Function):
+    """Waits forwards, and twice as long backwards; computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        time.sleep(0.008)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        time.sleep(0.016)
+        return gradients
+
+
+class Waits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Wait.apply(x)
+
+
+def waiting_stages(
+    ranks: int, schedule: str, counts: Sequence[int], updates: int = 3
+) -> dict[int, list[Span]]:
+    """Run a pipeline of stages that only wait; return {micro-batches: spans of one update}."""
+    heard = collect(_wait_in_line, ranks, schedule, counts, updates)
+    everyone = [list(chain(*parts)) for parts in zip(*heard.values(), strict=True)]
+    return {
+        m: least_disturbed(everyone[place * updates : (place + 1) * updates])
+        for place, m in enumerate(counts)
+    }
+
+
+def _wait_in_line(schedule: str, counts: Sequence[int], updates: int) -> Iterator[list[Span]]:
+    x, spans = torch.zeros(max(counts), 1, requires_grad=True), RankSpanRecorder()
+    stage = Stage(nn.Sequential(Waits()), x, lambda out, y: out.sum(), spans)
+    for m in counts:
+        actions = SCHEDULES[schedule](stage.rank, stage.world, m)
+        for _ in range(updates):
+            spans.restart()
+            stage.step(actions, x.tensor_split(m), x.tensor_split(m))
+            yield list(spans.taken)
+
+
+def computing_stages(knobs: Knobs, updates: int = 10, warmup: int = 2) -> list[Span]:
+    """Run some updates; return the forwards and backwards of the fastest one."""
+    with closing(run(knobs)) as steps:
+        return least_disturbed([step.spans for step in islice(steps, updates)][warmup:])
+
+
+def activations_held(
+    knobs: Knobs, counts: Sequence[int]
+) -> dict[tuple[str, int], dict[int, float]]:
+    """Count what autograd keeps: {(schedule, rank): {micro-batches: bytes, at most}}."""
+    heard = collect(_count_held, knobs.ranks, knobs, counts, datasets.mnist5k())
+    held: dict[tuple[str, int], dict[int, float]] = {}
+    for rank, found in heard.items():
+        for schedule, m, peak in found:
+            held.setdefault((schedule, rank), {})[m] = peak
+    return held
+
+
+def _count_held(
+    knobs: Knobs, counts: Sequence[int], digits: datasets.Data
+) -> Iterator[tuple[str, int, int]]:
+    _, stage, x, y = _stage_alone(knobs, digits)
+    for schedule, plan in SCHEDULES.items():
+        for m in counts:
+            with ActivationMeter(stage.layers, x) as meter:
+                stage.step(plan(stage.rank, stage.world, m), x.tensor_split(m), y.tensor_split(m))
+            yield schedule, m, meter.peak
+
+
+def _stage_alone(
+    knobs: Knobs, digits: datasets.Data
+) -> tuple[nn.Sequential, Stage, Tensor, Tensor]:
+    """Make the whole model, this rank's stage of it, and a batch; nothing is trained."""
+    torch.manual_seed(knobs.seed)
+    x, y = next(digits.batches(knobs.batch_size, knobs.seed))
+    whole = deep_mlp(x[0].numel(), *[knobs.width] * (knobs.depth - 1), digits.classes)
+    layers = stage_of(whole, _layers_of_this_rank(whole, x, unbalanced=False))
+    return whole, Stage(layers, x, _loss(knobs)), x, y
+
+
+# ---- a pipeline against one process, on the same ranks ----
+
+Way = str | int  # "one process", "threads", or a number of micro-batches
+
+
+def race(knobs: Knobs, counts: Sequence[int], rounds: int = 9) -> dict[Way, list[float]]:
+    """Let one process and the pipeline take turns: {way: seconds of a forward and backward}."""
+    digits = datasets.mnist5k()
+    return collect(_race, knobs.ranks, knobs, counts, rounds, digits, timeout=300.0)[0][0]
+
+
+def _race(
+    knobs: Knobs, counts: Sequence[int], rounds: int, digits: datasets.Data
+) -> dict[Way, list[float]]:
+    ways = competitors(*_stage_alone(knobs, digits), SCHEDULES[knobs.schedule], counts)
+    return race_on_ranks(ways, rounds, calls=1)
+
+
+def competitors(
+    whole: nn.Sequential,
+    stage: Stage,
+    x: Tensor,
+    y: Tensor,
+    schedule: Schedule,
+    counts: Sequence[int],
+) -> dict[Way, Callable[[], object]]:
+    """List what takes turns: one process while the other ranks wait for it, and the pipeline."""
+
+    def alone(threads: int) -> None:
+        if stage.is_first:
+            torch.set_num_threads(threads)
+            cross_entropy(whole(x), y).backward()
+            torch.set_num_threads(1)
+
+    def pipeline(m: int) -> None:
+        actions = schedule(stage.rank, stage.world, m)
+        stage.step(actions, x.tensor_split(m), y.tensor_split(m))
+
+    one = {"one process": partial(alone, 1), "threads": partial(alone, stage.world)}
+    return {**one, **{m: partial(pipeline, m) for m in counts}}

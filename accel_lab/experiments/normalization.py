@@ -113,7 +113,7 @@ def prepared(knobs: Knobs) -> datasets.Data:
     return _prepared(knobs.method, knobs.outlier, knobs.mistake)
 
 
-@lru_cache(maxsize=4)  # 16 MB each
+@lru_cache(maxsize=2)  # 16 MB each
 def _prepared(method: str, outlier: int, mistake: str) -> datasets.Data:
     digits = datasets.mnist5k()
     train, test = digits.train_x * 255, digits.test_x * 255

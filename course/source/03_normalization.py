@@ -414,12 +414,12 @@ guess_batch_norm.against(gain["batch norm"])
 lab.show_source(normalization.Normalizer.__call__, first="shape = (", last="return out")
 
 # %%
-photographs = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8)
+photographs = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
 normalize = normalization.to_unit_variance(normalization.fit(photographs))
 mean, deviation = normalize.centre, 1 / normalize.scale
 buffer, floats = torch.empty(photographs.shape), photographs.float()
-expected = normalization.naive_normalize(photographs, mean, deviation)
-torch.testing.assert_close(normalize(photographs, buffer), expected)
+slowly = normalization.naive_normalize(photographs, mean, deviation)
+print("equal:", torch.allclose(normalize(photographs, buffer), slowly, atol=1e-5))
 
 # %%
 timed = {
@@ -522,11 +522,11 @@ for leaked in (False, True):
 small = base.turned(method="mean and deviation", learning_rate=0.02)
 reached = {"without batch norm": {}, "with batch norm": {}}
 for size in (2, 4, 8, 32, 128):
-    for batch_norm, found in zip((False, True), reached.values()):
+    for batch_norm, (name, found) in zip((False, True), reached.items()):
         turned = small.turned(batch_norm=batch_norm, batch_size=size)
         found[size] = experiment.accuracies(turned)
-    both = (f"{name} {lab.figure.tell_over_seeds(found[size])}" for name, found in reached.items())
-    print(f"batches of {size:>3}:", ", ".join(both))
+        told = lab.figure.tell_over_seeds(found[size], "%")
+        print(f"batches of {size:>3} {name:<18} {told}")
 
 # %% jupyter={"source_hidden": true}
 picture, (axes,) = lab.figure.axes(7.5, 3)

@@ -37,15 +37,15 @@ class Limits:
     folder: int = 64 * MB
 
     def inside(self) -> dict[str, int]:
-        """What the system holds each process to. It counts processes by user, and without root all
-        sandboxes are one user's: there is room for those of others until one that starts too many
-        is seen.
+        """What the system holds each process to. It counts processes by user. With root each
+        sandbox has a user of its own; without, all are one user's, and there is room for those of
+        others until one that starts too many is seen. The fewer, the sooner a fork bomb is gone.
         """
-        cores = len(os.sched_getaffinity(0))
+        users = 1 if os.getuid() == 0 else 1 + len(os.sched_getaffinity(0))
         return {
             "address space": self.memory,
             "file size": self.folder,
-            "processes": self.processes * (1 + cores),
+            "processes": self.processes * users + 16,
             "cpu seconds": int(self.seconds) * 3,
             "open files": 256,
             "core": 0,

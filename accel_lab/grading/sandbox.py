@@ -125,16 +125,16 @@ class Sandbox:
     def beyond_limits(self) -> Failure | None:
         if self.written > self.limits.output:
             return Failure("stopped", f"it wrote more than {self.limits.output >> 20} MB of output")
+        family = _family(self.pid)
+        # First of all: to count the memory of very many would take too long.
+        if len(family) > self.limits.processes:
+            return Failure("stopped", f"it started more than {self.limits.processes} processes")
         memory = 0
-        for process in _family(self.pid):
+        for process in family:
             memory += _memory(process)
             if memory > self.limits.memory:
-                return Failure(
-                    "stopped", f"it took more than {self.limits.memory >> 20} MB of memory"
-                )
-            # that look takes a while, where they multiply
-            if len(_family(self.pid)) > self.limits.processes:
-                return Failure("stopped", f"it started more than {self.limits.processes} processes")
+                most = self.limits.memory >> 20
+                return Failure("stopped", f"it took more than {most} MB of memory")
         return None
 
     def computed(self) -> float:

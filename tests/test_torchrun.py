@@ -19,8 +19,8 @@ DRIVER = """
     from importlib import import_module
     for request in sys.argv[1:]:
         name, count, knobs = json.loads(request)
-        technique = import_module("accel_lab." + name)
-        steps = technique.run(technique.Knobs(**knobs))
+        experiment = import_module("accel_lab.experiments." + name)
+        steps = experiment.run(experiment.Knobs(**knobs))
         for step in itertools.islice(steps, count):
             print(step.to_json(), flush=True)
         steps.close()

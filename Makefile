@@ -1,4 +1,4 @@
-# make lab     set up, and open the course in JupyterLab   make lab LAB_ARGS="--no-browser --port=9000"
+# make lab     set up, and open the course in JupyterLab   make lab LAB_ARGS="--port=9000"
 # make test    set up, and run every check                 make test PYTEST_ARGS="-k accumulation"
 # make quick   unit tests and lint alone                   make quick PYTEST_ARGS="-k accumulation"
 # make course  build the notebooks that are not up to date make course COURSE_ARGS=accumulation
@@ -10,13 +10,15 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 
 BIN := .venv/bin
-PIP_INSTALL = $(BIN)/python -m pip install $(if $(CI),--quiet --progress-bar off) --constraint constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --constraint constraints.txt \
+	$(if $(CI),--quiet --progress-bar off)
 # Opens 00_start_here, or the first chapter there is.
 FIRST = $(firstword $(sort $(wildcard course/[0-9]*.ipynb)) $(wildcard course))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 # Tests that measure time, or drive a browser, run one by one; all others share the machine.
 QUIET := browser or alone
-LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo && $(BIN)/ty check
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+	$(BIN)/lint-imports --no-logo && $(BIN)/ty check
 TWO_AT_A_TIME := -n 2 --no-loadscope-reorder
 NOTEBOOKS = --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(wildcard course)
 
@@ -28,7 +30,8 @@ export GOMP_SPINCOUNT := 30000
 .PHONY: lab test quick course bench lint format constraints clean
 
 lab: .venv/installed
-	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url="/lab/tree/$(FIRST)" $(LAB_ARGS)
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url="/lab/tree/$(FIRST)" $(LAB_ARGS)
 
 # Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so
 # that none can get lost between them; the first may be empty (pytest's 5), and where PYTEST_ARGS
@@ -44,7 +47,8 @@ test: .venv/installed-test
 
 quick: .venv/installed-test
 	@$(LINT)
-	@$(BIN)/pytest -q -m "not ($(QUIET) or slow)" $(TWO_AT_A_TIME) --ignore=tests/notebooks $(PYTEST_ARGS) tests
+	@$(BIN)/pytest -q -m "not ($(QUIET) or slow)" $(TWO_AT_A_TIME) \
+		--ignore=tests/notebooks $(PYTEST_ARGS) tests
 
 course: .venv/installed-test
 	$(BIN)/python course/build.py $(COURSE_ARGS)
@@ -59,12 +63,13 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The newest versions that go together, torch as above. What is written is "torch==X", without the local part of the build
-# that happened to be installed here: CPU and CUDA builds both satisfy it.
+# The newest versions that go together, torch as above. What is written is "torch==X", without the
+# local part of the build that happened to be installed here: CPU and CUDA builds both satisfy it.
 constraints: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	echo "torch==$(TORCH)" > .venv/torch.txt
-	CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --allow-unsafe \
+	CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/pip-compile --quiet --upgrade \
+		--all-extras --strip-extras --allow-unsafe \
 		--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--constraint .venv/torch.txt --output-file constraints.txt pyproject.toml
 	sed -i.bak -e 's/^\(torch==[0-9.]*\)+.*/\1/' constraints.txt && rm constraints.txt.bak

@@ -543,8 +543,8 @@ guess_eight.against(ratios[8 if 8 in ratios else counts[-1]].ratio)
 # or later: each micro-batch costs a message each way and some microseconds for every layer, and a
 # small matrix product uses a core less well than a large one.
 #
-# The bubble wants many micro-batches, and the arithmetic wants large ones. In between lies the *m*
-# that is best on your machine.
+# The bubble wants many micro-batches, and the arithmetic wants large ones. The best *m* is a
+# compromise between the two, and it depends on the machine.
 
 # %% [markdown]
 # ## 7. Break it

@@ -333,7 +333,7 @@ class Waits(nn.Module):
 
 
 def waiting_stages(
-    ranks: int, schedule: str, counts: Sequence[int], updates: int = 3
+    ranks: int, schedule: str, counts: Sequence[int], updates: int = 2
 ) -> dict[int, list[Span]]:
     """Run a pipeline of stages that only wait; return {micro-batches: spans of one update}."""
     heard = collect(_wait_in_line, ranks, schedule, counts, updates)
@@ -410,7 +410,7 @@ def _race(
     knobs: Knobs, counts: Sequence[int], rounds: int, digits: datasets.Data
 ) -> dict[Way, list[float]]:
     ways = competitors(*_stage_alone(knobs, digits), SCHEDULES[knobs.schedule], counts)
-    return race_on_ranks(ways, rounds, calls=1)
+    return race_on_ranks(ways, rounds, calls=1, warmup=1)
 
 
 def competitors(

@@ -126,6 +126,7 @@ panel = lab.Panel(
     controls=["method", "ranks", "width", "bucket_mib"],
     baselines={"one rank": base.turned(ranks=1)},
     tour=[base.turned(ranks=4), base.turned(ranks=2)],
+    seconds=1.5,
 )
 panel
 
@@ -432,7 +433,8 @@ def raced(threads, **changes):
     number = ("one thread", "two threads")[threads - 1]
     ours, peer = "training on two ranks", f"one process with {number}"
     ways = {ours: quiet.turned(ranks=2), peer: quiet.turned(ranks=1, threads=threads)}
-    return lab.compared(lab.race(experiment.run, ways), ours, peer)
+    seconds = lab.race(experiment.run, ways, updates=2)
+    return lab.compared(seconds, ours, peer)
 
 
 # %%
@@ -506,7 +508,7 @@ break_it = lab.Panel(
     controls=["mistake", "ranks"],
     baselines={"no mistake": broken},
     tour=[broken.turned(mistake=mistake) for mistake in quiet_ones],
-    seconds=1.5,
+    seconds=1.0,
     badge=right_or_wrong,
 )
 break_it

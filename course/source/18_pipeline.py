@@ -107,6 +107,7 @@ panel = lab.Panel(
     controls=["ranks", "micro_batches", "schedule"],
     baselines={"m = 1": base.turned(micro_batches=1)},
     tour=[base.turned(micro_batches=2), base.turned(micro_batches=4)],
+    seconds=1.5,
 )
 panel
 
@@ -598,7 +599,7 @@ break_it
 plain = base.turned(ranks=2, micro_batches=min(4, base.batch_size), width=64, mistake="none")
 failures = {}
 for mistake in ("mismatched shapes", "dying rank", "two schedules"):
-    patience = 3.0 if mistake == "two schedules" else 30.0
+    patience = 2.0 if mistake == "two schedules" else 30.0
     settings = plain.turned(mistake=mistake, timeout=patience)
     failures[mistake] = failed = lab.failure_of(experiment.run(settings))
     who = "the ranks" if failed.how == "hung" else f"rank {failed.rank}"

@@ -1,1 +1,1 @@
-"""The same work, ours and the peers', side by side in one run. See ``python -m benchmarks --help``."""
+"""The same work, ours and the peers', side by side in one run."""

@@ -77,7 +77,8 @@ def write(name: str, lines: list[str], folder: Path = FOLDER) -> None:
 
 HEAD = """# Results
 
-Ours beside each peer, alternated in one run: the median of the ratios of the pairs, and their spread. Below 1, ours takes less time.
+Ours beside each peer, alternated in one run: the median of the ratios of the pairs, and their
+spread. Below 1, ours takes less time.
 `make bench` takes them anew on your machine, `make bench BENCH="ddp grading"` some of them.
 """
 

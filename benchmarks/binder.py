@@ -73,7 +73,7 @@ class Group:
         return self
 
     def enter(self) -> None:
-        """Of the process that calls this, and of all that come from it, with one core for them all."""
+        """The process that calls this enters, with all that come from it, on one core."""
         (self._folder / "cgroup.procs").write_text("0")
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
 

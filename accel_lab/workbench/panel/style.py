@@ -37,6 +37,8 @@ STYLE = """<style>
 .accel-panel .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }
+/* The legend lies in a flex item, which would rather widen the panel than let it scroll. */
+.accel-panel .widget-html-content:has(> .accel-legend) { min-width: 0; }
 .accel-legend { white-space: nowrap; overflow: auto hidden; scrollbar-width: thin; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 </style>"""

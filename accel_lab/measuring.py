@@ -88,14 +88,15 @@ def convolution(n: int, device: torch.device) -> Operation:
 
 
 def embedding(n: int, device: torch.device) -> Operation:
-    """Sum up the vectors of words [n, 64] to [n, 128]: rows from all over a table of 20,000."""
+    """Sum up the vectors of words [n, 64] to [n, 128]: rows from all over a table of 20,000. A row
+    that several texts need has to be read from memory once.
+    """
     table = torch.rand(WORDS, DIMENSIONS, device=device)
     words = torch.randint(WORDS, (n, LENGTH), device=device)
-    fetched = n * LENGTH * DIMENSIONS
-    moved = 8 * n * LENGTH + 4 * (fetched + n * DIMENSIONS)
-    return Operation(
-        "embedding", lambda: embedding_bag(words, table, mode="sum"), n, fetched, moved
-    )
+    rows = round(WORDS * (1 - (1 - 1 / WORDS) ** words.numel()))  # different ones, on average
+    added, numbers = words.numel() * DIMENSIONS, (rows + n) * DIMENSIONS
+    moved = 8 * words.numel() + 4 * numbers
+    return Operation("embedding", lambda: embedding_bag(words, table, mode="sum"), n, added, moved)
 
 
 def all_reduce(n: int, ranks: int = 2) -> Operation:

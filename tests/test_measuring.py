@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import sys
+import time
 from itertools import islice, product
 from types import SimpleNamespace
 
@@ -41,9 +42,10 @@ class Machine:
 
     def __init__(self, seed: int):
         self.now, self.chance, self.drift, self.burst = 0.0, random.Random(seed), 0.0, 0.0
+        self.to_look = 50e-9  # seconds that looking at the clock takes
 
     def clock(self) -> float:
-        self.now += 50e-9
+        self.now += self.to_look
         return self.now
 
     def work(self, seconds: float) -> None:
@@ -194,6 +196,44 @@ def test_programs_run_as_often_as_asked_at_least_and_the_learners_chance_is_left
     assert min(calls.values()) >= 3 + 2
 
 
+@pytest.mark.parametrize("times", [1, 30, 2000])
+def test_a_short_program_and_a_very_long_one(machine, times):
+    """Each is read over as many calls as it needs itself: one call of the short one lasts about as
+    long as reading the clock.
+    """
+    made = machine(0)
+    made.to_look = 5e-7
+
+    def lasting(seconds: float) -> None:  # whatever the load
+        made.now += seconds
+
+    result = compare(lambda: lasting(times * 1e-6), lambda: lasting(1e-6))
+    assert result.ratio == pytest.approx(times, rel=0.02)
+
+
+def test_a_clock_with_coarse_ticks(monkeypatch):
+    """As some systems have: it sees no time pass in what is short."""
+    monkeypatch.setattr(comparison, "perf_counter", lambda: round(time.perf_counter(), 3))
+    ratio = compare(lambda: sum(range(500)), lambda: sum(range(500)), pairs=3, patience=0).ratio
+    assert 0 < ratio < math.inf
+
+
+async def a_coroutine():
+    """Never run."""
+
+
+def a_generator():
+    yield
+
+
+@pytest.mark.parametrize("lazy", [a_coroutine, a_generator])
+def test_what_is_made_and_not_run_cannot_be_compared(lazy):
+    with pytest.raises(
+        TypeError, match=r"^theirs: a call of it only makes a (coroutine|generator)"
+    ):
+        compare(lambda: None, lazy, names=("ours", "theirs"))
+
+
 @pytest.mark.alone
 @pytest.mark.slow
 def test_on_this_machine_under_load():
@@ -286,8 +326,12 @@ def test_what_is_counted_is_what_happens(name, n):
     with CountBytes() as counted:
         operation.call()
     if name == "embedding":  # of its table only the rows that are asked for
-        fetched = n * measuring.LENGTH * measuring.DIMENSIONS
-        assert operation.bytes == 4 * fetched + 8 * n * measuring.LENGTH + result.nbytes
+        rows = (
+            (operation.bytes - 8 * n * measuring.LENGTH - result.nbytes) / 4 / measuring.DIMENSIONS
+        )
+        drawn = torch.randint(measuring.WORDS, (200, n * measuring.LENGTH))
+        different = [len(words.unique()) for words in drawn]
+        assert rows == pytest.approx(sum(different) / 200, rel=0.01)
     else:
         assert operation.bytes == counted.total
 

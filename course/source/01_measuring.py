@@ -53,7 +53,7 @@ limits = lab.roofline(cpu, base.cores)  # this machine's limits, which part 4 ex
 # %% [markdown]
 # ## 2. Predict
 #
-# Four guesses. There is no penalty for a wrong one, and you may skip them.
+# Four guesses. A wrong one costs nothing, and you may skip them.
 #
 # The first is about a program and *itself*: the same function, timed once as "ours" and once as
 # "the peer". We do that 40 times.

@@ -343,8 +343,8 @@ for name, row in scores.items():
 # %% [markdown]
 # Read it by columns. On clean sentences augmentation changes little, one way or the other. On noisy
 # ones it helps most against the noise that it imitated. And look at *swap*: it equals *clean* to
-# the last digit. A mean does not know the order of its words, so exchanging them is no augmentation
-# at all, for this model.
+# the last digit. A mean ignores the order of its words, so for this model exchanging them changes
+# nothing.
 
 # %% [markdown]
 # ### Noise

@@ -53,8 +53,8 @@ print(f"{len(mnist.train_x):,} training pictures of {shape}, {base.batch_size} i
 # ## 2. Predict
 #
 # Take a batch and cut it into 8 micro-batches. The sums that are done stay the same: every sample
-# goes through the network once, forwards and backwards. Two guesses, before you see anything. There
-# is no penalty for a wrong one, and you may skip them.
+# goes through the network once, forwards and backwards. Two guesses, before you see anything. A
+# wrong one costs nothing, and you may skip them.
 
 # %%
 guess_memory = lab.Prediction(
@@ -263,7 +263,7 @@ print(ragged)
 ragged
 
 # %% [markdown]
-# That is no bug in Accelerate; its documentation asks you to weigh the losses yourself when
+# This is not a bug in Accelerate: its documentation asks you to weigh the losses yourself when
 # micro-batches differ. It divides each loss by *m*, whatever the micro-batch holds. But it shows
 # how quietly this goes wrong: the training ran, the loss fell, and it was not the training that was
 # asked for.

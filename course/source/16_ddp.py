@@ -68,7 +68,7 @@ for _, line in sorted(lab.launch(introduce, 2, "hello")):
 # %% [markdown]
 # ## 2. Predict
 #
-# Two guesses, before you see anything. There is no penalty for a wrong one, and you may skip them.
+# Two guesses, before you see anything. A wrong one costs nothing, and you may skip them.
 
 # %%
 guess_bytes = lab.Prediction(

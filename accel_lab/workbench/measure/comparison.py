@@ -5,10 +5,13 @@ A machine's speed drifts while it is measured: clocks change, other programs com
 programs are timed within moments of each other, again and again, and only the ratio of each such
 pair counts. Inside a pair they alternate, A B B A A B …, which cancels what drifts steadily, and a
 coin decides who is A. The coin is what makes the verdict safe: between equal programs it alone
-decides which way a pair leans, whatever the load does.
+decides which way a pair leans, whatever the load does. How *much* faster one is depends on more: a
+load that slows one program by another factor than the other moves the ratio itself.
 
 A program is timed a few times within each pair and its fastest time taken, because other programs
-can only add to it.
+can only add to it. One reading of the clock spans as many calls as the program needs to outlast
+the clock's own cost: each program has a number of its own, for a short one read a single call at a
+time would seem slower than it is.
 
 The verdict is Wilcoxon's signed-rank test, shown as the interval of ratios it does not refuse. It
 needs no bell curve and bears outliers. While it is undecided and time permits, more pairs are
@@ -22,6 +25,7 @@ obviously wrong!" (why a fraction of a percent proves nothing).
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +45,8 @@ WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by 
 # Of one reading: the clock itself takes a three-hundredth of it, and a short one escapes
 # interruptions.
 LEAST_SECONDS = 50e-6
+LONG_SECONDS = 100 * LEAST_SECONDS  # no interruption makes a short one last so long
+MOST_CALLS = 2**20
 # A pair of short programs times each of them up to MOST_ROUNDS times, if that fits in here.
 PAIR_SECONDS = 0.1
 MOST_ROUNDS = 7
@@ -162,10 +168,13 @@ def compare(
     comparison may take up to four times as many pairs; the first ``pairs`` are always taken,
     however long they last · sure: the certainty wanted of each look. Who compares k candidates with
     one another needs 1 − 0.01/k, or one in a hundred equal ones wins by luck *each time*; that
-    takes more pairs. Raises ValueError for pairs < 1, or as ``Comparison.of`` does.
+    takes more pairs. Raises ValueError for pairs < 1, or as ``Comparison.of`` does; TypeError for
+    what would only be made by a call and not run, a coroutine or a generator.
     """
     if pairs < 1:
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
+    for program, name in zip((ours, peer), names, strict=True):
+        _refuse_what_does_not_run(program, name)
     make_quiet()
     for _ in range(warmup):
         ours(), peer()
@@ -180,23 +189,51 @@ def compare(
     return Comparison.of(taken, names, sure)
 
 
+def _refuse_what_does_not_run(program: Callable[[], object], name: str) -> None:
+    called = program if inspect.isroutine(program) else type(program).__call__
+    lazy = {
+        "a coroutine": inspect.iscoroutinefunction,
+        "a generator": inspect.isgeneratorfunction,
+        "an asynchronous generator": inspect.isasyncgenfunction,
+    }
+    for made, is_one in lazy.items():
+        if is_one(program) or is_one(called):
+            raise TypeError(
+                f"{name}: a call of it only makes {made}, which is not run; compare a function "
+                "that does the work before it returns"
+            )
+
+
 def _measure(
     ours: Callable[[], object], peer: Callable[[], object]
 ) -> Iterator[tuple[float, float]]:
     """Pairs of seconds a call, without end."""
     coin = random.Random()  # not the global one: a learner's seed stays untouched
-    calls = min(enough_calls(ours), enough_calls(peer))
-    both = reading(ours, calls) + reading(peer, calls)
-    rounds = min(max(1, int(PAIR_SECONDS / (both * calls))), MOST_ROUNDS)
     programs = (ours, peer)
+    calls = _calls_of_each(*(enough_calls(program) for program in programs))
+    both = sum(
+        count * reading(program, count) for program, count in zip(programs, calls, strict=True)
+    )
+    rounds = min(max(1, int(PAIR_SECONDS / both)), MOST_ROUNDS)
     while True:
         seconds: tuple[list[float], list[float]] = ([], [])
         first = coin.getrandbits(1)
         for round in range(rounds):
             a, b = (first, 1 - first) if round % 2 == 0 else (1 - first, first)
-            seconds[a].append(reading(programs[a], calls))
-            seconds[b].append(reading(programs[b], calls))
-        yield min(seconds[0]), min(seconds[1])
+            seconds[a].append(reading(programs[a], calls[a]))
+            seconds[b].append(reading(programs[b], calls[b]))
+        if min(*seconds[0], *seconds[1]) > 0:
+            yield min(seconds[0]), min(seconds[1])
+        else:  # the clock has coarse ticks
+            calls = 2 * calls[0], 2 * calls[1]
+
+
+def _calls_of_each(ours: int, peer: int) -> tuple[int, int]:
+    """The same number for two programs that may be equal: else the clock's share of a reading
+    would differ, in all pairs alike, and look like a difference.
+    """
+    most = max(ours, peer)
+    return (most, most) if most <= 2 * min(ours, peer) else (ours, peer)
 
 
 def reading(program: Callable[[], object], calls: int = 1) -> float:
@@ -213,8 +250,19 @@ def reading(program: Callable[[], object], calls: int = 1) -> float:
 
 
 def enough_calls(program: Callable[[], object]) -> int:
-    """How many calls last so long, ``LEAST_SECONDS``, that reading the clock does not count."""
-    return math.ceil(LEAST_SECONDS / reading(program))
+    """How many calls last so long, ``LEAST_SECONDS``, that reading the clock does not count: a
+    power of two. The fastest of three readings decides, for one that was interrupted asks for too
+    few.
+    """
+    calls = 1
+    while calls < MOST_CALLS:
+        if (first := calls * reading(program, calls)) > LONG_SECONDS:
+            break
+        least = min(first, *(calls * reading(program, calls) for _ in range(2)))
+        if least >= LEAST_SECONDS:
+            break
+        calls *= 2
+    return calls
 
 
 def _wait_for_device() -> None:

@@ -1,6 +1,7 @@
 """Accumulated updates equal the full batch's in float64; memory as predicted; mistakes show."""
 
 import copy
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LinearLR
+from torch.utils.checkpoint import checkpoint
 
 from accel_lab.accumulation import accumulated_update, full_batch_update, split
 from accel_lab.experiments import accumulation as experiment
@@ -123,6 +125,124 @@ def test_micro_batches_of_any_sizes_give_the_full_batchs_gradient(sizes, seed):
     torch.testing.assert_close(total, loss, rtol=0, atol=1e-12)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
+
+
+class Mixed(nn.Module):
+    """What is awkward, in one: a sparse embedding, a buffer, and a parameter without elements."""
+
+    def __init__(self, checkpointed: bool = False):
+        super().__init__()
+        self.words = nn.Embedding(9, 8, sparse=True)
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.hidden = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.last = nn.Linear(8, 5)
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        x = self.words(x) * self.scale
+        x = checkpoint(self.hidden, x, use_reentrant=False) if self.checkpointed else self.hidden(x)
+        return self.last(x + self.empty.sum()).movedim(
+            -1, 1
+        )  # [n, classes] or [n, classes, length]
+
+
+def words(*shape):
+    return torch.randint(9, shape)
+
+
+def padded(y, lengths):
+    for row, length in zip(y, lengths, strict=True):
+        row[length:] = -100
+    return y
+
+
+def mixed(**options):
+    return lambda: (Mixed(**options), words(8, 6), words(8, 6) % 5)
+
+
+def with_padding(*lengths):  # words in each sample; −100 behind them
+    return lambda: (Mixed(), words(8, 6), padded(words(8, 6) % 5, lengths))
+
+
+BATCHES = {
+    "one label a sample": lambda: (Mixed(), words(8), words(8) % 5),
+    "one label a word": mixed(),
+    "checkpointed": mixed(checkpointed=True),
+    "padded": with_padding(1, 6, 2, 0, 3, 1, 6, 5),
+    "a micro-batch is all padding": with_padding(0, 0, 6, 2, 3, 1, 6, 5),
+    "padded to nothing but one word": with_padding(0, 0, 0, 0, 0, 0, 0, 1),
+    "probabilities": lambda: (Mixed(), words(8), torch.rand(8, 5).softmax(1)),
+    "probabilities of words": lambda: (Mixed(), words(8, 6), torch.rand(8, 5, 6).softmax(1)),
+}
+
+
+def after_three_updates(rule, start, dtype, cast):
+    torch.manual_seed(0)
+    model, x, y = start()
+    model = model.to(dtype)
+    model.words.sparse = dtype != torch.float16  # torch cannot add sparse gradients of these
+    y = y.to(dtype) if y.is_floating_point() else y
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16) if cast else nullcontext():
+        losses = [float(rule(model, optimizer, x, y)) for _ in range(3)]
+    return torch.tensor(losses), [part.detach().double() for part in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("m", [3, 8])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("dtype", "cast"),
+    [
+        (torch.float64, False),
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.float16, False),
+        (torch.float32, True),
+    ],
+    ids=["float64", "float32", "bfloat16", "float16", "autocast"],
+)
+def test_whatever_the_batch_holds_it_is_the_full_batchs_update(batch, dtype, cast, m):
+    start = BATCHES[batch]
+    ours = after_three_updates(accumulated(m), start, dtype, cast)
+    theirs = after_three_updates(full_batch_update, start, dtype, cast)
+    tolerance = 40 * torch.finfo(torch.bfloat16 if cast else dtype).eps
+    if dtype == torch.float64:
+        tolerance = 1e-6  # the losses are compared in float32
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_generator_of_micro_batches_is_the_list():
+    x, y = batches(16, steps=1)[0]
+
+    def weights(micro_batches):
+        model = start("mlp")
+        accumulated_update(model, sgd(model), micro_batches)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    parts = split(x, y, 4)
+    assert torch.equal(weights(part for part in parts), weights(parts))
+    assert not torch.equal(
+        weights(parts), torch.cat([p.flatten() for p in start("mlp").parameters()])
+    )
+
+
+def test_no_micro_batches_are_refused_in_one_line():
+    model = start("mlp")
+    spent = iter(split(*batches(8, steps=1)[0], 2))
+    list(spent)
+    for nothing in ([], spent):
+        with pytest.raises(ValueError, match=r"^micro_batches: there are none.*$"):
+            accumulated_update(model, sgd(model), nothing)
+
+
+def test_many_labels_in_half_precision_do_not_overflow():
+    """Their sum, some 90,000, is more than float16 holds."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 50).half()
+    x, y = torch.randn(24_000, 2).half(), torch.randint(50, (24_000,))
+    loss = accumulated_update(model, torch.optim.SGD(model.parameters(), lr=0.1), [(x, y)])
+    assert 3 < loss < 6
 
 
 @given(n=st.integers(1, 300), m=st.integers(1, 300))

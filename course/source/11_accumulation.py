@@ -158,7 +158,9 @@ gap = max((p.grad - g).abs().max().item() for p, g in zip(model.parameters(), wh
 print("the parts add up to the whole:", gap < 1e-12)
 
 # %% [markdown]
-# Now the update, whole. Compare it with the plain one: a loop, and a weight.
+# Now the update, whole. Compare it with the plain one: a loop, and $\ell_j/n$ added up, so that no
+# mean of a part has to be weighed. The *n* is what the mean of the whole batch runs over. For
+# pictures that is the samples; where texts are padded, the padding does not count.
 
 # %%
 lab.show_source(accumulation.accumulated_update, docstring=False)

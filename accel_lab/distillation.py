@@ -34,10 +34,14 @@ from torch.nn.functional import cross_entropy, log_softmax, mse_loss, softmax
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Compute T² · KL(p ‖ q), the mean over samples: 0 where the student agrees with its teacher.
 
-    student, teacher: logits [n, classes]. Returns [].
+    student, teacher: logits [n, classes]; −∞ rules a class out. temperature: above 0. Returns [].
+    Raises ValueError, one line, for other shapes, and for any other temperature.
     """
+    _check(temperature, student, teacher)
     log_q, log_p = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    p = log_p.exp()
+    difference = (log_p - log_q).masked_fill(p == 0, 0)  # 0 · log 0 is 0, not NaN
+    return temperature**2 * (p * difference).sum(1).mean()
 
 
 def distillation_loss(
@@ -45,7 +49,7 @@ def distillation_loss(
 ) -> Tensor:
     """Mix the cross-entropy with the labels and the soft loss with the teacher.
 
-    student, teacher: logits [n, classes]. labels: [n].
+    student, teacher: logits [n, classes]. labels: [n]; where one is −100 only the teacher is heard.
     soft_share: a, from 0 (labels only) to 1 (teacher only).
     Returns the loss [].
     """
@@ -58,22 +62,28 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor, regressor: nn.
 
     regressor: maps the student's channels to the teacher's; trained along, then thrown away.
     Returns the mean squared error [].
+    Raises ValueError when the regressor's output has not the shape of the teacher's features.
     """
-    return mse_loss(regressor(student_features), teacher_features)
+    features = regressor(student_features)
+    _check_alike(features, teacher_features)
+    return mse_loss(features, teacher_features)
 
 
 @torch.no_grad()
 def logits_of(teacher: nn.Module, x: Tensor, batch_size: int = 200) -> Tensor:
     """Compute the teacher's logits for a data set once, in evaluation mode.
 
-    teacher: a whole network, or its first layers for their features; its mode is left as it was.
+    teacher: a whole network, or its first layers for their features. Each part of it is left in the
+    mode in which it came.
     x: [n, …]. Returns [n, classes], or the features.
     """
-    was_training = teacher.training
+    modes = {part: part.training for part in teacher.modules()}
     teacher.eval()
-    logits = torch.cat([teacher(part) for part in x.split(batch_size)])
-    teacher.train(was_training)
-    return logits
+    try:
+        return torch.cat([teacher(part) for part in x.split(batch_size)])
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def perplexity(logits: Tensor, temperature: float) -> float:
@@ -81,7 +91,25 @@ def perplexity(logits: Tensor, temperature: float) -> float:
 
     It counts the classes that a soft label names: 1 for a hard label, all for a uniform one.
 
-    logits: [n, classes].
+    logits: [n, classes]. temperature: above 0.
     """
+    _check(temperature, logits, logits)
     p = softmax(logits / temperature, 1)
     return float(torch.special.entr(p).sum(1).exp().mean())
+
+
+def _check(temperature: float, student: Tensor, teacher: Tensor) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not above 0")
+    if student.dim() != 2:
+        raise ValueError(
+            f"logits: {list(student.shape)} given; [n, classes] is needed: flatten(0, 1) makes it "
+            "of [batch, length, classes]"
+        )
+    _check_alike(student, teacher)
+
+
+def _check_alike(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:  # arithmetic would repeat the smaller one
+        shapes = f"the student's {list(student.shape)} is not the teacher's {list(teacher.shape)}"
+        raise ValueError(f"shapes: {shapes}")

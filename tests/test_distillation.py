@@ -1,6 +1,7 @@
 """Our loss is torch's, in value and gradient; kept logits are the teacher's; the student learns."""
 
 import math
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -94,6 +95,90 @@ def test_a_teacher_without_doubts_gives_the_labels():
     certain = 1e3 * one_hot(labels, 4).double()
     torch.testing.assert_close(soft_loss(student, certain, 1.0), cross_entropy(student, labels))
     assert torch.isfinite(torch.autograd.grad(soft_loss(student, certain, 1.0), student)[0]).all()
+
+
+def masked(logits: torch.Tensor, *columns: int) -> torch.Tensor:
+    return logits.index_fill(1, torch.tensor(columns), -torch.inf)
+
+
+def test_a_class_that_the_teacher_rules_out_costs_nothing():
+    student, teacher = logits((5, 4), 0)
+    values = [loss(student, masked(teacher, 1, 3), 2.0) for loss in (soft_loss, torchs)]
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    assert torch.isfinite(values[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_class_that_both_rule_out_is_as_good_as_absent():
+    student, teacher = logits((5, 4), 0)
+    without = soft_loss(student[:, ::2], teacher[:, ::2], 2.0)
+    both = soft_loss(masked(student, 1, 3), masked(teacher, 1, 3), 2.0)
+    torch.testing.assert_close(both, without)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (both, without)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_class_that_only_the_student_rules_out_costs_everything():
+    student, teacher = logits((5, 4), 0)
+    for loss in (soft_loss, torchs):
+        assert loss(masked(student, 1), teacher, 2.0) == torch.inf
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("labelled", ["all", "padded"])
+def test_in_every_precision_it_is_torchs(dtype, cast, labelled):
+    labels = torch.arange(6) % 4
+    if labelled == "padded":
+        labels[2:4] = -100  # torch's cross_entropy passes over these
+    values, gradients = [], []
+    for soft in (soft_loss, torchs):
+        student, teacher = (one.detach().to(dtype) for one in logits((6, 4), 1))
+        student.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            if soft is soft_loss:
+                value = distillation_loss(student, teacher, labels, 3.0, 0.7)
+            else:
+                value = 0.3 * cross_entropy(student, labels) + 0.7 * soft(student, teacher, 3.0)
+        values.append(value)
+        gradients += torch.autograd.grad(value, student)
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(*values, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "temperature", "line"),
+    [
+        (
+            (2, 7, 5),
+            (2, 7, 5),
+            1.0,
+            r"^logits: \[2, 7, 5\] given; \[n, classes\] is needed: flatten",
+        ),
+        ((5,), (5,), 1.0, r"^logits: \[5\] given"),
+        ((4, 5), (1, 5), 1.0, r"^shapes: the student's \[4, 5\] is not the teacher's \[1, 5\]$"),
+        ((4, 5), (4, 5), 0, r"^temperature: 0 is not above 0$"),
+        ((4, 5), (4, 5), -1.0, r"^temperature: -1.0 is not above 0$"),
+        ((4, 5), (4, 5), math.nan, r"^temperature: nan is not above 0$"),
+    ],
+)
+def test_what_is_no_pair_of_logits_is_refused_in_one_line(student, teacher, temperature, line):
+    with pytest.raises(ValueError, match=line) as error:
+        soft_loss(torch.zeros(student), torch.zeros(teacher), temperature)
+    assert "\n" not in str(error.value)
+    if student == teacher:
+        with pytest.raises(ValueError, match=line):
+            perplexity(torch.zeros(student), temperature)
+
+
+def test_hints_of_another_shape_are_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"^shapes: .*\[2, 3, 1, 1\].*\[2, 3, 4, 4\]$"):
+        hint_loss(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 4, 4), nn.Identity())
 
 
 def test_the_shares_add_up():
@@ -250,9 +335,23 @@ def test_a_wrong_knob_is_one_line():
         next(experiment.run(quick(samples=50, batch_size=100)))
 
 
+class Unsaying(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no answer")
+
+
+@pytest.mark.parametrize("ends", [nn.Identity(), Unsaying()], ids=["answers", "raises"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_teacher_is_left_in_the_mode_in_which_it_came(training):
-    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train(training)
-    first, again = (logits_of(teacher, torch.ones(2, 4)) for _ in range(2))
-    assert torch.equal(first, again)
-    assert teacher.training == teacher[1].training == training
+def test_each_part_of_a_teacher_is_left_in_the_mode_in_which_it_came(training, ends):
+    """A frozen part of one that trains, and the layers of a slice, which is a module of its own."""
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3), ends)
+    teacher.train(training)
+    teacher[2].eval()
+    before = {part: part.training for part in teacher.modules()}
+    for asked in (teacher, teacher[1:]):
+        with nullcontext() if isinstance(ends, nn.Identity) else pytest.raises(RuntimeError):
+            first, again = (
+                logits_of(asked, torch.ones(2, 4 if asked is teacher else 3)) for _ in range(2)
+            )
+            assert torch.equal(first, again)
+        assert {part: part.training for part in teacher.modules()} == before

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel_lab import catalog
+from accel_lab import _wording, accumulation, augmentation, catalog, distillation, normalization
 from accel_lab.exercises import LessMemory, Wrong, changed
 from accel_lab.grading import hints
 from accel_lab.grading.difference import difference
@@ -183,6 +183,107 @@ def test_rounding_costs_nothing(exercise, rounded, seeds):
     exercise = replace(exercise, target=None)
     for seed in seeds[:7]:
         verdict = judge(exercise, Here(rounded(exercise.reference)), seed)
+        assert verdict.points == exercise.points, (seed, verdict)
+
+
+# ---- right, by the library's own functions ----
+
+
+def _token_update(model, optimizer, micro_batches):
+    def classes_second(x):
+        return model(x).movedim(-1, 1)
+
+    return accumulation.accumulated_update(classes_second, optimizer, micro_batches)
+
+
+def _train_epoch(model, optimizer, loader, accumulate):
+    groups = [loader[first : first + accumulate] for first in range(0, len(loader), accumulate)]
+    for group in groups:
+        accumulation.accumulated_update(model, optimizer, group)
+    return len(groups)
+
+
+def _half_labelled_loss(student, teacher, labels, temperature, soft_share):
+    labels = labels.where(labels >= 0, accumulation.IGNORED)
+    return distillation.distillation_loss(student, teacher, labels, temperature, soft_share)
+
+
+def _scaled_alike(train, test):
+    scale = normalization.to_unit_variance(normalization.fit(train))
+    return scale(train), scale(test)
+
+
+def _merged(a, b):
+    parts = [
+        normalization.Moments(torch.full_like(mean, n), mean, variance * n, mean, mean)
+        for n, mean, variance in (a, b)
+    ]
+    both = parts[0] + parts[1]
+    return int(both.count[0]), both.mean, both.variance
+
+
+def _batch_norm(x, mean, variance, training):
+    layer = normalization.BatchNorm(x.shape[1]).to(x.dtype).train(training)
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
+    return layer(x).detach(), layer.running_mean, layer.running_var
+
+
+def _normalize_into(x, mean, deviation, out):
+    low, high = torch.zeros_like(mean), torch.full_like(mean, 255)
+    normalization.Normalizer(mean, 1 / deviation, low, high, integers=True)(x, out)
+
+
+def _shift_each(x, right, down):
+    border = 3
+    return augmentation.crop(x, border, border - right, border - down)
+
+
+def _misheard(text, table, keep):
+    """With the exercise's table instead of the library's."""
+    alike = {word: (other,) for word, other in table.items()}
+    return _wording._replace(text, alike, 0, 1.0, True, "english", passed_over=frozenset(keep))
+
+
+LIBRARY = {
+    "token_update": _token_update,
+    "train_epoch": _train_epoch,
+    "half_labelled_loss": _half_labelled_loss,
+    "keep_logits": distillation.logits_of,
+    "scaled_alike": _scaled_alike,
+    "merged": _merged,
+    "batch_norm": _batch_norm,
+    "normalize_into": _normalize_into,
+    "shift_each": _shift_each,
+    "misheard": _misheard,
+}
+# What these ask for, no function of the library does: it is the next thought, not the chapter's.
+BEYOND_THE_LIBRARY = {
+    "measure_pairs",  # compare() has a clock of its own
+    "paired_speedup",
+    "intensity_of_linear",
+    "enlarged",
+    "fewest_micro_batches",
+    "ring_average",  # the library's ring turns the other way
+    "train_on_rank",
+    "best_ranks",
+    "schedule_over_wires",
+    "cut",
+    "backward_again",
+    "bias_for_share",
+}
+
+
+def test_of_each_exercise_it_is_known_whether_the_library_does_it():
+    assert LIBRARY.keys() | BEYOND_THE_LIBRARY == {exercise.name for exercise in ALL}
+    assert not LIBRARY.keys() & BEYOND_THE_LIBRARY
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_librarys_own_function_earns_everything(name):
+    exercise = find(name)
+    for seed in SEEDS[:3]:
+        verdict = judge(exercise, Here(LIBRARY[name]), seed)
         assert verdict.points == exercise.points, (seed, verdict)
 
 

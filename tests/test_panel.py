@@ -5,6 +5,7 @@ beside the knob; headless pictures.
 import threading
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from pydantic import model_validator
@@ -20,7 +21,7 @@ from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.comparison import compare
 from accel_lab.workbench.measure.race import race
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict, speed_log_path
-from accel_lab.workbench.panel import Panel, Prediction, Sliders
+from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders, trainer
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.panel.output import VIEW
@@ -243,15 +244,235 @@ def test_a_run_that_has_ended_stays_in_sight_and_tells_its_values(panel):
     assert sweep._live in sweep._frame.graph.marks
 
 
-def test_pin_keeps_runs_apart_from_ghosts(panel):
+def seen(panel, windows: int = 3) -> Record:
+    """The run at hand, once it has been going on for a while."""
+    until(lambda: panel.live and len(panel.live.seconds) >= windows and panel.training)
+    return panel.live
+
+
+def test_a_pinned_run_is_kept_by_name_until_it_is_unpinned(panel, world):
     panel.start()
-    until(lambda: len(panel.live.seconds if panel.live else []) >= 3)
-    panel.pin()
-    pinned = panel.live
+    first = seen(panel)
+    assert panel.pin() == "pinned ✓ now"
+    assert "pinned" in panel._noted.value
     turn(panel, parts=2)
-    until(lambda: panel.live is not pinned and panel.live.samples > 0)
-    assert panel.pinned == [pinned]
+    until(lambda: panel.live is not first)
+    assert (panel.pinned, panel.ghosts) == ([first], [])
+    second = seen(panel)
+    panel.stop()
+    panel.wait()
+    panel.pin()
+    assert panel.pinned == [first, second]
+    assert first.place != second.place
+    assert panel.pin() == "unpinned: parts 2"
+    assert panel.pinned == [first]
+    panel.clear()
+    assert (panel.pinned, panel.ghosts, panel.live) == ([], [], None)
+    assert "no run is at hand" in panel.pin()
+
+
+def test_no_pin_pushes_out_another(panel):
+    for parts in (1, 2, 3, 4, 5, 6):
+        panel.live = a_record(Some(parts=parts))
+        said = panel.pin()
+    assert "Clear makes room" in said
+    assert [record.knobs.parts for record in panel.pinned] == [1, 2, 3, 4, 5]
+
+
+def test_knobs_passed_through_on_the_way_are_never_run(panel, world):
+    panel.start()
+    seen(panel)
+    for value in (2, 3, 4, 5, 6):
+        turn(panel, parts=value)
+        time.sleep(0.02)
+    assert "restarting" in panel._status.value
+    until(lambda: panel.live.knobs.parts == 6 and panel.live.samples > 0)
+    assert world.runs == 2
+
+
+def test_reset_turns_the_knobs_back_as_one_change(panel):
+    turn(panel, parts=4)
+    panel.reset()
+    assert panel.knobs == Some()
+    assert panel._controls._inputs["parts"].value == 1
+
+
+def test_what_was_said_of_the_run_before_is_gone_when_the_next_begins(panel, world):
+    panel.start()
+    seen(panel)
+    panel.stop()
+    panel.wait()
+    assert panel._verdict.value
+    panel.start()
+    assert panel._verdict.value == panel._headline.value == ""
+    assert "starting" in panel._status.value
+
+
+def test_a_knob_turned_after_a_failure_tries_again(panel, world):
+    panel._controls.knobs = Some(fault="nan")
+    panel.start()
+    until(lambda: panel.error is not None)
+    panel.wait()
+    panel._controls.knobs = Some()
+    turn(panel, parts=3)
+    until(lambda: panel.live.samples > 0 and panel.training)
+    assert panel.error is None
+
+
+def test_a_wish_uttered_while_a_run_fails_is_not_lost(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    slow = threading.Event()
+
+    def run(knobs):
+        if knobs.fault == "late":
+            slow.wait(5)
+            raise RuntimeError("as a rank that was ended")
+        yield from world.run(knobs)
+
+    panel = Panel(run, Some(fault="late"), CHARTS)
+    panel.start()
+    until(lambda: panel.live is not None)
+    panel._controls.knobs = Some()
+    turn(panel, parts=2)
+    slow.set()
+    until(lambda: panel.live.knobs.parts == 2 and panel.live.samples > 0)
+    assert panel.error is None
+    panel.stop()
+    panel.wait()
+
+
+def test_a_run_that_nobody_stops_ends_by_itself(panel, monkeypatch):
+    monkeypatch.setattr(trainer, "MOST_SECONDS", 0.5)
+    panel.start()
+    panel.wait()
+    assert panel.live.seconds[-1] >= 0.5
+    assert "ends by itself" in panel._status.value
+
+
+def test_a_run_that_waits_says_so(panel, monkeypatch):
+    monkeypatch.setattr(trainer, "SILENT", 0.1)
+    stuck = threading.Event()
+
+    def run(knobs):
+        yield Step(0, 1, 0.1, {"loss": 1.0})
+        stuck.wait(5)
+
+    panel._trainer._run = run
+    panel.start()
+    until(lambda: "no update for" in panel._status.value)
+    stuck.set()
+    panel.wait()
+
+
+# ---- baselines ----
+
+
+@pytest.fixture
+def compared(world, monkeypatch):
+    """A panel whose baseline has one part and all else as the knobs say."""
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    baselines = {"one part": {"parts": 1}}
+    made = Panel(
+        world.run,
+        Some(parts=2),
+        CHARTS,
+        baselines=baselines,
+        controls=["parts", "fault"],
+        headline=Headline("bytes", "bytes"),
+        seconds=0.6,
+    )
+    yield made
+    made.stop()
+    made.wait()
+
+
+def test_the_baseline_follows_every_knob_but_its_own(compared, world):
+    (first,) = compared.baselines.values()
+    assert (first.knobs, first.label) == (Some(parts=1), "one part")
+    compared.start()
+    until(lambda: compared._headline.value)
+    assert "0.5× the bytes of one part" in compared._headline.value
+    turn(compared, parts=4)  # its own: the baseline stays
+    until(lambda: compared.live.knobs.parts == 4 and "0.25×" in compared._headline.value)
+    assert compared.baselines["one part"] is first
+    turn(compared, fault="other")
+    until(lambda: compared.live.knobs.fault == "other" and compared.live.samples > 0)
+    second = compared.baselines["one part"]
+    assert second.knobs == Some(parts=1, fault="other")
+    assert world.runs == 5  # a baseline, two runs, a baseline, a run
+    turn(compared, fault="")
+    until(lambda: compared.live.knobs.fault == "" and compared.live.samples > 0)
+    assert compared.baselines["one part"] is first
+    assert world.runs == 6  # known already
+    assert world.most == 1
+
+
+def test_a_baseline_that_fails_is_told_and_the_run_goes_on(compared):
+    turn(compared, fault="nan")
+    compared.start()
+    until(lambda: compared.error is not None)  # the run itself fails, too
+    compared.wait()
+    assert "one part: the loss is nan at step 2" in compared._noted.value
+
+
+def test_a_longer_run_with_the_baselines_knobs_takes_its_place_and_a_shorter_one_does_not(compared):
+    (first,) = compared.baselines.values()
+    for windows, kept in ((3, first), (len(first.seconds) + 5, None)):
+        record = a_record(Some(parts=1), windows)
+        record.updates[-1] = first.updates[-1] * (2 if kept is None else 0.5)
+        compared._retire(record)
+        (now,) = compared.baselines.values()
+        assert now is (kept or record)
+        assert now.label == "one part"
+    assert compared.ghosts == []
+
+
+def a_record(knobs: Knobs, windows: int = 3, **metrics: float) -> Record:
+    record = Record(knobs, f"parts {knobs.parts}")
+    for index in range(windows):
+        record.add(Step(index, 8, 0.004, {"loss": 1.0, **metrics}))
+        record.close_window(0.2 * (index + 1))
+    return record
+
+
+class WithMistakes(Some):
+    mistake: Literal["none", "first", "second"] = dial("none", description="a mistake to make")
+
+
+def test_each_mistake_keeps_its_latest_run_with_a_look_of_its_own(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    panel = Panel(
+        world.run,
+        WithMistakes(),
+        CHARTS,
+        baselines={"no mistake": {"mistake": "none"}},
+        seconds=0.1,
+    )
+    for mistake in ("second", "first", "second"):
+        panel._retire(a_record(WithMistakes(mistake=mistake)))
+    assert {name: record.place for name, record in panel.mistakes.items()} == {
+        "second": 2,
+        "first": 1,
+    }
     assert panel.ghosts == []
+    colors = {one.record.knobs.mistake: one.color for one in panel.runs.staying()}
+    assert len(set(colors.values())) == 3
+
+
+def test_headlines_in_words():
+    fast, slow = (
+        a_record(Some(parts=parts), 6, bytes=value, share=value / 10)
+        for parts, value in ((2, 6.0), (1, 2.0))
+    )
+    slow.label = "one part"
+    assert Headline("bytes", "bytes").say(fast, slow) == (
+        "3× the bytes of one part (half of the windows within 3–3×)"
+    )
+    assert Headline("share", "accuracy", points=True).say(slow, fast) == (
+        "40.0 points less accuracy than parts 2, at update 6"
+    )
+    assert Headline("bytes").say(a_record(Some(), 2, bytes=1.0), slow) == ""
+    assert Headline("bytes").say(fast, a_record(Some(), 6)) == ""
 
 
 def test_interrupting_wait_stops_the_run(panel, world, monkeypatch):
@@ -272,7 +493,7 @@ def test_where_nobody_watches_the_tour_is_run_and_a_picture_shown(world, monkeyp
         world.run,
         Some(),
         CHARTS,
-        baselines={"base": Some()},
+        baselines={"base": {}},
         tour=[Some(parts=2), Some(parts=4)],
         seconds=0.05,
     )
@@ -295,7 +516,7 @@ def test_where_nobody_watches_the_panel_answers_to_the_same_names(world, monkeyp
     still = Panel(world.run, Some(parts=3), CHARTS, seconds=0.2)
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     watched = Panel(world.run, Some(parts=3), CHARTS)
-    assert public(still) == public(watched) - {"badge", "box"}
+    assert public(still) == public(watched) - {"badge", "box", "headline"}
     assert (still.knobs, still.live, still.training) == (Some(parts=3), None, False)
     still._ipython_display_()
     assert [bundle["text/plain"] for bundle in shown] == ["Panel"]
@@ -308,10 +529,11 @@ def test_where_nobody_watches_the_panel_answers_to_the_same_names(world, monkeyp
     still.start()
     still.stop()
     still.wait()
-    assert still.live is not first
+    second = still.live
+    assert second is not first
     assert still.ghosts == []
     still.start()
-    assert still.pinned[0] is not first  # renewed: the same knobs
+    assert (still.pinned, still.ghosts) == ([first], [second])
     assert [bundle["text/plain"] for bundle in renewed] == ["Panel"] * 4
     assert world.open == 0
 

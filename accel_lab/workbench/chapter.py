@@ -41,9 +41,11 @@ from accel_lab.workbench.step import Span, Step
 
 if TYPE_CHECKING:
     from accel_lab.workbench.drawing import figure
-    from accel_lab.workbench.panel import Panel, Prediction, Sliders
+    from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders
 
-_LATER = {"figure": "drawing.figure", "Panel": "panel", "Prediction": "panel", "Sliders": "panel"}
+_LATER = {"figure": "drawing.figure"} | dict.fromkeys(
+    ("Headline", "Panel", "Prediction", "Sliders"), "panel"
+)
 
 
 def __getattr__(name: str) -> Any:

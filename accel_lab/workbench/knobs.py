@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isclose
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,6 +48,13 @@ class Dial:
     @property
     def label(self) -> str:
         return self.name.replace("_", " ")
+
+    def within(self, value: Any) -> Any:
+        """The value, or the end that it lies beyond by rounding."""
+        for end in (self.low, self.high):
+            if end is not None and isinstance(value, float) and isclose(value, end, rel_tol=1e-9):
+                return float(end)
+        return value
 
     def values(self, most: int = 64) -> list[Any]:
         """At most ``most`` values from low to high, to draw a curve over this knob: each choice,

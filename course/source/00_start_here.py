@@ -57,7 +57,7 @@ panel = lab.Panel(
     base,
     [lab.Curve("throughput", "samples/s"), lab.Timeline()],
     controls=["ranks", "width"],
-    baselines={"one process": base.turned(ranks=1)},
+    baselines={"one process": {"ranks": 1}},
     tour=[base.turned(ranks=2)],
 )
 panel

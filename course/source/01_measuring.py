@@ -137,7 +137,7 @@ panel = lab.Panel(
     base,
     [share, climb],
     controls=["operation", "batch_size", "way"],
-    baselines={f"{base.operation}, batch of {base.batch_size}": base},
+    baselines={f"a batch of {base.batch_size}": {"batch_size": base.batch_size, "way": "batched"}},
     tour=[base.turned(batch_size=size) for size in (16, 64, 256)],
     seconds=1.0,
 )
@@ -461,7 +461,8 @@ break_it = lab.Panel(
     small,
     [time, share],
     controls=["operation", "batch_size", "mistake"],
-    baselines={"no mistake": small},
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=lab.Headline("seconds_a_batch", "time"),
     tour=[small.turned(mistake="one call"), small.turned(mistake="data in the clock")],
     seconds=1.0,
 )

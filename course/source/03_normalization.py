@@ -99,7 +99,8 @@ panel = lab.Panel(
         lab.Curve("throughput", "samples/s"),
     ],
     controls=["method", "learning_rate", "batch_norm"],
-    baselines={"pixels 0…255": base},
+    baselines={"pixels 0…255": {"method": "none"}},
+    headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[base.turned(method="mean and deviation"), base.turned(batch_norm=True)],
 )
 panel
@@ -455,7 +456,8 @@ break_it = lab.Panel(
         lab.Curve(first, "first activations (RMS)", over="updates", log=(1e-4, 1e2)),
     ],
     controls=["method", "outlier", "mistake"],
-    baselines={"no outlier": broken},
+    baselines={"no outlier": {"outlier": broken.outlier, "mistake": "none"}},
+    headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[broken.turned(outlier=64), broken.turned(outlier=64, method="mean and deviation")],
 )
 break_it

@@ -122,7 +122,8 @@ panel = lab.Panel(
         lab.Curve("loss", "loss", over="updates", log=(1e-4, 1e1)),
     ],
     controls=["pictures", "shift", "flip"],
-    baselines={"pictures as they are": base},
+    baselines={"pictures as they are": {"shift": 0.0, "flip": 0.0}},
+    headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[base.turned(shift=0.1, flip=0.5), base.turned(shift=0.1)],
     seconds=2.5,
 )
@@ -391,6 +392,7 @@ picture
 # below that of the pictures as they are? And tick **one by one**, and watch the share of time.
 
 # %%
+plain = {"shift": 0.0, "rotate": 0.0, "flip": 0.0, "one_by_one": False}
 break_it = lab.Panel(
     experiment.run,
     base.turned(shift=0.1),
@@ -399,7 +401,8 @@ break_it = lab.Panel(
         lab.Curve("augment_share", "augmentation, % of the time", scale=100, summary="median"),
     ],
     controls=["shift", "rotate", "flip", "one_by_one"],
-    baselines={"pictures as they are": base, "shift 0.1": base.turned(shift=0.1)},
+    baselines={"pictures as they are": plain, "shift 0.1": {**plain, "shift": 0.1}},
+    headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[base.turned(shift=0.1, rotate=180, flip=0.5), base.turned(shift=0.5)],
 )
 break_it

@@ -108,7 +108,8 @@ panel = lab.Panel(
         lab.Timeline(),
     ],
     controls=["batch_size", "micro_batches", "learning_rate"],
-    baselines={"full batch": base.turned(micro_batches=1)},
+    baselines={"full batch": {"micro_batches": 1}},
+    headline=lab.Headline("activation_bytes", "activations"),
     tour=[base.turned(micro_batches=min(64, base.batch_size)), base.turned(micro_batches=8)],
 )
 panel
@@ -364,7 +365,8 @@ break_it = lab.Panel(
     broken,
     [error, lab.Curve("loss", "loss", over="updates")],
     controls=["batch_size", "micro_batches", "mistake"],
-    baselines={"no mistake": broken},
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=None,
     tour=[broken.turned(mistake=mistake) for mistake in mistakes],
     seconds=1.0,
     badge=right,

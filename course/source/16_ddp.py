@@ -124,7 +124,7 @@ panel = lab.Panel(
     base,
     charts,
     controls=["method", "ranks", "width", "bucket_mib"],
-    baselines={"one rank": base.turned(ranks=1)},
+    baselines={"one rank": {"ranks": 1}},
     tour=[base.turned(ranks=4), base.turned(ranks=2)],
     seconds=1.5,
 )
@@ -506,7 +506,8 @@ break_it = lab.Panel(
     broken,
     charts,
     controls=["mistake", "ranks"],
-    baselines={"no mistake": broken},
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=None,
     tour=[broken.turned(mistake=mistake) for mistake in quiet_ones],
     seconds=1.0,
     badge=right_or_wrong,

@@ -49,8 +49,8 @@ print(f"batches of {base.batch_size}; this machine has {lab.usable_cores()} core
 # ## 2. Predict
 #
 # Two workers, called *ranks*, each hold half of the network and have a processor core each. Compare
-# with one process that holds it all and has one core. Two guesses, before you see anything; there
-# is no penalty for a wrong one.
+# with one process that holds it all and has one core. Two guesses, before you see anything; a wrong
+# one costs nothing.
 
 # %%
 guess_one = lab.Prediction(
@@ -105,7 +105,7 @@ panel = lab.Panel(
     base,
     charts,
     controls=["ranks", "micro_batches", "schedule"],
-    baselines={"m = 1": base.turned(micro_batches=1)},
+    baselines={"m = 1": {"micro_batches": 1}},
     tour=[base.turned(micro_batches=2), base.turned(micro_batches=4)],
     seconds=1.5,
 )
@@ -355,7 +355,7 @@ def summed(out, y):
 # %%
 def ours(order, m, batches):
     layers = my_layers(small_model())
-    stage, optimizer = pipeline.Stage(layers, batches[0][0], summed), sgd(layers)
+    stage, optimizer = pipeline.Stage(layers, summed), sgd(layers)
     actions = pipeline.SCHEDULES[order](dist.get_rank(), dist.get_world_size(), m)
     for x, y in batches:
         optimizer.zero_grad()
@@ -574,7 +574,8 @@ break_it = lab.Panel(
     broken,
     charts,
     controls=["micro_batches", "schedule", "mistake"],
-    baselines={"no mistake": broken},
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=None,
     tour=[broken.turned(mistake=mistake) for mistake in some],
     seconds=1.0,
     badge=right_or_wrong,

@@ -101,7 +101,8 @@ panel = lab.Panel(
         lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "samples"],
-    baselines={"student alone": alone},
+    baselines={"student alone": {"soft_share": 0.0}},
+    headline=lab.Headline("accuracy", "of the digits", points=True),
     tour=[base.turned(temperature=1.0), base],
     seconds=1.0,
 )
@@ -401,7 +402,8 @@ break_it = lab.Panel(
         lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "mistake"],
-    baselines={"no mistake": base},
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=lab.Headline("accuracy", "of the digits", points=True),
     tour=[base.turned(mistake="the article's formula"), base.turned(mistake="no logarithm")],
     seconds=1.0,
 )

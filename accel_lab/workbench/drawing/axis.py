@@ -147,17 +147,21 @@ def upward(
     vertical: bool = True,
     whole: bool = False,
     room: float = 0.0,
+    hold: Sequence[float] = (),
 ) -> None:
     """Finish the axis up (or across) once all is drawn: logarithmic between ends, or within whole
     decades if True; else linear, from ``ends`` or from zero to a round number. room: a share of the
-    values, left free above them.
+    values, left free above them · hold: the values to hold, by default all that are drawn
     """
     one = axes.yaxis if vertical else axes.xaxis
     low, high = axes.dataLim.intervaly if vertical else axes.dataLim.intervalx
+    least = _least(axes, vertical)
+    if hold:
+        low, high, least = min(hold), max(hold), max(least, min(hold))
     set_ends = axes.set_ylim if vertical else axes.set_xlim
     if log:
         (axes.set_yscale if vertical else axes.set_xscale)("log")
-        low, high = log_ends([_least(axes, vertical), high]) if log is True else log
+        low, high = log_ends([least, high]) if log is True else log
         one.set_ticks(decades(low, high))
     elif ends:
         low, high = ends

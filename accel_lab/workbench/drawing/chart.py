@@ -45,7 +45,7 @@ class Runs:
         """All but the run at hand, back to front: the last few ``former`` ones, by default all."""
         ghosts = self.former[-former:] if former else self.former
         return [Styled(record, GREY, "-", 1.0) for record in ghosts] + [
-            Styled(record, *STYLES[place % len(STYLES)], 1.8)
+            Styled(record, *STYLES[_place_of(record, place) % len(STYLES)], 1.8)
             for place, record in enumerate(self.pinned)
             if record is not self.live
         ]
@@ -69,6 +69,10 @@ class Chart(Protocol):
         ...
 
     def draw(self, axes: Axes, runs: Runs) -> None: ...
+
+
+def _place_of(record: Record, in_its_order: int) -> int:
+    return in_its_order if record.place is None else record.place
 
 
 def dial_of(knobs: Knobs, name: str) -> Dial:

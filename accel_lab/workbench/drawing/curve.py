@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# How many times its first values, or its usual ones, a curve may rise and still be followed.
+FAR, FAR_ON_A_LOG_AXIS = 4.0, 1e4
+
+
 @dataclass(frozen=True)
 class Curve:
     """A metric over the seconds of a run, or over its updates.
@@ -54,21 +58,30 @@ class Curve:
             across, up = across[up > 0], up[up > 0]
         return across, up
 
+    def reach(self, up: np.ndarray) -> tuple[float, float]:
+        """(least, most) of a curve that an axis should hold. One that runs away leaves the picture:
+        an axis that held all of it would make a flat line of every other.
+        """
+        usual = max(abs(up[0]), np.quantile(np.abs(up), 0.25)) or np.abs(up).max()
+        far = usual * (FAR_ON_A_LOG_AXIS if self.log else FAR)
+        return max(float(up.min()), -far), min(float(up.max()), far)
+
     def draw(self, axes: Axes, runs: Runs) -> None:
-        ends = []
+        ends, reached = [], []
         for record, color, style, width in runs.styled(MOST_CURVES):
             xs, ys = self.points(record)
             if not len(ys):
                 continue
+            reached += self.reach(ys)
             if self.smoothed and color != GREY:
                 axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.35)
                 ys = running_median(ys)
             axes.plot(xs, ys, style, color=color, linewidth=width, marker="o" * (len(ys) == 1))
-            if color != GREY:
-                ends.append((xs[-1], ys[-1], record.label, color))
+            ends.append((xs[-1], ys[-1], record.label, color))
         if self.limit:
             limit_line(axes, *self.limit)
+            reached.append(self.limit[0])
         axes.set_xlabel(self.over)
-        upward(axes, self.log, self.ends)
+        upward(axes, self.log, self.ends, hold=reached)
         upward(axes, False, vertical=False, whole=self.over == "updates")
         label_ends(axes, ends)

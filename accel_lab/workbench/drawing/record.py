@@ -32,6 +32,7 @@ class Record:
 
     knobs: Knobs
     label: str
+    place: int | None = None  # among the styles of runs that are kept by name
     seconds: list[float] = field(default_factory=list)  # at each window's end, since the start
     updates: list[float] = field(default_factory=list)  # done by then
     series: dict[str, list[float]] = field(default_factory=dict)  # metric → its mean in each window

@@ -4,19 +4,21 @@ that draws widgets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from accel_lab.workbench.drawing.chart import Badge, Chart
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.notebook.watched import someone_watches
+from accel_lab.workbench.panel.base import Baselines
+from accel_lab.workbench.panel.headline import SPEED, Headline
 from accel_lab.workbench.panel.live_panel import LivePanel
 from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.sliders import Sliders
 from accel_lab.workbench.panel.still_panel import StillPanel
 from accel_lab.workbench.panel.trainer import Run
 
-__all__ = ["LivePanel", "Panel", "Prediction", "Sliders", "StillPanel"]
+__all__ = ["Headline", "LivePanel", "Panel", "Prediction", "Sliders", "StillPanel"]
 
 
 def Panel(
@@ -25,7 +27,8 @@ def Panel(
     charts: Sequence[Chart],
     *,
     controls: Sequence[str] | None = None,
-    baselines: Mapping[str, Knobs] | None = None,
+    baselines: Baselines | None = None,
+    headline: Headline | None = SPEED,
     tour: Sequence[Knobs] = (),
     badge: Badge | None = None,
     seconds: float = 2.0,
@@ -34,13 +37,16 @@ def Panel(
     cell.
 
     controls: names of the knobs to show, by default those declared for the panel · baselines: name
-    → knobs, each run for ``seconds`` when the panel is made, and pinned · tour: what to run, for as
-    long, where nobody watches · badge: a verdict on the latest window
+    → the knobs that make it one; all others follow the panel's. Each is run for ``seconds`` when
+    the panel is made, and again when a knob that it follows is turned · headline: how the run at
+    hand is held against the first baseline · tour: what to run, for as long, where nobody watches ·
+    badge: a verdict on the latest window
 
-    Both kinds of panel have ``knobs``, ``start``, ``stop``, ``wait`` and ``pin``, which do what the
-    buttons do, and ``training``, ``live``, ``pinned``, ``ghosts`` and ``error``.
+    Both kinds of panel have ``knobs``, ``start``, ``stop``, ``wait``, ``pin``, ``clear`` and
+    ``reset``, which do what the buttons do, and ``training``, ``live``, ``baselines``, ``pinned``,
+    ``ghosts`` and ``error``.
     """
     seconds *= effort()
     if someone_watches():
-        return LivePanel(run, knobs, charts, controls, baselines or {}, badge, seconds)
+        return LivePanel(run, knobs, charts, controls, baselines or {}, headline, badge, seconds)
     return StillPanel(run, knobs, charts, baselines or {}, tour, seconds)

@@ -25,8 +25,8 @@ class Controls:
         self, knobs: Knobs, names: Iterable[str] | None, on_change: Callable[[Knobs], None]
     ):
         self.knobs = knobs
-        self._on_change = on_change
-        dials = {dial.name: dial for dial in knobs.dials()}
+        self._on_change, self._held = on_change, False
+        dials = self._dials = {dial.name: dial for dial in knobs.dials()}
         names = (
             list(names)
             if names is not None
@@ -42,13 +42,21 @@ class Controls:
             [w.HBox([self._inputs[name], self._notes[name]], layout=row) for name in names]
         )
 
+    def turn_to(self, knobs: Knobs) -> None:
+        """Show these, as one change."""
+        self._held = True
+        for name, control in self._inputs.items():
+            control.value = getattr(knobs, name)
+        self._held = False
+        self._changed()
+
     def _changed(self) -> None:
+        if self._held:
+            return
         for name, note in self._notes.items():
             note.value = _note(self._descriptions[name])
         try:
-            knobs = self.knobs.turned(
-                **{name: control.value for name, control in self._inputs.items()}
-            )
+            knobs = self.knobs.turned(**{name: self._value_of(name) for name in self._inputs})
         except KnobError as error:
             at = error.knob if error.knob in self._notes else next(iter(self._notes))
             self._notes[at].value = _complaint(error.reason)
@@ -56,6 +64,10 @@ class Controls:
         if knobs != self.knobs:
             self.knobs = knobs
             self._on_change(knobs)
+
+    def _value_of(self, name: str) -> Any:
+        """A logarithmic slider's end is one only to the last bit but one."""
+        return self._dials[name].within(self._inputs[name].value)
 
 
 def _note(text: str) -> str:
@@ -89,13 +101,13 @@ def _input(dial: Dial, value: Any) -> w.ValueWidget:
         return {int: w.IntText, float: w.FloatText}.get(dial.type, w.Text)(**common)
     if dial.type is int and dial.log:
         powers = [int(dial.low) << i for i in range(64) if int(dial.low) << i <= dial.high]
-        return w.SelectionSlider(options=sorted({*powers, value}), **common)
+        return w.SelectionSlider(options=sorted({*powers, int(dial.high), value}), **common)
     if dial.type is int:
         return w.IntSlider(min=int(dial.low), max=int(dial.high), **common)
     if dial.log:
-        return w.FloatLogSlider(
-            min=log10(dial.low), max=log10(dial.high), step=0.05, readout_format=".3g", **common
-        )
+        low, high = log10(dial.low), log10(dial.high)
+        step = (high - low) / round((high - low) / 0.05)  # so that the last one ends at the end
+        return w.FloatLogSlider(min=low, max=high, step=step, readout_format=".3g", **common)
     return w.FloatSlider(
         min=dial.low,
         max=dial.high,

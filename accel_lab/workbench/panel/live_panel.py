@@ -6,8 +6,9 @@ The panel redraws at most five times a second, and never while an update is time
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
+from threading import Event
 
 import ipywidgets as w
 from IPython.display import DisplayHandle
@@ -15,13 +16,15 @@ from IPython.display import DisplayHandle
 from accel_lab.workbench.drawing.chart import MOST_CURVES, Badge, Chart
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import ON_PAPER, badge
-from accel_lab.workbench.panel.base import Bench
+from accel_lab.workbench.look import ON_PAPER, badge, number
+from accel_lab.workbench.panel import trainer
+from accel_lab.workbench.panel.base import Baselines, Bench
 from accel_lab.workbench.panel.controls import Controls
+from accel_lab.workbench.panel.headline import Headline
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
-from accel_lab.workbench.panel.trainer import Run, Trainer
+from accel_lab.workbench.panel.trainer import Run, Trainer, Watcher, observe
 
 # One line, whatever is in it: the graphs below stay where they are. What does not fit is scrolled.
 LEGEND = '<div class="accel-legend" tabindex="0" role="region" aria-label="runs">{}</div>'
@@ -34,16 +37,18 @@ class LivePanel(Bench):
         knobs: Knobs,
         charts: Sequence[Chart],
         controls: Sequence[str] | None,
-        baselines: Mapping[str, Knobs],
+        baselines: Baselines,
+        headline: Headline | None,
         badge: Badge | None,
         seconds: float,
     ):
         super().__init__(run, knobs, charts, baselines, seconds)
-        self.badge = badge
+        self.headline, self.badge = headline, badge
         self._shown: DisplayHandle | None = None
-        self._trainer = Trainer(
-            run, label=self._label, began=self._began, moved=self._moved, ended=self._ended
+        watcher = Watcher(
+            self._label, self._before, self._began, self._moved, self._silent, self._ended
         )
+        self._trainer = Trainer(run, watcher)
         self._controls = Controls(knobs, controls, self._turned)
         self._live_charts = [live_chart(chart, knobs) for chart in self.charts]
         self._build()
@@ -62,10 +67,7 @@ class LivePanel(Bench):
     def start(self) -> None:
         """Train with the knobs as they stand. While training, nothing."""
         if not self.training:
-            self.error = None
-            self._say("starting …")
-            self._show_buttons(training=True)
-            self._trainer.train(self.knobs)
+            self._begin("starting …")
 
     def stop(self) -> None:
         self._trainer.stop()
@@ -74,20 +76,58 @@ class LivePanel(Bench):
         """Return when training has ended. Interrupting the kernel meanwhile stops it."""
         self._trainer.wait()
 
-    def pin(self) -> None:
-        super().pin()
+    def pin(self) -> str:
+        said = super().pin()
+        self._noted.value = said
+        self._redraw_what_stays()
+        return said
+
+    def clear(self) -> None:
+        live = self.live if self.training else None
+        super().clear()
+        self.live = live
+        self._noted.value = "cleared ✓"
         self._redraw_what_stays()
 
-    def _turned(self, knobs: Knobs) -> None:
-        if self.training:
-            self._say("restarting …")
-            self._trainer.train(knobs)
+    def reset(self) -> None:
+        """Turn the knobs back to where they stood."""
+        self._controls.turn_to(self._base)
 
-    # ---- called from the training thread ----
+    def _turned(self, knobs: Knobs) -> None:
+        if self.training or self.error is not None:  # what failed is tried anew
+            self._begin("restarting …")
+
+    def _begin(self, said: str) -> None:
+        self.error = None
+        self._say(said)
+        self._headline.value = self._verdict.value = self._noted.value = ""
+        self._show_buttons(training=True)
+        self._trainer.train(self.knobs)
+
+    # ---- told by the trainer, from its thread ----
+
+    def _before(self, knobs: Knobs, interrupted: Event) -> None:
+        """The baselines that go with these knobs."""
+        for name, wanted in self._missing_baselines(knobs):
+            self._say(f"first {escape(name)}, with these knobs …")
+            record = Record(wanted, name)
+            try:
+                observe(self._run, record, self._seconds, interrupted, self._baseline_moved)
+            except Exception as error:  # with these knobs it fails: what is asked for may not
+                self._noted.value = escape(f"{name}: {_one_line(error)}")
+            if interrupted.is_set():
+                return
+            self._keep_baseline(record)
+
+    def _baseline_moved(self, record: Record) -> None:
+        self._trainer.heard()
+        self._say(f"first {escape(record.label)}, with these knobs · {_progress(record)}")
 
     def _began(self, record: Record) -> None:
         self._retire(self.live)
         self.live = record
+        self._choose_baselines(record.knobs)
+        self._headline.value = self._verdict.value = ""
         self._redraw_what_stays()
 
     def _moved(self, record: Record) -> None:
@@ -95,11 +135,15 @@ class LivePanel(Bench):
             chart.move(record)
         loss = record.latest("loss")
         self._say(
-            f"training · update {record.updates[-1]:,.0f} · "
-            f"<b>{record.latest('throughput'):,.0f} samples/s</b>"
-            + (f" · loss {loss:.3f}" if loss is not None else "")
+            f"training · {_progress(record)}" + (f" · loss {loss:.3f}" if loss is not None else "")
         )
         self._judge(record)
+        self._compare(record)
+
+    def _silent(self, seconds: float) -> None:
+        ranks = getattr(self.knobs, "ranks", 1)
+        why = "the ranks wait for each other" if ranks > 1 else "an update takes long"
+        self._say(f"no update for {seconds:.0f} s: {why}. Stop ends it")
 
     def _ended(self, error: Exception | None) -> None:
         self.error = error
@@ -107,7 +151,10 @@ class LivePanel(Bench):
             self._say(f'<span class="accel-error" role="alert">{escape(_one_line(error))}</span>')
         elif self.live and self.live.seconds:
             updates, samples = self.live.updates[-1], self.live.samples
-            self._say(f"stopped after {updates:,.0f} updates, {samples:,} samples")
+            said = f"stopped after {updates:,.0f} updates, {samples:,} samples"
+            if self.live.seconds[-1] >= trainer.MOST_SECONDS:
+                said += f": a run ends by itself after {trainer.MOST_SECONDS:g} s"
+            self._say(said)
         else:
             self._say("stopped")
         self._show_buttons(training=False)
@@ -119,44 +166,42 @@ class LivePanel(Bench):
         if self.badge and (value := record.latest(self.badge.metric, "max")) is not None:
             holds = value <= self.badge.tolerance
             said = badge(holds, self.badge.equal if holds else self.badge.differs)
-            self._verdict.value = f'<span class="accel-badge">{said}</span> {value:.1e}'
+            self._verdict.value = f'<span class="accel-badge">{said}</span> {number(value)}'
+
+    def _compare(self, record: Record) -> None:
+        others = [one for one in self.baselines.values() if one.knobs != record.knobs]
+        if self.headline and others and (said := self.headline.say(record, others[0])):
+            self._headline.value = f'<span class="accel-headline">{escape(said)}</span>'
 
     # ---- what it looks like ----
 
     def _build(self) -> None:
-        self._start, self._stop, self._pin = (
-            w.Button(layout={"width": "6.5em"}, **look)
-            for look in (
-                {
-                    "description": "Start",
-                    "icon": "play",
-                    "button_style": "success",
-                    "tooltip": "train with these knobs",
-                },
-                {"description": "Stop", "icon": "stop", "tooltip": "stop training"},
-                {
-                    "description": "Pin",
-                    "icon": "thumb-tack",
-                    "tooltip": "keep this run to compare with",
-                },
-            )
-        )
-        self._stop.disabled = True
+        self._start = _button("Start", "play", "train with these knobs", button_style="success")
+        self._stop = _button("Stop", "stop", "stop training", disabled=True)
+        self._pin = _button("Pin", "thumb-tack", "keep this run to compare with, or no longer")
+        self._clear = _button("Clear", "eraser", "keep the baselines alone")
+        self._reset = _button("Reset", "undo", "turn the knobs back to where they stood")
         self._start.on_click(lambda _: self.start())
         self._stop.on_click(lambda _: self.stop())
         self._pin.on_click(lambda _: self.pin())
-        self._status = w.HTML()
+        self._clear.on_click(lambda _: self.clear())
+        self._reset.on_click(lambda _: self.reset())
+        self._status, self._noted = w.HTML(), w.HTML()
         # Room for what comes: nothing below may jump.
+        self._headline = w.HTML(layout={"min_height": "34px"})
         self._legend = w.HTML(layout={"height": "30px"})
         self._verdict = w.HTML(layout={"min_height": "30px"})
         self._say("ready: press Start, then move a knob")
-        buttons = [self._start, self._stop, self._pin, self._status]
+        buttons = [self._start, self._stop, self._pin, self._clear, self._reset, self._noted]
         row = {"flex_flow": "row wrap"}
+        compares = self.headline is not None and bool(self.baselines)
         self.box = w.VBox(
             [
                 w.HTML(STYLE),
                 self._controls.box,
-                w.HBox(buttons, layout={**row, "margin": "6px 0"}),
+                w.HBox(buttons, layout={**row, "margin": "6px 0 0"}),
+                self._status,
+                *([self._headline] if compares else []),
                 *([self._verdict] if self.badge else []),
                 self._legend,
                 w.HBox([chart.view for chart in self._live_charts], layout=row),
@@ -187,6 +232,16 @@ class LivePanel(Bench):
 
     def _ipython_display_(self) -> None:
         self._shown = show(self.box, self._bundle(), ON_PAPER)
+
+
+def _button(text: str, icon: str, tooltip: str, **more: object) -> w.Button:
+    look = {"description": text, "icon": icon, "tooltip": tooltip, **more}
+    return w.Button(layout={"width": "6em"}, **look)
+
+
+def _progress(record: Record) -> str:
+    speed = f"<b>{record.latest('throughput'):,.0f} samples/s</b>"
+    return f"update {record.updates[-1]:,.0f} · {speed}"
 
 
 def _legend_entry(text: str, color: str, style: str) -> str:

@@ -4,14 +4,15 @@ foreground and briefly, and the picture alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from IPython.display import DisplayHandle, display
 
 from accel_lab.workbench.drawing.chart import Chart
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.look import ON_PAPER
-from accel_lab.workbench.panel.base import Bench
+from accel_lab.workbench.panel.base import Baselines, Bench
 from accel_lab.workbench.panel.trainer import Run, observe
 
 
@@ -23,14 +24,16 @@ class StillPanel(Bench):
         run: Run,
         knobs: Knobs,
         charts: Sequence[Chart],
-        baselines: Mapping[str, Knobs],
+        baselines: Baselines,
         tour: Sequence[Knobs],
         seconds: float,
     ):
         super().__init__(run, knobs, charts, baselines, seconds)
         self._shown: DisplayHandle | None = None
-        toured = [observe(run, stop, self._label(stop), seconds) for stop in tour]
-        self.pinned += toured[:-1]
+        toured = [observe(run, Record(stop, self._label(stop)), seconds) for stop in tour]
+        for stop in toured[:-1]:
+            self.live = stop
+            self.pin()
         self.live = toured[-1] if toured else None
 
     @property
@@ -49,7 +52,8 @@ class StillPanel(Bench):
         self._retire(self.live)
         self.live = None
         try:
-            self.live = observe(self._run, self.knobs, self._label(self.knobs), self._seconds)
+            record = Record(self.knobs, self._label(self.knobs))
+            self.live = observe(self._run, record, self._seconds)
         except Exception as error:  # as beside a live panel, where it is shown
             self.error = error
         self._renew()
@@ -60,9 +64,17 @@ class StillPanel(Bench):
     def wait(self) -> None:
         """Nothing trains."""
 
-    def pin(self) -> None:
-        super().pin()
+    def pin(self) -> str:
+        said = super().pin()
         self._renew()
+        return said
+
+    def clear(self) -> None:
+        super().clear()
+        self._renew()
+
+    def reset(self) -> None:
+        """Nobody has turned a knob."""
 
     def _renew(self) -> None:
         if self._shown:

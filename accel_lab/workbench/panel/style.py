@@ -35,6 +35,7 @@ STYLE = """<style>
 }
 .accel-panel .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
 .accel-panel .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
+.accel-headline { font-size: 1.35em; font-weight: 600; line-height: 34px; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }
 /* The legend lies in a flex item, which would rather widen the panel than let it scroll. */

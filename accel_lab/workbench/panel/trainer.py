@@ -5,8 +5,10 @@ of them together.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from dataclasses import dataclass
+from time import monotonic, perf_counter
 
 import torch
 
@@ -19,19 +21,27 @@ from accel_lab.workbench.step import Step
 Run = Callable[[Knobs], Iterator[Step]]
 
 SECONDS_A_WINDOW = 0.2
+ENOUGH_TO_SEE = 4  # windows
+MOST_SECONDS = 120.0  # a run that nobody stops ends by itself
+SETTLED = 0.3  # seconds without another wish, after which a knob stands where it was meant to
+SILENT = 3.0  # seconds without a window that are worth a word
 
 
-ENOUGH_TO_SEE = 4
-
-
-def observe(run: Run, knobs: Knobs, label: str, seconds: float) -> Record:
-    """Train in the foreground for about ``seconds`` and return the record. An interrupt ends the
-    run, too.
+def observe(
+    run: Run,
+    record: Record,
+    seconds: float,
+    interrupted: threading.Event | None = None,
+    moved: Callable[[Record], None] = lambda record: None,
+) -> Record:
+    """Train for about ``seconds`` and return the record. An interrupt ends the run, too.
 
     On a slow machine it takes up to four times as long, for enough windows to draw a curve through.
+    ``moved`` is called after each window. What the run raises is passed on; the record holds what
+    was before.
     """
-    record = Record(knobs, label)
-    for now in windows(run, record):
+    for now in windows(run, record, interrupted):
+        moved(record)
         if now >= seconds and (len(record.seconds) >= ENOUGH_TO_SEE or now >= 4 * seconds):
             break
     return record
@@ -44,8 +54,8 @@ def windows(
     the first one being that step.
 
     One core is left to the browser: threads that share the work wait for the one that drawing holds
-    up, all of them. Ends after the step during which ``interrupted`` was set. Whatever ends it, the
-    run is closed.
+    up, all of them. Ends after MOST_SECONDS, or after the step during which ``interrupted`` was
+    set. Whatever ends it, the run is closed.
     """
     steps = run(record.knobs)
     zero = perf_counter()
@@ -61,43 +71,53 @@ def windows(
                     record.close_window(now)
                     yield now
                     due = perf_counter() - zero + SECONDS_A_WINDOW
-                if interrupted is not None and interrupted.is_set():
+                if now >= MOST_SECONDS or (interrupted is not None and interrupted.is_set()):
                     break
     finally:
         record.close_window(perf_counter() - zero)
         steps.close()
 
 
-class Trainer:
-    """Runs ``run(knobs)`` in a daemon thread and calls back from that thread.
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of the training, from the training thread.
 
-    ``began(record)`` at the start of each run, ``moved(record)`` after each window,
-    ``ended(error)`` when training ends, with what ended it or None. ``train`` while training is
-    under way switches to the new knobs; there is never a second thread at work in a process,
-    because two that train would measure each other: whoever starts last stops the other.
+    label: what to call a run with these knobs · before: what is to be run first · began: a run
+    begins · moved: it has another window · silent: nothing was heard for so many seconds (from a
+    thread of its own) · ended: training has ended, and what ended it, if it was not asked to
+    """
+
+    label: Callable[[Knobs], str]
+    before: Callable[[Knobs, threading.Event], None]
+    began: Callable[[Record], None]
+    moved: Callable[[Record], None]
+    silent: Callable[[float], None]
+    ended: Callable[[Exception | None], None]
+
+
+class Trainer:
+    """Runs ``run(knobs)`` in a daemon thread and tells a watcher.
+
+    ``train`` while training is under way switches to the new knobs, once they have settled; there
+    is never a second thread at work in a process, because two that train would measure each other:
+    whoever starts last stops the other.
     """
 
     _at_work: Trainer | None = None
     _choosing = threading.Lock()
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        label: Callable[[Knobs], str],
-        began: Callable[[Record], None],
-        moved: Callable[[Record], None],
-        ended: Callable[[Exception | None], None],
-    ):
-        self._run, self._label = run, label
-        self._began, self._moved, self._ended = began, moved, ended
+    def __init__(self, run: Run, watcher: Watcher):
+        self._run, self._watcher = run, watcher
         self._lock = threading.Lock()
-        # What to train next: set by the kernel's main thread, taken by the training thread.
+        # What to train next, and not before when: set by the kernel's main thread, taken by the
+        # training thread.
         self._wanted: Knobs | None = None
+        self._due = 0.0
         # Leave the run at hand: something else is wanted, or nothing any more.
         self._interrupted = threading.Event()
         self._thread: threading.Thread | None = None
         self._open = False  # the thread still looks at _wanted
+        self._heard = 0.0
 
     @classmethod
     def stop_whoever_trains(cls) -> None:
@@ -117,6 +137,7 @@ class Trainer:
     def train(self, knobs: Knobs) -> None:
         with self._lock:
             self._wanted = knobs
+            self._due = monotonic() + (SETTLED if self._open else 0.0)
             self._interrupted.set()
             if self._open:
                 return
@@ -148,27 +169,51 @@ class Trainer:
     def _work(self) -> None:
         for thread in self._wait_for:
             thread.join()
+        over = threading.Event()
+        listening = threading.Thread(target=self._listen, args=[over], daemon=True)
+        listening.start()
         error: Exception | None = None
         while (knobs := self._next()) is not None:
+            error = None
             try:
                 self._one_run(knobs)
             except Exception as caught:  # shown where the reader looks; the kernel lives on
-                error = caught
-                self.stop()
-        self._ended(error)
+                if not self._interrupted.is_set():
+                    error = caught
+        over.set()
+        listening.join()
+        self._watcher.ended(error)
 
     def _next(self) -> Knobs | None:
-        with self._lock:
-            knobs, self._wanted = self._wanted, None
-            self._interrupted.clear()
-            self._open = knobs is not None
-            return knobs
+        while True:
+            with self._lock:
+                settling = self._due - monotonic()
+                if self._wanted is None or settling <= 0:
+                    knobs, self._wanted = self._wanted, None
+                    self._interrupted.clear()
+                    self._open = knobs is not None
+                    self.heard()
+                    return knobs
+            time.sleep(min(settling, 0.05))  # a Stop is heard meanwhile
 
     def _one_run(self, knobs: Knobs) -> None:
-        record = Record(knobs, self._label(knobs))
-        self._began(record)
+        self._watcher.before(knobs, self._interrupted)
+        if self._interrupted.is_set():
+            return
+        record = Record(knobs, self._watcher.label(knobs))
+        self._watcher.began(record)
         for _ in windows(self._run, record, self._interrupted):
-            self._moved(record)
+            self.heard()
+            self._watcher.moved(record)
+
+    def heard(self) -> None:
+        """Something goes on."""
+        self._heard = monotonic()
+
+    def _listen(self, over: threading.Event) -> None:
+        while not over.wait(1.0):
+            if (silent := monotonic() - self._heard) > SILENT:
+                self._watcher.silent(silent)
 
 
 stop_before_measuring(Trainer.stop_whoever_trains)

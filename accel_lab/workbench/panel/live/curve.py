@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 import bqplot as bq
 import numpy as np
 
-from accel_lab.workbench.drawing.axis import running_median
+from accel_lab.workbench.drawing.axis import apart, running_median
 from accel_lab.workbench.drawing.chart import MOST_CURVES, Runs
 from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.drawing.record import Record
@@ -18,7 +20,9 @@ from accel_lab.workbench.panel.live.frame import (
     Frame,
     floats,
     say_at,
+    share,
     tooltip,
+    value_at,
     write,
 )
 
@@ -38,6 +42,8 @@ class LiveCurve:
         self._hover = self._points(BLUE)
         self._limit = bq.Lines(x=[], y=[], scales=self._scales, **LIMIT)
         self._limit_name = write(self._scales)
+        # What lies at the right end of the graph is named to the left.
+        self._names = {align: write(self._scales, align, y_offset=-6) for align in ("start", "end")}
         self._behind: list[bq.Mark] = []
         self._kept: list[np.ndarray] = [np.array([]), np.array([])]  # what stays: across, up
 
@@ -46,14 +52,15 @@ class LiveCurve:
         # are drawn when it rests.
         live = self._chart.points(runs.live) if runs.live else (np.array([]), np.array([]))
         _put(self._hover, *_some(live[0], self._front_of(live[1])))
-        marks, kept = [], [[], []]
+        marks, kept, ends = [], [[], []], []
         for record, color, style, _ in runs.staying(MOST_CURVES):
             xs, ys = self._chart.points(record)
             if not len(ys):
                 continue
             kept[0].append(xs[-1:])
-            kept[1].append(np.array([ys.min(), ys.max()]))
+            kept[1].append(np.array(self._chart.reach(ys)))
             ys = self._front_of(ys)
+            ends.append((xs[-1], ys[-1], shorten(record.label, 28, placeholder=" …"), color))
             line, points = self._line(color, style, 1.6), self._points(color)
             _put(line, xs, ys)
             _put(points, *_some(xs, ys))
@@ -62,9 +69,10 @@ class LiveCurve:
             kept[1].append(np.array([self._chart.limit[0]]))
             marks += [self._limit, self._limit_name]
         self._kept = [np.concatenate(parts) if parts else np.array([]) for parts in kept]
-        self._behind = marks
-        self._frame.show(marks)
         self._fit(np.array([]), np.array([]))
+        self._name(ends)
+        self._behind = marks + [label for label in self._names.values() if len(label.text)]
+        self._frame.show(self._behind)
 
     def move(self, record: Record) -> None:
         xs, ys = self._chart.points(record)
@@ -83,12 +91,26 @@ class LiveCurve:
     def _fit(self, xs: np.ndarray, ys: np.ndarray) -> None:
         self._across.fit([*self._kept[0], *xs])
         if len(ys):
-            ys = np.array([ys.min(), ys.max()])
+            ys = np.array(self._chart.reach(ys))
         self._up.fit([*self._kept[1], *ys])
         if self._chart.limit and (right := self._across.scale.max) != self._drawn_to():
             value, text = self._chart.limit
             _put(self._limit, np.array([0.0, right]), np.array([value, value]))
             say_at(self._limit_name, [(right, value, text)])
+
+    def _name(self, ends: list[tuple[float, float, str, str]]) -> None:
+        """Each line at its end, moved apart where names would touch."""
+        across, up = self._scales["x"], self._scales["y"]
+        wanted = [share(up, y) for _, y, *_ in ends]
+        places = apart(wanted, [0.07] * len(ends))
+        for align, label in self._names.items():
+            said = [
+                (x, value_at(up, place), text, color)
+                for (x, _, text, color), place in zip(ends, places, strict=True)
+                if (share(across, x) > 0.6) == (align == "end")
+            ]
+            label.colors = [color for *_, color in said] or [GREY]
+            say_at(label, [at for *at, _ in said])
 
     def _drawn_to(self) -> float | None:
         return self._limit.x[-1] if len(self._limit.x) else None

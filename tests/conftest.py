@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def a_reader_without_a_past(tmp_path_factory, monkeypatch):
+    """What a test writes into a speed log is nobody's."""
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))
+
+
 class ByFile(LoadFileScheduling):
     """Workers take whole files, for a notebook's cells need one kernel; papermill's one by one."""
 

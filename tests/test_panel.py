@@ -18,9 +18,10 @@ from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
-from accel_lab.workbench.measure.comparison import compare
+from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.race import race
-from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict, speed_log_path
+from accel_lab.workbench.notebook import guesses, reader
+from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict
 from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders, trainer
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
@@ -610,17 +611,83 @@ def test_every_kind_of_knob_gets_its_control():
     assert heard == [All(power=32), All(power=32, on=True)]
 
 
-def test_a_prediction_is_held_against_what_was_measured(monkeypatch):
+@pytest.fixture
+def ask(monkeypatch) -> Callable[[], Prediction]:
+    """The same question, each time as in a kernel of its own."""
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
-    prediction = Prediction("How many?", low=0.1, high=10, default=1.0, unit="×")
+    monkeypatch.setattr(guesses, "_of_this_notebook", {})
+    return lambda: Prediction("How many?", low=0.1, high=1e4, default=1.0, unit="×")
+
+
+def test_a_prediction_is_held_against_what_was_measured(ask):
+    prediction = ask()
     assert "No prediction was made" in prediction.against(2.0).data
     prediction._slider.value = 2.0
     prediction._button.click()
-    assert (
+    assert prediction.against(0.97).data == (
         "You said <b>2 ×</b>; measured: <b>0.97 ×</b>, a factor of 2.1 between them."
-        in prediction.against(0.97).data
     )
     assert "spot on" in prediction.against(2.05).data
+    assert "measured: <b>89,000 ×</b>" in prediction.against(89_123.0).data
+
+
+def test_a_prediction_outlives_its_kernel_and_counts_when_it_was_only_moved(ask):
+    ask()._slider.value = 3.0
+    again = ask()
+    assert (again.value, again._slider.value, again._slider.disabled) == (3.0, 3.0, False)
+    assert "You said 3 ×" in again._note.value
+    again._button.click()
+    third = ask()
+    assert third._slider.disabled
+    assert third._button.description == "Guess again"
+    third._button.click()
+    assert not third._slider.disabled
+    third._slider.value = 5.0
+    assert ask().value == 5.0
+    assert len(reader.read("predictions", ["question"])) == 1
+
+
+def test_what_is_uncertain_is_not_called_a_miss(ask):
+    undecided = Comparison.of([(s, 1.0) for s in (0.9, 1.1, 2, 0.5, 1.4, 0.7, 1.0, 1.2, 0.8, 3)])
+    low, high = undecided.interval
+    prediction = ask()
+    prediction._slider.value = high / 1.05
+    said = prediction.against(undecided).data
+    assert f"({low:.2g}–{high:.2g})" in said
+    assert "within what was measured" in said
+    faster = prediction.against(undecided, inverse=True).data
+    assert f"<b>{1 / undecided.ratio:.2g} × ({1 / high:.2g}–{1 / low:.2g})</b>" in faster
+
+
+def test_the_chapter_ends_in_what_was_said_and_what_was_measured(ask):
+    assert "you said" not in log_verdict("one", "fast")._repr_markdown_()
+    prediction = ask()
+    prediction.against(2.0)  # nothing was said
+    assert "you said" not in log_verdict("one", "fast")._repr_markdown_()
+    prediction._slider.value = 300.0
+    prediction.against(89_000)
+    table = log_verdict("one", "fast")._repr_markdown_()
+    assert "| How many? | 300 × | 89,000 × | a factor of 300 between them |" in table
+
+
+def test_a_question_nobody_watches_tells_nothing_of_the_reader(ask, monkeypatch):
+    ask()._slider.value = 3.0
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    assert "No prediction was made" in ask().against(2.0).data
+
+
+def test_the_reader_loses_nothing_where_the_disk_takes_nothing(ask, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(reader, "_unwritten", {})
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "file" / "below"))
+    ask()._slider.value = 3.0
+    ask()._slider.value = 4.0
+    log_verdict("one", "fast")
+    assert ask().value == 4.0
+    assert [row["verdict"] for row in SpeedLog.read().entries] == ["fast"]
+    complaints = capsys.readouterr().err.splitlines()
+    assert len(complaints) == 2  # one for each table
+    assert all("cannot be written" in line and "ACCEL_LAB_HOME" in line for line in complaints)
 
 
 def line_up_to(end=4):
@@ -650,14 +717,11 @@ def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkey
     assert list(renewed[0].axes[0].lines[0].get_ydata()) == [0, 7]
 
 
-def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "new"))
+def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(monkeypatch):
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     log_verdict("one", "slow")
-    with speed_log_path().open("a") as file:
-        file.write('{"half a li')
+    with reader.path_of("speed_log").open("ab") as file:
+        file.write('{"half a lié'.encode()[:-1])
     log_verdict("two", "a|b")
     log_verdict("one", "fast")
     assert [(e["technique"], e["verdict"]) for e in SpeedLog.read().entries] == [

@@ -74,7 +74,7 @@ race = lab.compared(lab.race(experiment.run, ways), "two processes", "one proces
 race
 
 # %%
-guess.against(1 / race.ratio)
+guess.against(race, inverse=True)
 
 # %% [markdown]
 # Most people say 2, or a little less. If your machine is small, it said much less, perhaps less

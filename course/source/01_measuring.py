@@ -435,10 +435,10 @@ for name in ("matmul", "embedding"):
     print(gains[name])
 
 # %%
-guess_matmul.against(gains["matmul"].ratio)
+guess_matmul.against(gains["matmul"])
 
 # %%
-guess_table.against(gains["embedding"].ratio)
+guess_table.against(gains["embedding"])
 
 # %%
 ends = (timed[name][256] for name in ("element-wise", "all-reduce"))

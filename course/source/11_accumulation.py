@@ -324,7 +324,7 @@ share = sizes["activations"][8] / sizes["activations"][1]
 guess_memory.against(share)
 
 # %%
-guess_time.against(ratios[8].ratio)
+guess_time.against(ratios[8])
 
 # %% [markdown]
 # Surprised by the left picture? On many CPUs the time first **falls** as *m* grows. The sums are

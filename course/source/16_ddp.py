@@ -465,7 +465,7 @@ picture
 print("two ranks, against one thread: ", lab.break_even(over_one, "width"))
 print("two ranks, against two threads:", lab.break_even(over_threads, "width"))
 nearest = min(widths, key=lambda width: abs(width - base.width))
-guess_speed.against(1 / over_one[nearest].ratio)
+guess_speed.against(over_one[nearest], inverse=True)
 
 # %% [markdown]
 # *At no width* is an answer too: the second core was busy, or sending costs more than it saves. A

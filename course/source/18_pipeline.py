@@ -533,10 +533,10 @@ axes.legend(frameon=False, fontsize=8)
 picture
 
 # %%
-guess_one.against(ratios[1].ratio)
+guess_one.against(ratios[1])
 
 # %%
-guess_eight.against(ratios[8 if 8 in ratios else counts[-1]].ratio)
+guess_eight.against(ratios[8 if 8 in ratios else counts[-1]])
 
 # %% [markdown]
 # The green line is what the formula promises: (*m* + *p* − 1) · *t*, where one process needs *m* ·

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from datetime import UTC, datetime
-from pathlib import Path
 
+from accel_lab.workbench.notebook import reader
+from accel_lab.workbench.notebook.guesses import table_of_guesses
 from accel_lab.workbench.notebook.watched import someone_watches
 
-
-def speed_log_path() -> Path:
-    """Below the home directory, or where ACCEL_LAB_HOME says."""
-    return Path(os.environ.get("ACCEL_LAB_HOME") or Path.home() / ".accel_lab") / "speed_log.jsonl"
+TABLE, COLUMNS = "speed_log", ("when", "technique", "verdict")
 
 
 def log_verdict(technique: str, verdict: str) -> SpeedLog:
     """Add this machine's verdict on a technique to the reader's speed log, and return the log, to
-    show.
+    show, with what was predicted in this notebook.
 
     Where nobody watches nothing is written: a test's verdict is not the reader's.
     """
@@ -28,6 +24,7 @@ def log_verdict(technique: str, verdict: str) -> SpeedLog:
     }
     log = SpeedLog.of_the_reader()
     log.entries = [old for old in log.entries if old["technique"] != technique] + [entry]
+    log.guesses = table_of_guesses()
     if someone_watches():
         log.write()
     return log
@@ -38,20 +35,11 @@ class SpeedLog:
 
     def __init__(self, entries: list[dict[str, str]]):
         self.entries = entries
+        self.guesses = ""  # what the reader predicted, as a table
 
     @classmethod
     def read(cls) -> SpeedLog:
-        """What is on disk; lines that are no entries (a half-written one, say) are passed over."""
-        entries = []
-        if speed_log_path().is_file():
-            for line in speed_log_path().read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(entry, dict) and {"when", "technique", "verdict"} <= entry.keys():
-                    entries.append(entry)
-        return cls(entries)
+        return cls(reader.read(TABLE, COLUMNS))
 
     @classmethod
     def of_the_reader(cls) -> SpeedLog:
@@ -61,15 +49,7 @@ class SpeedLog:
         return cls.read() if someone_watches() else cls([])
 
     def write(self) -> None:
-        """All at once or not at all."""
-        path = speed_log_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(
-            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries),
-            encoding="utf-8",
-        )
-        beside.replace(path)
+        reader.write(TABLE, self.entries)
 
     def __repr__(self) -> str:
         return "Speed log: " + ", ".join(entry["technique"] for entry in self.entries)
@@ -82,6 +62,9 @@ class SpeedLog:
             f"| {e['technique']} | {e['verdict'].replace('|', '/')} | {d} |"
             for e, d in zip(self.entries, days, strict=True)
         ]
-        return "\n".join(
-            ["| your speed log | what this machine showed | when |", "| --- | --- | --- |", *rows]
-        )
+        table = [
+            "| your speed log | what this machine showed | when |",
+            "| --- | --- | --- |",
+            *rows,
+        ]
+        return "\n".join(table) + (f"\n\n{self.guesses}" if self.guesses else "")

@@ -1,4 +1,4 @@
-"""Commit to a number, then see: the reader's prediction, and how far off it was."""
+"""Say a number, then see: the reader's prediction, and how far off it was."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from math import log10
 import ipywidgets as w
 from IPython.display import HTML, display
 
+from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.notebook.guesses import Guess, Measured, hold, in_unit, keep, kept
 from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.output import show
 
@@ -22,60 +24,80 @@ class Prediction:
     button.
 
     low, high: the ends of a logarithmic slider · default: what stands in for an answer that was
-    never given · unit: as in "2 ×". ``against(measured)`` says how far off it was. Skipping is
-    fine; then it says that none was made.
+    never given · unit: as in "2 ×". ``against(measured)`` says how far off it was. A slider that
+    was moved counts, committed or not; the answer outlives the kernel. Skipping is fine; then it
+    says that none was made.
     """
 
     def __init__(self, question: str, *, low: float, high: float, default: float, unit: str):
-        self.question, self.unit, self.value, self.committed = question, unit, default, False
+        self.question, self.unit, self.default = question, unit, default
+        self.guess: Guess | None = None
         if someone_watches():
-            self._slider = w.FloatLogSlider(
-                value=default,
-                min=log10(low),
-                max=log10(high),
-                step=0.02,
-                readout_format=".2g",
-                layout={"width": "min(28em, 100%)"},
-            )
-            self._slider.description, self._slider.style = (
-                f"in {unit}",
-                {"description_width": "initial"},
-            )
-            self._button = w.Button(description="Commit", icon="lock", button_style="primary")
-            self._button.on_click(lambda _: self._commit())
-            self._note = w.HTML()
-            title = w.HTML(f"{STYLE}<b>{escape(question)}</b>")
-            self.box = w.VBox(
-                [
-                    title,
-                    w.HBox(
-                        [self._slider, self._button, self._note], layout={"flex_flow": "row wrap"}
-                    ),
-                ]
-            )
-            self.box.add_class("accel-ask")
+            self.guess = kept(question)
+            self._build(low, high)
+
+    @property
+    def value(self) -> float:
+        """What was said, or what stands in for it."""
+        return self.guess.value if self.guess else self.default
+
+    def _build(self, low: float, high: float) -> None:
+        ends = log10(low), log10(high)
+        self._slider = w.FloatLogSlider(
+            value=min(max(self.value, low), high),
+            min=ends[0],
+            max=ends[1],
+            step=(ends[1] - ends[0]) / round((ends[1] - ends[0]) / 0.02),
+            readout_format=".2g",
+            layout={"width": "min(28em, 100%)"},
+            description=f"your guess, {self.unit}",
+            style={"description_width": "initial"},
+        )
+        self._button = w.Button(button_style="primary")
+        self._note = w.HTML()
+        self._slider.observe(lambda change: self._say(final=False), "value")
+        self._button.on_click(lambda _: self._commit())
+        parts = [self._slider, self._button, self._note]
+        title = w.HTML(f"{STYLE}<b>{escape(self.question)}</b>")
+        self.box = w.VBox([title, w.HBox(parts, layout={"flex_flow": "row wrap"})])
+        self.box.add_class("accel-ask")
+        self._show()
 
     def _commit(self) -> None:
-        self.value, self.committed = self._slider.value, True
-        self._slider.disabled = self._button.disabled = True
+        if self.guess and self.guess.final:  # another one, please
+            self._say(final=False)
+        else:
+            self._say(final=True)
+
+    def _say(self, final: bool) -> None:
+        self.guess = Guess(self.question, self._slider.value, self.unit, final)
+        keep(self.guess)
+        self._show()
+
+    def _show(self) -> None:
+        final = self.guess is not None and self.guess.final
+        self._slider.disabled = final
+        self._button.description, self._button.icon = (
+            ("Guess again", "undo") if final else ("Commit", "lock")
+        )
         self._note.value = (
-            f"You said {self.value:.2g} {escape(self.unit)}. It will be held "
-            "against the measurement below."
+            f"You said {escape(self.guess.said)}. The measurement comes below."
+            if self.guess
+            else ""
         )
 
-    def against(self, measured: float) -> HTML:
-        """The prediction beside the measured value, and the factor between them."""
-        factor = max(self.value / measured, measured / self.value)
-        who = (
-            "You said"
-            if self.committed
-            else "No prediction was made; the one that stands in for it says"
+    def against(self, measured: float | Comparison, *, inverse: bool = False) -> HTML:
+        """The prediction beside what was measured, and the factor between them.
+
+        inverse: a comparison answers how many times faster ours is, not how long it takes.
+        """
+        found = Measured.of(measured, inverse)
+        hold(self.guess, self.question, found, self.unit)
+        who = "You said" if self.guess else "No prediction was made; a first guess would be"
+        said, was = (
+            escape(text) for text in (in_unit(self.value, self.unit), found.in_unit(self.unit))
         )
-        close = "spot on" if factor < 1.1 else f"a factor of {factor:.2g} between them"
-        return HTML(
-            f"{who} <b>{self.value:.2g} {escape(self.unit)}</b>; measured: <b>{measured:.2g} "
-            f"{escape(self.unit)}</b>, {close}."
-        )
+        return HTML(f"{who} <b>{said}</b>; measured: <b>{was}</b>, {found.verdict(self.value)}.")
 
     def _ipython_display_(self) -> None:
         question = f"<b>{escape(self.question)}</b>"

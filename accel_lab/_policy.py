@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from accel_lab._layout import doubt_layout
 from accel_lab.workbench.knobs import no_such
 
 MOST = {"flip": 1, "rotate": 180, "zoom": 0.9, "shift": 1, "crop": 1024, "noise": float("inf")}
@@ -40,6 +41,11 @@ class Policy:
     def resamples(self) -> bool:
         """Whether pixels are interpolated, not only moved."""
         return bool(self.rotate or self.zoom or self.shift)
+
+    @property
+    def computes(self) -> bool:
+        """Whether new values come about, for which pixels must be floats."""
+        return bool(self.resamples or self.noise)
 
 
 @dataclass(frozen=True)
@@ -81,17 +87,16 @@ def refuse_unsafe(policy: Policy, kind: str) -> None:
 
 
 def check_pictures(x: Tensor, policy: Policy) -> None:
-    """Raise ValueError, one line, unless x is [n, channels, height, width], of a suitable dtype."""
+    """Raise ValueError, one line, unless x is [n, channels, height, width], of a suitable dtype.
+
+    Warns of what looks like [n, height, width, channels].
+    """
     if not isinstance(x, Tensor) or x.dim() != 4:
         is_tensor = isinstance(x, Tensor)
         what = list(x.shape) if is_tensor else f"{type(x).__name__}; pictures of one size, stacked,"
         raise ValueError(f"pictures: {what} given; a tensor [n, channels, height, width] is needed")
-    if x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8:
-        raise ValueError(
-            f"layout: {list(x.shape)} looks like [n, height, width, channels]; give "
-            "x.movedim(-1, 1)"
-        )
-    if not x.is_floating_point() and (policy.resamples or policy.noise):
+    doubt_layout(x)
+    if not x.is_floating_point() and policy.computes:
         raise ValueError(
             f"pictures: {x.dtype} cannot be interpolated; convert to floats first "
             "(accel_lab.normalization)"

@@ -20,15 +20,19 @@ Source: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from accel_lab._layout import doubt_layout
+
 BLOCK = 2**18  # elements looked at together: in float64 they fit a core's cache
 # Σx² of a BLOCK of these is below 2⁵³: float64 holds it without rounding
-EXACT = (torch.uint8, torch.int8, torch.int16)
+EXACT = (torch.uint8, torch.int8, torch.uint16, torch.int16)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Totals:
     squares: tuple[int, ...]
     low: Tensor  # [channels], float64, as are all tensors here
     high: Tensor
+    integers: ClassVar[bool] = True
 
     @classmethod
     def of(cls, block: Tensor) -> Totals:
@@ -79,6 +84,9 @@ class Moments:
     m2: Tensor
     low: Tensor
     high: Tensor
+    integers: bool = (
+        False  # whether the data were; sums of 32 bits and more are rounded all the same
+    )
 
     @classmethod
     def of(cls, block: Tensor) -> Moments:
@@ -90,7 +98,7 @@ class Moments:
         m2 = (x - mean[:, None]).square().nansum(1)
         low = x.masked_fill(missing, float("inf")).amin(1)
         high = x.masked_fill(missing, float("-inf")).amax(1)
-        return cls(count, mean, m2, low, high)
+        return cls(count, mean, m2, low, high, not block.is_floating_point())
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
@@ -99,7 +107,7 @@ class Moments:
         mean = self.mean + delta * share
         m2 = self.m2 + other.m2 + delta.square() * self.count * share
         low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
-        return Moments(count, mean, m2, low, high)
+        return Moments(count, mean, m2, low, high, self.integers)
 
     @property
     def variance(self) -> Tensor:
@@ -116,18 +124,17 @@ def fit(batches: Iterable[Tensor] | Tensor, *, skip_nan: bool = False) -> Statis
     batches: of [n, channels, …]; n and picture size may differ, channels and dtype may not.
     skip_nan: leave NaN out instead of refusing it.
     Returns Totals for 8- and 16-bit integers, Moments otherwise.
-    Raises ValueError, one line, for no samples; infinite values or NaN; a layout that looks like
-    [n, height, width, channels]; other channels or another dtype than the first batch's.
+    Raises ValueError, one line, for no samples; infinite values or NaN; other channels or another
+    dtype than the first batch's. Warns of a layout that looks like [n, height, width, channels].
     """
     seen: Statistics | None = None
     first: tuple[int, torch.dtype] | None = None  # channels and dtype, not the batch itself
     for place, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
         _check(batch, place, first, skip_nan)
         first = first or (batch.shape[1], batch.dtype)
-        for block in batch.split(max(1, BLOCK // max(1, batch[:1].numel()))):
-            if block.numel():
-                part = (Totals if batch.dtype in EXACT else Moments).of(block)
-                seen = part if seen is None else seen + part
+        for block in _blocks(batch):
+            part = (Totals if batch.dtype in EXACT else Moments).of(block)
+            seen = part if seen is None else seen + part
     if seen is None:
         raise ValueError("statistics: no samples, so there is nothing to fit; give at least one")
     if isinstance(seen, Moments) and not seen.count.all():
@@ -145,7 +152,7 @@ def _check(
         )
     if batch.dtype == torch.bool or batch.is_complex():
         raise ValueError(f"statistics: {batch.dtype} has no scale; turn it into numbers first")
-    refuse_channels_last(batch)
+    doubt_layout(batch)
     if first is not None and (batch.shape[1], batch.dtype) != first:
         raise ValueError(
             f"statistics: batch {place} has {batch.shape[1]} channels of {batch.dtype}, the first "
@@ -161,32 +168,26 @@ def _check(
             )
 
 
-def refuse_channels_last(x: Tensor) -> None:
-    """Raise ValueError for what looks like [n, height, width, channels]: rows are no channels."""
-    if x.dim() == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8:
-        raise ValueError(
-            f"layout: {list(x.shape)} looks like [n, height, width, channels]; give "
-            "x.movedim(-1, 1)"
-        )
-
-
 def check_scale(x: Tensor, low: Tensor, high: Tensor, integers: bool) -> None:
-    """Raise ValueError, one line, for x that is not on the fitted scale.
+    """Raise ValueError, one line, for x of other channels or another kind of number than fitted.
+
+    Warns of fractions of 0…1 where larger numbers were fitted: they may have been scaled before.
 
     x: should be [n, channels, …]. low, high: fitted range [channels]. integers: fitted on integers.
     """
-    refuse_channels_last(x)
     if x.dim() < 2 or x.shape[1] != len(low):
-        raise ValueError(f"channels: {list(x.shape)} given; fitted on [n, {len(low)}, …]")
+        last = "; give x.movedim(-1, 1)" if x.dim() > 2 and x.shape[-1] == len(low) else ""
+        raise ValueError(f"channels: {list(x.shape)} given; fitted on [n, {len(low)}, …]{last}")
     if x.is_floating_point() == integers or x.dtype == torch.bool or x.is_complex():
         fitted = f"{'integers' if integers else 'floats'} {low.min():g}…{high.max():g}"
-        raise ValueError(f"scale: fitted on {fitted}, given {x.dtype}")
+        raise ValueError(f"scale: fitted on {fitted}, given {x.dtype}; give what was fitted on")
     if x.numel() and x.is_floating_point() and high.max() > 2 and low.min() >= 0:
         some = x.flatten()[:: max(1, x.numel() // 4096)]
         if ((some >= 0) & (some <= 1)).all() and (some != some.round()).any():
-            raise ValueError(
-                f"scale: fitted on values up to {high.max():g}, given fractions of 0…1; was it "
-                "scaled already?"
+            warnings.warn(
+                f"scale: fitted on values up to {high.max():g}, given fractions of 0…1; were they "
+                "scaled already?",
+                stacklevel=3,
             )
 
 
@@ -210,6 +211,14 @@ def two_pass(x: Tensor) -> dict[str, Tensor]:
         "low": rows.amin(1),
         "high": rows.amax(1),
     }
+
+
+def _blocks(batch: Tensor) -> Iterator[Tensor]:
+    """Cut [n, channels, …] into [samples, channels, pixels] of at most BLOCK elements a channel."""
+    pixels = max(1, BLOCK // max(1, batch.shape[1]))
+    for some in batch.split(max(1, BLOCK // max(1, batch[:1].numel()))):
+        rows = some[:, :, None].flatten(2)
+        yield from (block for block in rows.split(pixels, 2) if block.numel())
 
 
 def _channels_first(x: Tensor) -> Tensor:

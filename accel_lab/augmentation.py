@@ -51,11 +51,12 @@ def augment(
     """Augment a batch at once, each picture by its own random numbers.
 
     x: [n, channels, height, width]; n may be 0.
-    generator: the same state gives the same pictures.
+    generator: the same state gives the same pictures, rounded to their dtype.
     kind: of picture, one of KINDS. unsafe: allow what changes its labels.
     Returns the same shape; x itself when the policy does nothing.
     Raises ValueError, one line, for another shape, for integer pixels that would be interpolated
     (rotate, zoom, shift, noise), and for what is unsafe.
+    Warns of what looks like [n, height, width, channels].
     """
     if not unsafe:
         refuse_unsafe(policy, kind)
@@ -70,23 +71,25 @@ def random_numbers(n: int, generator: Generator) -> Tensor:
     So turning one knob leaves the other random numbers as they are, and policies can be compared.
     Columns: flip, angle, zoom, right, down, crop right, crop down.
     """
-    return torch.rand(n, 7, generator=generator)
+    return torch.rand(n, 7, generator=generator, device=generator.device)
 
 
 def transform(x: Tensor, policy: Policy, numbers: Tensor, noise: Tensor) -> Tensor:
     """Resample once, or copy if pixels stay whole; then crop; then add noise.
 
     x: [n, c, h, w]. numbers: [n, 7]. noise: [n, c, h, w], or [n] where the policy has none.
+    Computes in float32 at least: bfloat16 does not even tell column 257 from 256.
     """
     flip = numbers[:, 0] < policy.flip
+    done = x.to(_exact(x)) if policy.computes else x
     if policy.resamples:
-        x = warp(x, affine_maps(policy, flip, numbers, *x.shape[2:]).to(x.device, x.dtype))
+        done = warp(done, affine_maps(policy, flip, numbers, *x.shape[2:]).to(done))
     elif policy.flip:
-        x = torch.where(flip.to(x.device)[:, None, None, None], x.flip(-1), x)
+        done = torch.where(flip.to(x.device)[:, None, None, None], done.flip(-1), done)
     if policy.crop:
         right, down = (numbers[:, 5:7] * (2 * policy.crop + 1)).long().to(x.device).T
-        x = crop(x, policy.crop, right, down)
-    return x + policy.noise * noise if policy.noise else x
+        done = crop(done, policy.crop, right, down)
+    return (done + policy.noise * noise if policy.noise else done).to(x.dtype)
 
 
 def affine_maps(policy: Policy, flip: Tensor, numbers: Tensor, height: int, width: int) -> Tensor:
@@ -106,6 +109,7 @@ def affine_maps(policy: Policy, flip: Tensor, numbers: Tensor, height: int, widt
 def warp(x: Tensor, maps: Tensor) -> Tensor:
     """Resample x [n, c, h, w] by maps [n, 2, 3]: bilinear, black outside. Returns the same shape.
 
+    x, maps: float32 or float64, both alike.
     The grid is built as one plane for x and one for y, each the sum of a row and a column. (torch's
     affine_grid multiplies a matrix per pixel, which takes longer than the sampling itself.)
     """
@@ -131,4 +135,9 @@ def _noise(x: Tensor, policy: Policy, generator: Generator) -> Tensor:
     """Draw standard normal noise of x's shape; zeros [n], undrawn, where the policy has none."""
     if not policy.noise:
         return torch.zeros(len(x))
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    device = generator.device
+    return torch.randn(x.shape, generator=generator, dtype=_exact(x), device=device).to(x.device)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -144,6 +144,49 @@ def test_flips_and_crops_copy_pixels(dtype):
         )
 
 
+EVERYTHING = Policy(flip=0.5, rotate=30, zoom=0.3, shift=0.2, crop=2, noise=0.1)
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(rotate=20, shift=0.1), Policy(noise=0.1), Policy(0.5, crop=2), EVERYTHING]
+)
+@pytest.mark.parametrize("way", [a.augment, a.naive_augment])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("side", [28, 500])
+def test_half_precision_is_float32_rounded_once(dtype, policy, way, side):
+    x = pictures(3, 2, side, side - 3).to(dtype)
+    half, single = (way(one, policy, seeded(), kind="from above") for one in (x, x.float()))
+    assert half.dtype == dtype
+    assert torch.equal(half, single.to(dtype))
+
+
+def as_it_is(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        as_it_is,
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.repeat_interleave(2, 3)[..., ::2],
+        lambda x: x.clone().requires_grad_(),
+        torch.nn.Parameter,
+    ],
+    ids=["contiguous", "channels last", "strided", "with a gradient", "a parameter"],
+)
+@pytest.mark.parametrize("cast", [False, True], ids=["", "autocast"])
+def test_it_is_torchs_affine_grid_however_the_pictures_lie(laid_out, cast):
+    policy = Policy(flip=0.5, rotate=30, zoom=0.3, shift=0.2)
+    x, draws = pictures(4, 3, 9, 9).float(), a.random_numbers(4, seeded())
+    theta = a.affine_maps(policy, draws[:, 0] < policy.flip, draws, 9, 9)
+    theta[:, :, 2] /= 9 / 2  # torch counts from −1 to 1
+    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+    expected = torch.nn.functional.grid_sample(x, grid, align_corners=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+        assert torch.allclose(augmented(laid_out(x), policy), expected, atol=1e-5)
+
+
 def test_every_window_of_a_crop_comes_up():
     x = torch.arange(1.0, 10).view(1, 1, 3, 3).repeat(400, 1, 1, 1)
     found = {tuple(picture.flatten().tolist()) for picture in augmented(x, Policy(crop=1))}
@@ -180,7 +223,6 @@ def test_nothing_asked_for_is_nothing_done():
     ("x", "policy", "message"),
     [
         (pictures(4, 28, 28), Policy(crop=1), "a tensor"),
-        (pictures(4, 28, 28, 3), Policy(crop=1), "movedim"),
         ([pictures(1, 4, 4), pictures(1, 5, 5)], Policy(crop=1), "of one size"),
         ((pictures(2, 1, 4, 4) * 255).byte(), Policy(rotate=5), "floats"),
         ((pictures(2, 1, 4, 4) * 255).byte(), Policy(noise=0.1), "floats"),
@@ -191,6 +233,15 @@ def test_what_is_no_batch_of_pictures_is_said_in_one_line(x, policy, message, wa
     with pytest.raises(ValueError, match=message) as error:
         way(x, policy, seeded(), kind="digits")
     assert "\n" not in str(error.value)
+
+
+def test_a_doubtful_layout_is_taken_as_given_with_a_warning():
+    for shape in ((4, 28, 28, 3), (5, 16, 100, 1), (5, 32, 32, 2)):
+        x = pictures(*shape)
+        with pytest.warns(UserWarning, match=r"^layout: .* give x\.movedim\(-1, 1\)$") as seen:
+            done = augmented(x, Policy(rotate=20))
+        assert done.shape == x.shape
+        assert [one.filename for one in seen] == [__file__]  # it points at who called augment
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Normalizer:
         """Make the map x → (x − centre) / divisor; centre and divisor are [channels]."""
         low, high = statistics.low, statistics.high
         divisor = torch.where(high == low, 1.0, divisor)  # a constant channel has no scale
-        return cls(centre, 1 / divisor, low, high, isinstance(statistics, Totals))
+        return cls(centre, 1 / divisor, low, high, statistics.integers)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Normalize in one pass over memory: block by block, each while it is in the caches.
@@ -80,7 +80,8 @@ class Normalizer:
         out: buffer to reuse, of x's shape and the result's dtype; new memory costs more than the
         arithmetic.
         Returns x's shape, in float64 for float64 and in float32 for every other dtype.
-        Raises ValueError for other channels, kinds of number or scales than the fitted ones.
+        Raises ValueError for other channels or another kind of number than the fitted ones.
+        Warns of what looks scaled already.
         """
         check_scale(x, self.low, self.high, self.integers)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -128,7 +129,9 @@ class BatchNorm(nn.Module):
 
     Takes and returns x [n, channels, …]. Training uses each batch's own mean and variance (divided
     by n) and updates the running averages (whose variance divides by n − 1); inference uses those.
-    Raises ValueError when training on one value per channel: its deviation is always 0.
+    Computes in float32 at least, and returns x's dtype, whatever its own: under autocast, too.
+    Raises ValueError for other channels, and when training on one value per channel: its deviation
+    is always 0.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -141,21 +144,29 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.running_mean, self.running_var
+        self._check(x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision is too coarse
+        mean, variance = self.running_mean.to(exact), self.running_var.to(exact)
         if self.training:
             over = [0, *range(2, x.dim())]
-            mean, variance = x.mean(over), x.var(over, correction=0)
+            mean, variance = exact.mean(over), exact.var(over, correction=0)
             self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
         shape = (-1, *[1] * (x.dim() - 2))
-        centred = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        return centred * self.weight.view(shape) + self.bias.view(shape)
+        centred = (exact - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
+        return (centred * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
-    def _track(self, mean: Tensor, variance: Tensor, n: int) -> None:
-        if n < 2:
+    def _check(self, x: Tensor) -> None:
+        channels = len(self.weight)
+        if x.dim() < 2 or x.shape[1] != channels:
+            raise ValueError(f"batch norm: {list(x.shape)} given, of [n, {channels}, …]")
+        if self.training and x.numel() < 2 * channels:
             raise ValueError(
                 "batch norm: one value per channel cannot be normalized; train on at least two "
                 "samples"
             )
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+
+    def _track(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        averages = (self.running_mean, mean), (self.running_var, variance * (n / (n - 1)))
+        for average, now in averages:
+            average.copy_(average.to(now).lerp(now, self.momentum))
         self.num_batches_tracked += 1

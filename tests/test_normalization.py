@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -104,6 +105,20 @@ def test_sums_do_not_overflow():
     assert (int16.mean.item(), int16.variance.item()) == (-(2.0**15), 0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(torch.int16, -(2**15), 2**15), (torch.uint16, 0, 2**16), (torch.uint8, 0, 256)],
+)
+def test_the_sums_of_one_huge_picture_are_exact(dtype, low, high):
+    """2²⁴ squares of up to 2³² are more than a float64 holds without rounding."""
+    x = torch.randint(low, high, (1, 1, 4096, 4096), generator=torch.Generator().manual_seed(0))
+    fitted = n.fit(x.to(dtype))
+    assert fitted.sums == (int(x.sum()),)
+    assert fitted.squares == (int(x.square().sum()),)
+    x = torch.full((1, 1, 4096, 4097), high - 1)  # odd, and the most that there can be
+    assert n.fit(x.to(dtype)).squares == (x.numel() * (high - 1) ** 2,)
+
+
 def test_a_data_set_is_read_once_in_the_memory_of_a_batch():
     seen, most = [], 0
 
@@ -147,7 +162,6 @@ def test_nan_is_refused_or_left_out():
         ([[1, 2, 3]], "a tensor"),
         ([pixels(2, 3, 4), pixels(2, 4, 4)], "batch 1 has 4 channels"),
         ([pixels(2, 3, 4), pixels(2, 3, 4).float()], "batch 1 has 3 channels of torch.float32"),
-        ([pixels(4, 28, 28, 3)], "movedim"),
         ([floats(2, 2) / 0], "infinite"),
         ([floats(2, 2) > 0], "no scale"),
     ],
@@ -322,12 +336,56 @@ def test_pixels_fitted_and_something_else_given(x, message):
         normalize(x)
 
 
-def test_floats_scaled_already_are_found():
+def test_floats_that_look_scaled_already_are_taken_with_a_warning():
     x = pixels(4, 3, 8, 8).float()
     normalize = n.to_unit_variance(n.fit(x))
-    with pytest.raises(ValueError, match="scaled already"):
-        normalize(x / 255)
-    assert normalize(torch.zeros_like(x)).shape == x.shape  # a black picture is a picture
+    with pytest.warns(UserWarning, match=r"^scale: .* scaled already\?$") as seen:
+        done = normalize(x / 255)
+    assert [one.filename for one in seen] == [__file__]
+    assert close(done, n.naive_normalize(x / 255, normalize.centre, 1 / normalize.scale), 1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        normalize(torch.zeros_like(x))  # a black picture is a picture
+    small = torch.tensor([[0.5, 0.3, 0.2, 0.9]])
+    normalize = n.to_zero_one(n.fit(torch.tensor([[0.0, 0, 0, 0], [5, 5, 5, 5]])))
+    with pytest.warns(UserWarning, match="scaled already"):
+        assert close(normalize(small) * 5, small, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 28, 28, 3), (5, 16, 100, 1), (5, 32, 32, 2)])
+def test_a_doubtful_layout_is_taken_as_given_with_a_warning(shape):
+    x = pixels(*shape)
+    with pytest.warns(UserWarning, match=r"^layout: .* give x\.movedim\(-1, 1\)$") as seen:
+        fitted = n.fit(x)
+    assert [one.filename for one in seen] == [__file__]
+    assert len(fitted.mean) == shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        assert n.to_zero_one(fitted)(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64),
+        *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_fitted_can_be_normalized_and_comes_back(method, dtype):
+    x = (torch.arange(288).view(6, 3, 4, 4) * 7 % 100).to(dtype)
+    normalize = method(n.fit(x.split(4)))
+    done = normalize(x)
+    assert done.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert close(
+        done, (x.double() - normalize.centre.view(3, 1, 1)) * normalize.scale.view(3, 1, 1), 1e-5
+    )
+    assert close(normalize.inverse(done, dtype), x, torch.finfo(torch.float32).eps * 100)
+    with pytest.raises(
+        ValueError, match=r"^scale: fitted on .* 0…99, given .*; give what was fitted on$"
+    ):
+        normalize(x.int() if dtype.is_floating_point else x.float())
 
 
 # ---- batch norm ----
@@ -363,6 +421,68 @@ def test_batch_norm_refuses_a_single_value():
     with pytest.raises(ValueError, match="one value per channel"):
         n.BatchNorm(3)(torch.rand(1, 3))
     assert n.BatchNorm(3).eval()(torch.rand(1, 3)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (6, 5), (4,)])
+def test_batch_norm_refuses_other_channels(shape, training):
+    """One channel would be spread over all four."""
+    layer = n.BatchNorm(4).train(training)
+    with pytest.raises(ValueError, match=r"^batch norm: \[.*\] given, of \[n, 4, …\]$"):
+        layer(torch.rand(shape))
+    assert not layer.running_mean.any()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("dtype", "own", "cast"),
+    [
+        (torch.float64, torch.float64, False),
+        (torch.float32, torch.float32, False),
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.float16, torch.float16, False),
+        (torch.bfloat16, torch.float32, False),
+        (torch.float16, torch.float32, False),
+        (torch.float32, torch.float32, True),
+        (torch.bfloat16, torch.float32, True),
+    ],
+    ids=lambda thing: str(thing).removeprefix("torch."),
+)
+def test_batch_norm_is_pytorchs_in_every_precision(dtype, own, cast, training):
+    results = []
+    for layer in (nn.BatchNorm2d(4), n.BatchNorm(4)):
+        layer.load_state_dict({**layer.state_dict(), "weight": torch.tensor([1.0, 2, 0.5, -1])})
+        layer = layer.to(own)
+        for step in range(3):  # first in training, so that there are running averages
+            x = (floats(6, 4, 5, 3, seed=step) + 3).to(dtype).requires_grad_()
+            layer.train(training or step < 2)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+                y = layer(x)
+            layer.zero_grad()
+            (y.double() ** 3).sum().backward()
+        gradients = [layer.weight.grad, layer.bias.grad, x.grad]
+        results.append([y.detach(), *layer.state_dict().values(), *gradients])
+    for theirs, ours in zip(*results, strict=True):
+        assert theirs.dtype == ours.dtype
+        coarse = 30 * torch.finfo(dtype).eps * (1 + theirs.double().abs().max())
+        assert (theirs.double() - ours.double()).abs().max() <= coarse
+
+
+def test_batch_norm_trains_under_autocast():
+    def trained(layer):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = cross_entropy(model(torch.rand(9, 1, 8, 8)), torch.arange(9) % 3)
+            loss.backward()
+            optimizer.step()
+        return loss.detach(), layer.running_var
+
+    for theirs, ours in zip(trained(nn.BatchNorm2d(4)), trained(n.BatchNorm(4)), strict=True):
+        assert close(theirs, ours, 0.02)
 
 
 def test_behind_a_batch_norm_the_scale_of_the_inputs_changes_nothing():

@@ -5,8 +5,9 @@ Four operations, each from a seed: a share of the words is replaced by synonyms,
 a word (spaces, punctuation, emoji, any other script, even NUL) stays: the pieces of an unchanged
 text join to the same text.
 
-Stop words ("the", "but") get no synonym. Negations ("not", "never", 不) are neither replaced nor
-deleted unless ``unsafe``, because the label would change.
+Stop words ("the", "but") get no synonym. A word that carries a negation ("not", "mustn’t", 不满) is
+neither replaced, deleted nor moved, and none is brought in (know → no), unless ``unsafe``, because
+the label would change.
 
 Source: Wei and Zou 2019, "EDA: Easy Data Augmentation", arXiv:1901.11196, section 2 (synonyms,
 swap, deletion).
@@ -17,6 +18,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Literal
 
 from accel_lab.workbench.data import words
@@ -24,19 +26,22 @@ from accel_lab.workbench.knobs import no_such
 
 Language = Literal["english", "chinese"]
 
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, with apostrophes inside
+APOSTROPHES = "'’ʼ＇‘`´"  # as they are typed
+WORD = re.compile(rf"[^\W\d_]+(?:[{APOSTROPHES}][^\W\d_]+)*")  # of any script, apostrophes inside
 HAN = re.compile(r"[\u4e00-\u9fff]+")
+NEGATION = re.compile(
+    "no|not|non|nope|nor|none|nothing|neither|nobody|nowhere|never|without|cannot"
+    rf"|hardly|barely|scarcely|rarely|seldom|ne[{APOSTROPHES}]er"
+    rf"|.*n[{APOSTROPHES}]t.*"  # each contraction; and as it is typed in haste:
+    "|(ai|are|ca|could|did|do|does|had|has|have|is|might|must|need|sha|should|was|were|wo|would)?nt"
+    "|.*[不没沒无無非未别別莫勿毋弗甭否].*"  # 非常, 特别 are kept along: no harm is done
+)
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-NEGATIONS = _words("""
-not no never nor none nothing neither nobody without hardly barely cannot can't don't doesn't didn't
-isn't wasn't won't couldn't wouldn't shouldn't aren't weren't ain't
-不 没 没有 不是 无 非 未 别 莫 勿
-""")
 STOP_WORDS = _words("""
 a an and are as at be been but by can could did do does for from had has have he her him his how i
 if in into is it its just me my of on only or our she so some such than that the their them then
@@ -45,10 +50,16 @@ would yet you your
 """)
 
 
+@lru_cache(2**14)  # texts repeat their words
+def negates(word: str) -> bool:
+    """Whether a word carries a negation, in English or Chinese, in whatever case."""
+    return NEGATION.fullmatch(word.lower()) is not None
+
+
 def synonyms(text: str, seed: int, share: float = 0.1, *, unsafe: bool = False) -> str:
     """Replace a share of the words of an English text, at least one, by WordNet synonyms.
 
-    share: of the words, 0…1. unsafe: replace negations too. Case is kept.
+    share: of the words, 0…1. unsafe: replace negations, too, and by them. Case is kept.
     """
     return _replace(text, words.synonyms(), seed, share, unsafe, "english", passed_over=STOP_WORDS)
 
@@ -84,9 +95,7 @@ def delete(
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
     gone = [
-        place
-        for place in places
-        if rng.random() < share and (unsafe or pieces[place].lower() not in NEGATIONS)
+        place for place in places if rng.random() < share and (unsafe or not negates(pieces[place]))
     ]
     if len(gone) == len(places) and gone:
         gone.remove(rng.choice(gone))
@@ -96,12 +105,25 @@ def delete(
     return "".join(pieces)
 
 
-def swap(text: str, seed: int, share: float = 0.1, language: Language = "english") -> str:
-    """Exchange two words, ``share`` · words times, at least once where there are two."""
+def swap(
+    text: str,
+    seed: int,
+    share: float = 0.1,
+    language: Language = "english",
+    *,
+    unsafe: bool = False,
+) -> str:
+    """Exchange two words, ``share`` · words times, at least once where two may move.
+
+    A negation and the word after it stay where they are: in "not bad but good" only "but" and
+    "good" move.
+    """
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
-    for _ in range(_how_many(share, len(places)) if len(places) > 1 else 0):
-        one, other = rng.sample(places, 2)
+    fixed = set() if unsafe else {p + i for p in places if negates(pieces[p]) for i in (0, 2)}
+    able = [place for place in places if place not in fixed]
+    for _ in range(_how_many(share, len(places)) if len(able) > 1 else 0):
+        one, other = rng.sample(able, 2)
         pieces[one], pieces[other] = pieces[other], pieces[one]
     return "".join(pieces)
 
@@ -146,7 +168,7 @@ def _chinese_spans(text: str) -> Iterator[tuple[int, int]]:
         place = run.start()
         while place < run.end():
             pair = text[place : place + 2]
-            size = 2 if place + 2 <= run.end() and (pair in known or pair in NEGATIONS) else 1
+            size = 2 if place + 2 <= run.end() and pair in known else 1
             yield place, place + size
             place += size
 
@@ -162,12 +184,20 @@ def _replace(
 ) -> str:
     rng, pieces = _start(text, seed, share, language)
     places = range(1, len(pieces), 2)
-    kept = passed_over if unsafe else passed_over | NEGATIONS
-    able = [
-        place for place in places if (word := pieces[place].lower()) in table and word not in kept
-    ]
+    others = {
+        place: table[word]
+        for place in places
+        if (word := pieces[place].lower()) in table and word not in passed_over
+    }
+    if not unsafe:
+        others = {
+            place: [word for word in those if not negates(word)]
+            for place, those in others.items()
+            if not negates(pieces[place])
+        }
+    able = [place for place, those in others.items() if those]
     for place in rng.sample(able, min(len(able), _how_many(share, len(places)))):
-        pieces[place] = _in_case_of(pieces[place], rng.choice(table[pieces[place].lower()]))
+        pieces[place] = _in_case_of(pieces[place], rng.choice(others[place]))
     return "".join(pieces)
 
 

@@ -16,7 +16,7 @@ from nlpaug.augmenter.word import RandomWordAug, ReservedAug
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from accel_lab._wording import NEGATIONS, STOP_WORDS, split_words
+from accel_lab._wording import STOP_WORDS, negates, split_words
 from accel_lab.augmentation import (
     TEXT_OPERATIONS,
     Policy,
@@ -151,14 +151,14 @@ def texts(sentences: list[str], share: float = 0.1) -> Iterator[str]:
     random.seed(0)  # nlpaug draws from the global one
     amount = {"aug_p": share, "aug_max": None}
     tables = {"synonyms": words.synonyms(), "homophones": words.english_homophones()}
-    kept = {"synonyms": STOP_WORDS | NEGATIONS, "homophones": NEGATIONS}
+    kept = {"synonyms": STOP_WORDS, "homophones": frozenset()}
     theirs = {name: ReservedAug([], **amount) for name in tables}
     for name, table in tables.items():
         # one group per word: nlpaug takes all words of a group for one another
         able = {
-            word: others
+            word: [other for other in others if not negates(other)]
             for word, others in table.items()
-            if word.isalpha() and word not in kept[name]
+            if word.isalpha() and word not in kept[name] and not negates(word)
         }
         theirs[name].reserved_tokens = [[word, *others] for word, others in able.items()]
         theirs[name].reserved_token_dict = {word: place for place, word in enumerate(able)}

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from accel_lab import augmentation as a
-from accel_lab._wording import split_words
+from accel_lab._wording import negates, split_words
 from accel_lab.augmentation import KINDS, Policy
 from accel_lab.experiments import augmentation as experiment
 from accel_lab.workbench.data import datasets, words
@@ -355,19 +355,100 @@ def test_english_homophones_are_symmetric():
     assert len(groups) >= 60
 
 
-@pytest.mark.parametrize("operation", [a.synonyms, a.homophones, a.delete])
-def test_what_turns_a_sentence_round_is_kept(operation):
+VERBS = ["ai", "are", "ca", "could", "did", "do", "does", "had", "has", "have", "is"]
+VERBS += ["might", "must", "need", "sha", "should", "was", "were", "wo", "would"]
+CONTRACTIONS = [
+    verb + ending
+    for verb in VERBS
+    for ending in ("n't", "n’t", "nʼt", "n`t", "n´t", "nt", "N’T", "n’t’ve")
+]
+NEGATIVE = ["not", "No", "NEVER", "nobody", "nowhere", "without", "cannot", "hardly", "n't"]
+HARMLESS = [
+    "know",
+    "knot",
+    "note",
+    "want",
+    "ant",
+    "paint",
+    "pants",
+    "o'clock",
+    "it’s",
+    "另外",
+    "公式",
+]
+
+
+def negations(text, language="english"):
+    return [word for word in split_words(text, language)[1::2] if negates(word)]
+
+
+def test_every_contraction_is_known_to_negate_with_every_apostrophe():
+    for word in (*CONTRACTIONS, *NEGATIVE):
+        assert split_words(word) == ["", word, ""]
+        assert negates(word), word
+    assert not any(map(negates, HARMLESS))
+
+
+@pytest.mark.parametrize("operation", a.TEXT_OPERATIONS.values())
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "not not not bad bad",
+        "I don’t like this film and it isn’t good, I mustn't see their story; nobody does",
+        "I know the knot, and there was zero need: hardly scarcely DIDN’T",
+    ],
+)
+def test_what_turns_a_sentence_round_is_kept_and_nothing_else_does(operation, sentence):
+    for seed in range(100):
+        for share in (0.3, 0.9):
+            assert negations(operation(sentence, seed, share)) == negations(sentence)
+
+
+@pytest.mark.parametrize("operation", a.TEXT_OPERATIONS.values())
+def test_what_is_unsafe_is_done_when_it_is_asked_for(operation):
     sentence = "not not not bad bad"
-    assert all(
-        split_words(operation(sentence, seed, 0.9))[1::2].count("not") == 3 for seed in range(30)
-    )
     assert any(
         "not not not" not in operation(sentence, seed, 0.9, unsafe=True) for seed in range(30)
     )
 
 
-def test_chinese_negations_are_kept():
-    assert all("没有" in a.delete("公式没有错", seed, 0.9, "chinese") for seed in range(30))
+def test_a_negation_and_what_it_denies_are_not_moved():
+    sentence = "a film that is not bad but very good and long"
+    for seed in range(50):
+        done = a.swap(sentence, seed, 0.9)
+        assert done.split()[4:6] == ["not", "bad"]
+        assert sorted(done.split()) == sorted(sentence.split())
+    assert any(a.swap(sentence, seed, 0.9, unsafe=True).split()[4] != "not" for seed in range(50))
+    assert a.swap("not bad but", 0, 0.9) == "not bad but"  # one word alone cannot move
+
+
+CHINESE_SENTENCES = [
+    "公式没有错",
+    "我不满意，不如以前",
+    "他从不无故迟到，尚未来过",
+    "别去！是非无关",
+]
+
+
+@pytest.mark.parametrize("operation", [a.homophones, a.delete, a.swap])
+@pytest.mark.parametrize("sentence", CHINESE_SENTENCES)
+def test_chinese_negations_are_kept(operation, sentence):
+    before = negations(sentence, "chinese")
+    assert before
+    for seed in range(50):
+        after = operation(sentence, seed, 0.9, "chinese")
+        assert [one for one in after if one in "不没无非未别"] == [
+            one for one in sentence if one in "不没无非未别"
+        ]
+        assert all(word in after for word in before)
+
+
+def test_no_chinese_homophone_takes_or_brings_a_negation():
+    for word in words.chinese_homophones():
+        done = {a.homophones(word, seed, 1.0, "chinese") for seed in range(3)}
+        if negates(word):
+            assert done == {word}
+        assert negates(word) or not any(map(negates, done))
 
 
 @some

@@ -192,8 +192,9 @@ for seed in range(4):
     print(augmentation.homophones(chinese, seed=seed, share=0.3, language="chinese"))
 
 # %% [markdown]
-# Words that reverse a sentence's meaning, "not" and 没有 and 不, are neither replaced nor deleted,
-# for the same reason that digits are not mirrored. With `unsafe=True` they are:
+# Words that reverse a sentence's meaning, "not" and "didn't" and 没有 and 不, are neither replaced,
+# deleted nor moved, and none is put in ("know" sounds like "no"), for the same reason that digits
+# are not mirrored. With `unsafe=True` they are:
 
 # %% tags=["nbval-check-output"]
 print("safe:  ", augmentation.delete("the film is not bad at all", seed=1, share=0.4))

@@ -242,6 +242,49 @@ def test_kept_logits_are_what_the_teacher_would_say(samples):
     torch.testing.assert_close(kept, teacher.eval()(x))
 
 
+def tied():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    return model, torch.randn(7, 6)
+
+
+def frozen():
+    return nn.Linear(6, 3).requires_grad_(False), torch.randn(7, 6)
+
+
+def double():
+    return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double(), torch.randn(7, 6).double()
+
+
+def half():
+    return nn.Sequential(nn.Linear(6, 3), nn.Dropout()).bfloat16(), torch.randn(7, 6).bfloat16()
+
+
+def sparse():
+    return nn.EmbeddingBag(9, 3, sparse=True), torch.randint(9, (7, 4))
+
+
+def nothing_to_ask_about():
+    return nn.Linear(6, 3), torch.randn(0, 6)
+
+
+def features():
+    return models.cnn(2, batch_norm=True)[:-2], torch.rand(5, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "ask", [tied, frozen, double, half, sparse, nothing_to_ask_about, features]
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 200])
+def test_kept_logits_are_right_for_every_kind_of_teacher(ask, batch_size):
+    torch.manual_seed(0)
+    teacher, x = ask()
+    kept = logits_of(teacher.train(), x, batch_size)
+    expected = teacher.eval()(x)
+    assert (kept.dtype, kept.requires_grad) == (expected.dtype, False)
+    torch.testing.assert_close(kept, expected.detach())
+
+
 def quick(**changes) -> Knobs:
     return Knobs(
         **{

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from accel_lab import normalization as n
 from accel_lab._statistics import two_pass
@@ -466,6 +467,58 @@ def test_batch_norm_is_pytorchs_in_every_precision(dtype, own, cast, training):
         assert theirs.dtype == ours.dtype
         coarse = 30 * torch.finfo(dtype).eps * (1 + theirs.double().abs().max())
         assert (theirs.double() - ours.double()).abs().max() <= coarse
+
+
+def twice(layer):
+    """One layer at two places: its running averages move twice in each forward."""
+    return nn.Sequential(nn.Conv2d(2, 4, 3), layer, nn.Conv2d(4, 4, 1), layer)
+
+
+def frozen(layer):
+    return nn.Sequential(nn.Conv2d(2, 4, 3), layer.requires_grad_(False))
+
+
+def in_inference(layer):
+    layer.running_mean += 1
+    return nn.Sequential(nn.Conv2d(2, 4, 3), layer.eval())
+
+
+def slow_to_learn(layer):
+    layer.momentum, layer.eps = 0.01, 0.1
+    return nn.Sequential(nn.Conv2d(2, 4, 3), layer)
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def computed_again(layer):
+    return Checkpointed(nn.Conv2d(2, 4, 3), layer, nn.ReLU())
+
+
+def channels_last(layer):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), layer)
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "network", [twice, frozen, in_inference, slow_to_learn, computed_again, channels_last]
+)
+def test_batch_norm_is_pytorchs_wherever_it_stands(network):
+    ends = []
+    for layer in (nn.BatchNorm2d(4), n.BatchNorm(4)):
+        torch.manual_seed(0)
+        model = network(layer).double()
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(floats(5, 2, 6, 6, seed=step)).square().sum().sqrt().backward()
+            optimizer.step()
+        ends.append(model.state_dict())
+    assert ends[0].keys() == ends[1].keys()
+    for name, theirs in ends[0].items():
+        assert close(theirs, ends[1][name], 1e-9), name
 
 
 def test_batch_norm_trains_under_autocast():

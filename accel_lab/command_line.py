@@ -55,9 +55,12 @@ def run(name: str, arguments: list[str]) -> None:
         fail(no_such("option", unknown[0], parser._option_string_actions))
     given = {dial.name: getattr(options, dial.name) for dial in experiment.Knobs.dials()}
     given = {name: value for name, value in given.items() if value is not None}
+    for limit in ("steps", "seconds"):
+        if (most := getattr(options, limit)) is not None and not most >= 0:
+            fail(f"--{limit} {most}: at least 0")
     try:
         _run(experiment.run(experiment.Knobs(**given)), options)
-    except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
+    except (KnobError, ValueError, FloatingPointError, ModuleNotFoundError, OSError) as error:
         fail(str(error))
     except RankFailed as error:  # with the rank's own traceback, which says more than ours
         print(f"accel_lab: {error}", file=sys.stderr)
@@ -252,10 +255,26 @@ def _export(arguments: list[str]) -> None:
     print(*written, sep="\n")
 
 
+def _copy(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="python -m accel_lab copy",
+        allow_abbrev=False,
+        description="The chapters as your own to work on: made, or brought up to date.",
+    )
+    parser.add_argument("folder", type=Path, help="what you have changed in it is left alone")
+    folder = parser.parse_args(arguments).folder
+    from accel_lab.workbench.notebook.own_copy import bring_up_to_date
+
+    try:
+        print(f"{folder}: {bring_up_to_date(COURSE, folder)}")
+    except OSError as error:
+        fail(f"{folder}: {error.strerror}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
     usage = (
-        "list | run TECHNIQUE [--knob value …] | grade SUBMISSIONS… | "
+        "list | run TECHNIQUE [--knob value …] | copy FOLDER | grade SUBMISSIONS… | "
         "export --nbgrader FOLDER | doctor"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar=usage)
@@ -271,11 +290,14 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser(
         "export", help="the exercises as an assignment for nbgrader: export --help", add_help=False
     )
+    commands.add_parser(
+        "copy", help="the chapters as your own to work on: copy --help", add_help=False
+    )
     options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         run(options.technique, rest)
-    elif options.command in ("grade", "export"):
-        {"grade": _grade, "export": _export}[options.command](rest)
+    elif options.command in ("copy", "grade", "export"):
+        {"copy": _copy, "grade": _grade, "export": _export}[options.command](rest)
     elif rest:
         fail(f"{options.command} takes no {rest[0]!r}")
     else:

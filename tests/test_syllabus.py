@@ -39,7 +39,9 @@ def chapter(
 
 
 @pytest.fixture
-def course(tmp_path):
+def course(tmp_path, monkeypatch):
+    taught = {"folding": "Fold it.", "bending": "Bend it."}
+    monkeypatch.setattr(syllabus.catalog, "techniques", lambda: taught)
     for name, book in {
         "07_folding": chapter(panel=png()),
         "03_bending": chapter(),
@@ -58,6 +60,14 @@ def test_it_finds_the_chapters_in_their_order(course):
     html = found._repr_html_()
     assert html.index('href="03_bending.ipynb"') < html.index('href="07_folding.ipynb"')
     assert html.count("data:image/png;base64,") == 1  # the other was never run
+
+
+def test_what_is_the_readers_own_or_broken_is_passed_over(course):
+    nbformat.write(new_notebook(), course / "05_notes.ipynb")
+    (course / "03_bending.ipynb").write_text("<<<<<<< half a merge", encoding="utf-8")
+    found = Syllabus(course)
+    assert [one.word for one in found.chapters] == ["folding"]
+    assert "Not readable: 03_bending.ipynb" in found._repr_html_()
 
 
 def test_the_time_follows_from_what_is_there(course):

@@ -72,8 +72,16 @@ class Syllabus:
     """
 
     def __init__(self, folder: str | Path = "."):
-        files = [file for file in catalog.chapters(Path(folder)) if file.teaches_a_technique]
-        self.chapters = [Chapter.read(file) for file in files]
+        taught = catalog.techniques()
+        self.chapters: list[Chapter] = []
+        self.unreadable: list[str] = []
+        for file in catalog.chapters(Path(folder)):
+            if not file.teaches_a_technique or file.word not in taught:  # a reader's own notebook
+                continue
+            try:
+                self.chapters.append(Chapter.read(file))
+            except Exception:  # half a file, one with the marks of a merge: nbformat raises many
+                self.unreadable.append(file.path.name)
         entries = SpeedLog.of_the_reader().entries
         self.verdicts = {entry["technique"]: entry["verdict"] for entry in entries}
 
@@ -90,7 +98,10 @@ class Syllabus:
         progress = f"{self.done} of {count} chapters done, about {hours:.0f} hours in all"
         cards = "".join(one.card(self.verdicts.get(one.word, "")) for one in self.chapters)
         listed = f'<ul style="list-style:none;margin:0;padding:0">{cards}</ul>'
-        return f"<style>{AT_NIGHT}</style><p>{bar} {progress}</p>{listed}"
+        broken = f"<p>Not readable: {escape(', '.join(self.unreadable))}</p>" * bool(
+            self.unreadable
+        )
+        return f"<style>{AT_NIGHT}</style><p>{bar} {progress}</p>{listed}{broken}"
 
 
 def _plain(markdown: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cache
+from itertools import islice
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -29,7 +31,7 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.knobs import TrainingKnobs, dial
-from accel_lab.workbench.loop import train
+from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.spans import SpanRecorder
@@ -209,3 +211,27 @@ def _memory_of_one_update(
     """Measure on a copy, once: an update's size does not change, and counting slows updates."""
     model, optimizer = copy.deepcopy((model, optimizer))
     return memory_of(lambda: rule(model, optimizer, split(x, y, micro_batches)), model, x, y)
+
+
+# ---- what else the chapter measures ----
+
+RATES = (1.0, 2.0, 4.0)  # times the knobs' own
+
+
+def with_best_rate(knobs: Knobs, samples: int) -> Knobs:
+    """The knobs with the learning rate, of some tried, that has the lowest loss after so many
+    samples: the median of its last five updates, for one update's loss is noisy.
+    """
+    rates = sorted({min(1.0, factor * knobs.learning_rate) for factor in RATES})
+    return min(
+        (knobs.turned(learning_rate=rate) for rate in rates), key=lambda k: _loss(k, samples)
+    )
+
+
+def _loss(knobs: Knobs, samples: int) -> float:
+    with closing(run(knobs)) as steps:
+        try:
+            taken = [step.metrics["loss"] for step in islice(steps, samples // knobs.batch_size)]
+        except NonFiniteLoss:
+            return math.inf
+    return median(taken[-5:])

@@ -98,7 +98,7 @@ guess_table
 
 # %%
 guess_sum = lab.Prediction(
-    "How many times the bytes per second of an all-reduce does the element-wise operation move?",
+    "Moving a byte between two processes: how many times slower than within one?",
     low=0.1,
     high=300,
     default=1.0,
@@ -234,7 +234,7 @@ print(lab.compare(work(5_500), work(5_000), names=("a tenth more", "the program"
 # and the three constants belong to the machine. They were measured at the top of this notebook:
 
 # %%
-smallest = "the smallest operation there is: the sign of one number, turned"
+smallest = "the smallest operation there is: flipping one number's sign"
 print(f"{limits.flops_per_second / 1e9:8.1f} GFLOP/s, multiplying matrices")
 print(f"{limits.bytes_per_second / 1e9:8.1f} GB/s, from memory")
 print(f"{limits.bandwidth[0][1] / 1e9:8.1f} GB/s, from cache")

@@ -327,13 +327,17 @@ guess_memory.against(share)
 guess_time.against(ratios[8])
 
 # %% [markdown]
-# Surprised by the left picture? On many CPUs the time first **falls** as *m* grows. The sums are
-# the same, but the activations of a micro-batch are small enough to stay in the processor's cache,
-# and the memory that one micro-batch has let go is taken again by the next, instead of being
-# fetched from the operating system anew. With ever smaller micro-batches a second effect takes
-# over: each call into PyTorch costs some microseconds, however little it has to do, and there are
-# *m* times as many of them. On a GPU the first effect is mostly absent, and the second one comes
-# early.
+# Two effects pull at the time. A micro-batch's activations may be small enough to stay in the
+# processor's cache, and the memory that one micro-batch has let go can be taken again by the next,
+# instead of being fetched from the operating system anew: that makes a few cuts **faster** on many
+# CPUs. And each call into PyTorch costs some microseconds, however little it has to do, and there
+# are *m* times as many of them: that makes many cuts slower, and on a GPU already a few.
+
+# %%
+faster = [m for m, ratio in ratios.items() if ratio.differs and ratio.ratio < 1]
+slower = [m for m, ratio in ratios.items() if ratio.differs and ratio.ratio > 1]
+print("surely faster than the full batch here: m =", faster or "none")
+print("surely slower than the full batch here: m =", slower or "none")
 
 # %% [markdown]
 # Speed is a side effect here, of whatever size suits your machine. Memory is the purpose.
@@ -381,8 +385,8 @@ break_it
 #   250.
 # - **off by one** is the popular `if step % accumulate_steps == 0`: it fires at step 0. Each update
 #   mixes the gradients of two batches.
-# - **forgotten clear** never empties `.grad`. For a while it even looks good, like momentum; then
-#   it runs away.
+# - **forgotten clear** never empties `.grad`: each update repeats all the former ones. For a while
+#   it looks good, like momentum, but it never forgets.
 # - **batch norm** is no mistake in the loop. Batch normalization computes mean and variance over
 #   what it gets to see, and that is the micro-batch now. No weight repairs it: the model itself
 #   does not split. Group or layer normalization does.
@@ -419,24 +423,23 @@ for mistake in ("none", "no scaling", "unweighted"):
 #
 # Accumulation makes large batches *possible*. It does not make them *useful*. Suppose the large
 # batch fits already, or the small one would do: then accumulating only delays the optimizer. Here
-# are equal numbers of samples, spent in three ways:
+# are equal numbers of samples, spent in three ways, each with the learning rate that suits it best:
+# a larger batch, whose gradient is less noisy, bears a larger one.
 
 # %%
-small = max(8, base.batch_size // 8)
-ways = {
-    "full batch": {"micro_batches": 1},
-    "accumulated": {"micro_batches": 8},
-    "small batches": {"batch_size": small, "micro_batches": 1},
-}
+plain = base.turned(timeline=False, micro_batches=1)
 samples, spent = round(40 * lab.effort()) * base.batch_size, {}
-for way, changes in ways.items():
-    settings = base.turned(timeline=False, **changes)
+large = experiment.with_best_rate(plain, samples)
+small = experiment.with_best_rate(plain.turned(batch_size=max(8, base.batch_size // 8)), samples)
+ways = {"full batch": large, "accumulated": large.turned(micro_batches=8), "small batches": small}
+
+# %%
+for way, settings in ways.items():
     steps = list(islice(experiment.run(settings), samples // settings.batch_size))
     spent[way] = {settings.batch_size * (step.index + 1): step.metrics["loss"] for step in steps}
-    seconds = sum(step.seconds for step in steps)
-    print(
-        f"{way:<14} {len(steps):>4} updates, loss {steps[-1].metrics['loss']:.2f}, {seconds:.1f} s"
-    )
+    took, last = sum(step.seconds for step in steps), steps[-1].metrics["loss"]
+    print(f"{way:<14} rate {settings.learning_rate:<5g} {len(steps):>4} updates, {took:4.1f} s")
+    print(f"{'':14} loss {last:.2f}")
 
 # %% jupyter={"source_hidden": true}
 picture, (axes,) = lab.figure.axes(8, 3)
@@ -524,13 +527,14 @@ check(fewest_micro_batches)
 # - Weigh every micro-batch by its share of what the mean runs over: samples, or tokens.
 # - Step, clip and advance the schedule once a batch. Clear once a batch.
 # - It does not split what looks across samples, such as batch normalization.
-# - It speeds nothing up by design. Where a smaller micro-batch is faster on your machine, the cache
-#   did that.
+# - It speeds nothing up by design: where a cut is faster, that is your machine's memory. The
+#   weights, their gradients and the optimizer's state take as much room as before.
 
 # %% [markdown]
-# **What would prove this wrong?** A model without batch normalization whose accumulated training
-# differs from the full batch's by more than rounding. If you find one, look for something random
-# first: dropout draws other masks.
+# **What would prove this wrong?** A model without batch normalization, and a loss that is a mean
+# over samples, whose accumulated training differs from the full batch's by more than rounding. If
+# you find one, look for something random first: dropout draws other masks. (A contrastive loss
+# compares the samples of a batch with each other, and sees fewer of them in a micro-batch.)
 
 # %% [markdown]
 # **Sources.** P. Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv:1706.02677, sections 2

@@ -133,7 +133,7 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The **loss** curves lie on one another: two ranks, or four, do the training of one.
+# - The **loss** over the updates is the same: two ranks, or four, do the training of one.
 # - The **bytes sent** by each rank soon level off: with more and more ranks they approach twice the
 #   gradient.
 # - The **throughput** has no such rule. Compare a narrow network with a wide one: where does the
@@ -263,7 +263,8 @@ lab.show_source(ddp.Buckets._has_gradient, ddp.Buckets.send, docstring=False)
 
 # %% [markdown]
 # Note the loop at the end of the hook: buckets leave in a fixed order, whichever becomes full
-# first. A collective has no name. The ranks' first messages are added up, then their second ones.
+# first. All-reduces are matched only by their order, the first of one rank with the first of the
+# others.
 #
 # Here is one typical update of each kind, recorded on two ranks:
 
@@ -700,8 +701,10 @@ check(best_ranks)
 # - The dangerous mistakes do not crash: a shard dealt twice, weights never shared, a mean of means.
 
 # %% [markdown]
-# **What would prove this wrong?** A model without batch normalization or dropout, whose ranks
-# differ from one process by more than rounding.
+# **What would prove this wrong?** A model without batch normalization or dropout, and a loss that
+# is a mean over samples, whose ranks differ from one process by more than rounding. (A contrastive
+# loss compares each sample with the others of its batch: ranks that see a shard each compute
+# another loss.)
 #
 # **Sources.** P. Patarasuk and X. Yuan, *Bandwidth optimal all-reduce algorithms for clusters of
 # workstations*, 2009 · S. Li et al., *PyTorch Distributed: Experiences on accelerating data

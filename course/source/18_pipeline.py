@@ -78,8 +78,8 @@ guess_eight
 # ## 3. See
 #
 # The ranks below are separate processes, started when you press **Start**. The timeline shows what
-# each of them does during one update: forward and backward passes, numbered by micro-batch. A gap
-# is waiting. The **bubble** is all of the gaps together: the share of all ranks' time, from the
+# each of them does during one update: its forward and backward passes, one for each micro-batch. A
+# gap is waiting. The **bubble** is all of the gaps together: the share of all ranks' time, from the
 # first forward to the last backward, in which a rank had nothing to do.
 #
 # The orange run has the batch in one piece, *m* = 1. Press **Start** and move **micro batches**
@@ -412,7 +412,9 @@ assert ragged.holds
 print(ragged)
 
 # %% [markdown]
-# Pipeline parallelism changes who computes what and when. It does not change what comes out.
+# Pipeline parallelism changes who computes what and when. It does not change what comes out, as
+# long as the model treats each sample by itself. Batch normalization does not: a stage computes its
+# mean and variance over a micro-batch, as in gradient accumulation (chapter 11).
 #
 # ## 6. Measure
 #
@@ -550,10 +552,10 @@ guess_eight.against(ratios[8 if 8 in ratios else counts[-1]])
 # %% [markdown]
 # ## 7. Break it
 #
-# One click each. The *error of the update* is its distance to the update of one process, 1 meaning
-# that all of it is wrong; rounding alone gives about 10⁻⁵. Some mistakes spoil the *numbers*,
-# others only the *time*. Which are which? Look at the timeline as well. (The learning rate is
-# lower and the network narrower than above.)
+# Choose them one by one; some end the run. The *error of the update* is its distance to the update
+# of one process, 1 meaning that all of it is wrong; rounding alone gives about 10⁻⁵. Some mistakes
+# spoil the *numbers*, others only the *time*. Which are which? Look at the timeline as well. (The
+# learning rate is lower and the network narrower than above.)
 
 # %% jupyter={"source_hidden": true}
 slow = max(1e-4, base.learning_rate / 10)  # or some mistakes would end the run at once

@@ -20,9 +20,8 @@
 # >
 # > *The loss is* $L = -\log(p_T) \cdot w^\top \cdot \operatorname{softmax}(\text{logits}_S)$.
 #
-# Published distillations fail to reproduce more often than most things in this field. So: what does
-# the student really gain, from where, and what does it cost, on the machine in front of you? And
-# can a student learn something it was **never shown**?
+# So: what does the student really gain, from where, and what does it cost, on the machine in front
+# of you? And can a student learn something it was **never shown**?
 
 # %% jupyter={"source_hidden": true}
 from statistics import mean
@@ -151,7 +150,8 @@ picture
 
 # %% [markdown]
 # At *T* = 1 the teacher says little more than the label. At *T* = 4 you can read which digits it
-# takes for *nearly* this one. At *T* = 20 it names them all alike. Move it yourself:
+# takes for *nearly* this one. At *T* = 20 it gives all of them nearly the same
+# probability. Move it yourself:
 
 
 # %%
@@ -173,9 +173,9 @@ lab.Sliders(at, temperature=(1.0, 20.0, 0.5))
 # + a \cdot T^2 \cdot \mathrm{KL}(p \,\|\, q)$$
 #
 # Why $T^2$? The gradient of the second part by the student's logits is $T \,(q - p)$ for each
-# sample. The difference $q - p$ itself shrinks as $1/T$, since both come closer to "all alike". So
-# with $T^2$ the teacher is heard equally loud at any temperature; without it, $1/T^2$ times as
-# loud.
+# sample. For a large *T* the difference $q - p$ itself shrinks as $1/T$, since both come closer to
+# giving every class the same probability. So with $T^2$ the teacher is heard roughly as loud at
+# every temperature; without it, $1/T^2$ times as loud.
 
 # %%
 lab.show_source(distillation.soft_loss, distillation.distillation_loss, docstring=False)
@@ -258,8 +258,8 @@ picture
 guess_threes.against(max(0.5, found["T = 4"][0.0]))
 
 # %% [markdown]
-# (Everything would be a three with a bias high enough, so look at *all* digits as well. The third
-# exercise finds the bias without looking at a single label.)
+# (With a bias high enough everything would be called a three: the third exercise finds the right
+# bias without looking at a single label.)
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
@@ -558,12 +558,12 @@ check(bias_for_share)
 #
 # - A teacher's opinion of the *wrong* classes carries knowledge that no label has: enough to
 #   recognise what was never shown.
-# - The temperature makes that part audible, and T² keeps it equally loud at every temperature.
+# - The temperature makes that part audible, and T² keeps it about as loud at every temperature.
 # - Keep the logits: the teacher is asked once for each sample (and view), and an epoch costs little
 #   more than plain training.
 # - The gain is largest where the student's own data is scarce and the teacher's was not.
-# - Nothing is removed for free. A weak teacher makes a weak student; look at several seeds before
-#   you believe in a gain.
+# - Nothing is removed for free. The student gains from a teacher that knows more than its own
+#   data shows; look at several seeds before you believe in a gain.
 
 # %% [markdown]
 # **What would prove this wrong?** A student whose threes come back with *labels alone*; or a gain

@@ -5,9 +5,11 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice, product
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from accel_lab import ddp, measuring
 from accel_lab.experiments import measuring as experiment
 from accel_lab.experiments.measuring import Knobs
 from accel_lab.workbench.knobs import KnobError
-from accel_lab.workbench.measure import comparison
+from accel_lab.workbench.measure import comparison, load
 from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.roofline import Operation, Roofline, roofline
 from accel_lab.workbench.ranks.launch import launch
@@ -234,6 +236,40 @@ def test_what_is_made_and_not_run_cannot_be_compared(lazy):
         compare(lambda: None, lazy, names=("ours", "theirs"))
 
 
+BUSY_LOOP = [sys.executable, "-c", "while True: sum(range(10_000))"]
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_others_take_of_the_machine_is_told_from_what_we_take(is_ours):
+    """A loop that one of our processes runs is ours; one whose parent is gone is somebody else's."""
+    code = f"import subprocess; loop = subprocess.Popen({BUSY_LOOP}); print(loop.pid, flush=True)"
+    code += "; loop.wait()" if is_ours else ""
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    loop = psutil.Process(int(starter.stdout.readline()))
+    try:
+        if not is_ours:
+            starter.wait()
+        (all_before, ours_before), loop_before = load._used(), sum(loop.cpu_times()[:2])
+        time.sleep(1.0)
+        (by_all, by_us), by_loop = load._used(), sum(loop.cpu_times()[:2]) - loop_before
+        assert by_all - all_before > 0.8 * by_loop - 0.05
+        if is_ours:
+            assert by_us - ours_before > 0.8 * by_loop - 0.05
+        else:
+            assert by_us - ours_before < 0.3 * by_loop + 0.05
+    finally:
+        loop.kill()
+        starter.kill()
+        starter.wait()
+        starter.stdout.close()
+
+
+def test_a_comparison_beside_others_says_so():
+    result = Comparison.of([(1.0, 2.0)] * 9)
+    assert "other programs" not in str(result)
+    assert "other programs used 63 % of the machine" in str(replace(result, others=0.63))
+
+
 @pytest.mark.alone
 @pytest.mark.slow
 def test_on_this_machine_under_load():
@@ -242,14 +278,12 @@ def test_on_this_machine_under_load():
     def work(turns: int) -> int:
         return sum(range(turns))
 
-    load = [
-        subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(2)
-    ]
+    loops = [subprocess.Popen(BUSY_LOOP) for _ in range(2)]
     try:
         equal = [compare(lambda: work(5_000), lambda: work(5_000)).differs for _ in range(20)]
         slower = [compare(lambda: work(5_500), lambda: work(5_000)).differs for _ in range(20)]
     finally:
-        for process in load:
+        for process in loops:
             process.kill()
             process.wait()
     assert sum(equal) <= 2  # of 20; benchmarks/measuring.py makes a hundred

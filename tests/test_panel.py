@@ -18,6 +18,7 @@ from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline, draw_spans
 from accel_lab.workbench.knobs import KnobError, Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.measure import load
 from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.race import race
 from accel_lab.workbench.notebook import guesses, reader
@@ -732,6 +733,17 @@ def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert repr(log_verdict("three", "x")) == "Speed log: three"
     assert len(SpeedLog.read().entries) == 2
+
+
+def test_what_was_measured_on_a_busy_machine_is_not_recorded(monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    log_verdict("one", "fast")
+    monkeypatch.setattr(load, "_worst", 0.63)
+    shown = log_verdict("one", "slow")._repr_markdown_()
+    assert "Not recorded, one: slow. Busy machine: other programs used 63 %" in shown
+    assert "| one | fast |" in shown
+    assert [row["verdict"] for row in SpeedLog.read().entries] == ["fast"]
+    assert "| one | slow |" in log_verdict("one", "slow")._repr_markdown_()  # quiet since then
 
 
 def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():

@@ -29,7 +29,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations_with_replacement, islice
 from statistics import median
@@ -38,6 +38,7 @@ from time import perf_counter
 import torch
 
 from accel_lab.workbench.effort import effort
+from accel_lab.workbench.measure.load import BUSY, busy_words, under_watch
 from accel_lab.workbench.measure.quiet import make_quiet
 
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
@@ -57,12 +58,14 @@ class Comparison:
     """Two programs, timed in pairs.
 
     pairs: (seconds of ours, seconds of the peer), at least one, all above zero · names: of the two
-    programs · sure: the certainty of the interval, 0…1.
+    programs · sure: the certainty of the interval, 0…1 · others: the share of the machine that
+    other programs used meanwhile.
     """
 
     pairs: list[tuple[float, float]]
     names: tuple[str, str] = ("ours", "peer")
     sure: float = SURE
+    others: float = 0.0
 
     @classmethod
     def of(
@@ -136,6 +139,8 @@ class Comparison:
         if low == 0:
             return f"no verdict: {len(self.pairs)} pairs of {ours} and {peer} are too few to tell"
         spread = f"{low:.2f}–{high:.2f} over {len(self.pairs)} pairs"
+        if self.others > BUSY:
+            spread += f" ({busy_words(self.others)})"
         if self.differs:
             return f"{ours} takes {self.ratio:.2f}× the time of {peer}, {spread}"
         return f"no difference shown between {ours} and {peer}: {self.ratio:.2f}×, {spread}"
@@ -176,17 +181,18 @@ def compare(
     for program, name in zip((ours, peer), names, strict=True):
         _refuse_what_does_not_run(program, name)
     make_quiet()
-    for _ in range(warmup):
-        ours(), peer()
-    start, patience = perf_counter(), patience * effort()
-    measured = _measure(ours, peer)
-    taken = list(islice(measured, pairs))
-    for most in (2 * pairs, 4 * pairs):
-        if Comparison.of(taken, names, sure).settled:
-            break
-        while len(taken) < most and perf_counter() - start < patience:
-            taken.append(next(measured))
-    return Comparison.of(taken, names, sure)
+    with under_watch() as load:
+        for _ in range(warmup):
+            ours(), peer()
+        start, patience = perf_counter(), patience * effort()
+        measured = _measure(ours, peer)
+        taken = list(islice(measured, pairs))
+        for most in (2 * pairs, 4 * pairs):
+            if Comparison.of(taken, names, sure).settled:
+                break
+            while len(taken) < most and perf_counter() - start < patience:
+                taken.append(next(measured))
+    return replace(Comparison.of(taken, names, sure), others=load.others)
 
 
 def _refuse_what_does_not_run(program: Callable[[], object], name: str) -> None:

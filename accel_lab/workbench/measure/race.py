@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.measure.comparison import Comparison
+from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.step import Step
 
@@ -36,6 +37,7 @@ def race(
     make_quiet()
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
+        stack.enter_context(under_watch())
         runs = {way: stack.enter_context(closing(run(knobs))) for way, knobs in ways.items()}
         for _ in range(1 + rounds):
             for way in random.sample(list(runs), len(runs)):

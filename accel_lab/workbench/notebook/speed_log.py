@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from accel_lab.workbench.measure.load import BUSY, busiest, busy_words
 from accel_lab.workbench.notebook import reader
 from accel_lab.workbench.notebook.guesses import table_of_guesses
 from accel_lab.workbench.notebook.watched import someone_watches
@@ -15,7 +16,8 @@ def log_verdict(technique: str, verdict: str) -> SpeedLog:
     """Add this machine's verdict on a technique to the reader's speed log, and return the log, to
     show, with what was predicted in this notebook.
 
-    Where nobody watches nothing is written: a test's verdict is not the reader's.
+    Where nobody watches nothing is written: a test's verdict is not the reader's. Nor is one that
+    was measured while other programs used much of the machine: a former one stays.
     """
     entry = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -23,8 +25,12 @@ def log_verdict(technique: str, verdict: str) -> SpeedLog:
         "verdict": verdict,
     }
     log = SpeedLog.of_the_reader()
-    log.entries = [old for old in log.entries if old["technique"] != technique] + [entry]
     log.guesses = table_of_guesses()
+    if (others := busiest()) > BUSY:
+        log.refused = f"Not recorded, {technique}: {verdict}. Busy machine: {busy_words(others)}; "
+        log.refused += "close what else runs, run all cells again, and it will be."
+        return log
+    log.entries = [old for old in log.entries if old["technique"] != technique] + [entry]
     if someone_watches():
         log.write()
     return log
@@ -36,6 +42,7 @@ class SpeedLog:
     def __init__(self, entries: list[dict[str, str]]):
         self.entries = entries
         self.guesses = ""  # what the reader predicted, as a table
+        self.refused = ""  # the verdict that was not recorded, and why
 
     @classmethod
     def read(cls) -> SpeedLog:
@@ -55,6 +62,10 @@ class SpeedLog:
         return "Speed log: " + ", ".join(entry["technique"] for entry in self.entries)
 
     def _repr_markdown_(self) -> str:
+        parts = (self.refused, self._table(), self.guesses)
+        return "\n\n".join(part for part in parts if part)
+
+    def _table(self) -> str:
         if not self.entries:
             return "Your speed log is empty: the verdict at the end of each chapter goes in here."
         days = [e["when"].replace("-", "\N{NON-BREAKING HYPHEN}") for e in self.entries]
@@ -67,4 +78,4 @@ class SpeedLog:
             "| --- | --- | --- |",
             *rows,
         ]
-        return "\n".join(table) + (f"\n\n{self.guesses}" if self.guesses else "")
+        return "\n".join(table)

@@ -1,0 +1,74 @@
+"""How much of the machine other programs use while something is measured.
+
+A pair's ratio bears a load that both programs meet alike. A verdict about cores does not: where two
+ranks have one core between them, the second gains nothing. So what was measured beside others is
+marked, and not written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from time import monotonic
+
+import joblib
+import psutil
+
+BUSY = 0.25  # of the machine's cores: as much of a core of two as halves the speed of one program
+LEAST_SECONDS = 0.5  # the system counts in hundredths of a second
+_worst = 0.0
+
+
+class Load:
+    """From when it is made: ``others`` is the share of all cores, 0…1, that other programs took."""
+
+    def __init__(self) -> None:
+        self._start, self._used = monotonic(), _used()
+
+    @property
+    def others(self) -> float:
+        """0 where it cannot be known: too soon to tell, or a container that has a part of a machine
+        and sees the use of all of it.
+        """
+        seconds = monotonic() - self._start
+        cores = psutil.cpu_count() or 1
+        if seconds < LEAST_SECONDS or joblib.cpu_count() < cores:
+            return 0.0
+        by_all, by_us = (now - then for now, then in zip(_used(), self._used, strict=True))
+        return min(1.0, max(0.0, (by_all - by_us) / (seconds * cores)))
+
+
+@contextlib.contextmanager
+def under_watch() -> Generator[Load]:
+    """Remember how busy the machine was meanwhile, for ``busiest``."""
+    global _worst
+    load = Load()
+    yield load
+    _worst = max(_worst, load.others)
+
+
+def busiest() -> float:
+    """The largest share that others took during a measurement since this was last asked."""
+    global _worst
+    worst, _worst = _worst, 0.0
+    return worst
+
+
+def busy_words(others: float) -> str:
+    return f"other programs used {100 * others:.0f} % of the machine meanwhile"
+
+
+def _used() -> tuple[float, float]:
+    """Seconds of CPU since the system started: of all programs, and of this one with all that it
+    has started, ended ones too.
+    """
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # guest time is counted in user time already
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    ours = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            ours += sum(process.cpu_times()[:4])
+    return sum(times) - idle - guests, ours

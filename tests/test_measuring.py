@@ -241,7 +241,7 @@ BUSY_LOOP = [sys.executable, "-c", "while True: sum(range(10_000))"]
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_what_others_take_of_the_machine_is_told_from_what_we_take(is_ours):
-    """A loop that one of our processes runs is ours; one whose parent is gone is somebody else's."""
+    """A loop that one of our processes runs is ours; one without a parent is somebody else's."""
     code = f"import subprocess; loop = subprocess.Popen({BUSY_LOOP}); print(loop.pid, flush=True)"
     code += "; loop.wait()" if is_ours else ""
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -1,11 +1,16 @@
 """Ranks start, stream, fail by name, and leave nothing behind."""
 
 import contextlib
+import importlib
+import inspect
 import io
 import linecache
 import os
+import pickle
+import pkgutil
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +24,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import accel_lab
 from accel_lab.workbench.loop import train
-from accel_lab.workbench.ranks.launch import RankFailed, failure_of, launch
+from accel_lab.workbench.ranks.launch import RankFailed, _loopback, failure_of, launch
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.ranks.world import RankKnobs, launch_steps
 from accel_lab.workbench.step import Step
@@ -245,6 +251,114 @@ def test_a_script_needs_no_guard(tmp_path):
         [sys.executable, script], capture_output=True, text=True, timeout=60, env=our_environment()
     )
     assert (ran.stdout.count("once"), ran.stderr) == (2, "")
+
+
+ADD_UP = """
+import torch, torch.distributed as dist, multiprocessing, sys, time
+from accel_lab.workbench.ranks.launch import launch
+def add_up(updates):
+    for _ in range(updates):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        time.sleep(0.05)
+    return total.item()
+def launched(updates):
+    return sorted(launch(add_up, 2, updates, timeout=10.0))
+"""
+
+
+def script(*lines, **environment):
+    """A process of its own that can launch ``add_up``, as leader of a group."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join([ADD_UP, *lines])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**our_environment(), **environment},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["a space, 100 %20 and ü", "long" * 30])
+def test_any_temporary_folder_will_do(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    out, errors = script("print(launched(1))", TMPDIR=str(folder)).communicate(timeout=60)
+    assert (out, errors) == ("[(0, 2.0), (1, 2.0)]\n", "")
+    assert not list(folder.glob("ranks-*"))
+
+
+@linux
+@pytest.mark.parametrize("moment", [0.1, 1.0])
+def test_ranks_do_not_hear_an_interrupt_that_their_caller_takes_lightly(moment):
+    """As an idle kernel does, while its panel starts in a thread."""
+    lightly = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
+    caller = script(lightly, "print('starting', flush=True)", "print(launched(20))")
+    caller.stdout.readline()
+    time.sleep(moment)
+    os.killpg(caller.pid, signal.SIGINT)
+    assert caller.communicate(timeout=60) == ("[(0, 2.0), (1, 2.0)]\n", "")
+
+
+@linux
+def test_a_daemon_can_launch_whether_its_parent_has_or_not(tmp_path):
+    """As a worker of a pool, or of dask."""
+    path = tmp_path / "pool.py"
+    pools = """
+if __name__ == "__main__":
+    for way in ("fork", "spawn"):
+        with multiprocessing.get_context(way).Pool(1) as pool:
+            print(pool.map(launched, [1]), launched(1))
+"""
+    path.write_text(ADD_UP + pools)
+    ran = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=90, env=our_environment()
+    )
+    assert (ran.stdout, ran.stderr) == ("[[(0, 2.0), (1, 2.0)]] [(0, 2.0), (1, 2.0)]\n" * 2, "")
+
+
+def test_a_loopback_that_is_down_is_told_in_one_line(monkeypatch):
+    def down(*_):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(socket, "create_server", down)
+    with pytest.raises(OSError, match=r"no usable network interface.* GLOO_SOCKET_IFNAME") as told:
+        list(launch(sums, 2, 1))
+    assert "\n" not in str(told.value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the user knows better
+    assert len(list(launch(sums, 2, 1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [(["lo", "eth0"], "lo"), (["en0", "lo0"], "lo0"), (["ethernet_0", "loopback_0"], None)],
+)
+def test_an_interface_is_named_only_where_it_exists(there, chosen, monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(there, 1)))
+    assert _loopback() == chosen
+
+
+def exceptions_of_ours():
+    names = [module.name for module in pkgutil.walk_packages(accel_lab.__path__, "accel_lab.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    classes = {c for module in modules for c in vars(module).values() if inspect.isclass(c)}
+    ours = [c for c in classes if issubclass(c, Exception) and c.__module__ in names]
+    return sorted(ours, key=lambda c: c.__name__)
+
+
+def test_every_exception_of_ours_survives_pickling():
+    """Pool.map waits for ever for one that does not."""
+    found = exceptions_of_ours()
+    assert {"KnobError", "RankFailed", "RanksDiffer"} <= {c.__name__ for c in found}
+    for exception in found:
+        wanted = inspect.signature(exception.__init__).parameters.values()
+        named = [p.name for p in wanted if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+        original = exception(*(named or ["one line"]))
+        copied = pickle.loads(pickle.dumps(original))
+        assert type(copied) is exception
+        assert (str(copied), vars(copied)) == (str(original), vars(original))
 
 
 def our_environment():

@@ -25,6 +25,9 @@ class KnobError(ValueError):
         super().__init__(f"{knob}: {reason}" if knob else reason)
         self.knob, self.reason = knob, reason
 
+    def __reduce__(self):
+        return type(self), (self.knob, self.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Dial:

@@ -6,9 +6,9 @@ multiprocessing leaves.
 """
 
 import atexit
-import shutil
+import contextlib
+import os
 from multiprocessing.forkserver import _forkserver
-from pathlib import Path
 
 import cloudpickle  # noqa: F401
 import numpy  # noqa: F401
@@ -21,4 +21,6 @@ import torch.optim  # noqa: F401
 @atexit.register
 def remove_socket() -> None:
     if address := _forkserver._forkserver_address:  # ty: ignore[missing-attribute]
-        shutil.rmtree(Path(address).parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # gone; or the folder of another process's socket too
+            os.unlink(address)
+            os.rmdir(os.path.dirname(address))

@@ -21,6 +21,9 @@ Four traps, and what is done about them here:
   seconds, and those that did not come are asked where they stand.
 - A caller that is killed cleans nothing up. Here every rank holds a line to its caller and dies
   with it.
+
+A notebook's ■ or Ctrl-C is for the caller alone: ranks, and the fork server while it imports torch,
+do not hear it. A caller may itself be a daemon, such as a worker of a pool or of dask.
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from multiprocessing import spawn
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -52,6 +56,7 @@ from accel_lab.workbench.ranks import rank as rank_side
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.ranks.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
 IMPORTING = 60.0  # seconds: how long a rank may take to load what its worker needs
+SOCKET_PATH = 70  # bytes of a temporary folder that leave room for the name of a socket in it
 _starting = threading.Lock()
 
 
@@ -72,6 +77,9 @@ class RankFailed(RuntimeError):
     ):
         super().__init__(message)
         self.rank, self.how, self.cause = rank, how, cause
+
+    def __reduce__(self):
+        return type(self), (self.rank, self.how, str(self), self.cause)
 
     @property
     def headline(self) -> str:
@@ -96,8 +104,8 @@ def launch(
     the rank's number. Like any generator, the ranks stand still while nobody asks for more.
 
     Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield
-    equally often; closing the iterator on rank 0 ends it on all. Raises RankFailed, and whatever
-    pickling the worker raises.
+    equally often; closing the iterator on rank 0 ends it on all. Raises RankFailed, OSError where
+    there is no network between processes, and whatever pickling the worker raises.
     """
     if under_torchrun():
         yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
@@ -108,6 +116,8 @@ def launch(
         task = rank_side.Task(
             worker, args, world_size, str(ranks.directory), timeout, threads, resolved
         )
+        if backend and (interface := _loopback()):
+            task.environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         ranks.start(task)
         yield from ranks.stream()
     finally:
@@ -191,6 +201,8 @@ class _Ranks:
         return (max(self.timeout, IMPORTING) if self.importing else self.timeout) + GATHERING
 
     def start(self, task: rank_side.Task) -> None:
+        if main := sys.modules.get("__mp_main__"):  # this process is itself multiprocessing's
+            cloudpickle.register_pickle_by_value(main)
         # sent as arguments, each rank would keep the bytes
         rank_side.task_in(self.directory).write_bytes(cloudpickle.dumps(task))
         context = _context()
@@ -205,7 +217,7 @@ class _Ranks:
                 name=f"rank {rank}",
             )
             process.daemon = True
-            with _starting, _main_left_alone():
+            with _starting, _undisturbed():
                 process.start()
             self.processes.append(process)
             answering.close()
@@ -398,15 +410,58 @@ def _context() -> Any:
     return context
 
 
-@contextlib.contextmanager
-def _main_left_alone() -> Generator[None]:
-    """A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it
-    would run a script again.
+def _loopback() -> str | None:
+    """The interface on which ranks of one machine meet; None where gloo has to look for itself:
+    Windows has no name for it, and the environment may name another one.
     """
+    names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
+    if not names or "GLOO_SOCKET_IFNAME" in os.environ:
+        return None
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=1),
+        ):
+            return names.pop()
+    except OSError as error:
+        raise OSError(
+            f"no usable network interface: 127.0.0.1, where ranks meet, does not answer ({error}); "
+            "bring it up (ip link set lo up), or name another one in GLOO_SOCKET_IFNAME"
+        ) from error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Generator[None]:
+    """Start a process whatever this one is: a script, a daemon, or one that is interrupted now."""
     usual = spawn.get_preparation_data
+    config = multiprocessing.current_process()._config  # ty: ignore[missing-attribute]
 
     def without_main(name: str) -> dict[str, Any]:
+        # A rank needs nothing of ``__main__``, cloudpickle sends along what it uses: importing it
+        # would run a script again.
         return {key: value for key, value in usual(name).items() if not key.startswith("init_main")}
 
-    with mock.patch.object(spawn, "get_preparation_data", without_main):
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(mock.patch.object(spawn, "get_preparation_data", without_main))
+        # A daemon may start no others, lest they outlive it; ranks do not.
+        undo.callback(config.__setitem__, "daemon", config.get("daemon"))
+        config["daemon"] = False
+        if len(os.fsencode(tempfile.gettempdir())) > SOCKET_PATH:
+            undo.enter_context(mock.patch.object(tempfile, "tempdir", "/tmp"))
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # it would let SIGINT through again
+            # inherited by what is started, which cannot look after itself yet
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         yield
+
+
+def _forget_the_fork_server() -> None:
+    """A forked process is no parent of its parent's server, and may not wait for it."""
+    forkserver._forkserver = forkserver.ForkServer()
+    for function in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+        setattr(forkserver, function, getattr(forkserver._forkserver, function))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_fork_server)

@@ -155,6 +155,8 @@ def _hang_on(directory: str) -> None:
     with contextlib.suppress(AttributeError, OSError):  # Windows has no sessions
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # what the worker starts need not be deaf to it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
@@ -242,16 +244,10 @@ def _join_local(task: Task, rank: int) -> None:
     """Find the others through a file in a directory that is fresh for each launch: a port could
     clash, an old file hangs.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    store = (Path(task.directory) / "store").as_uri()
-    _join(
-        task.backend or "gloo",
-        rank,
-        task.timeout,
-        init_method=store,
-        rank=rank,
-        world_size=task.world_size,
-    )
+    # not as a URL, in which a folder with a space or % in its name would be another one
+    store = dist.FileStore(str(Path(task.directory) / "store"), task.world_size)
+    where = {"store": store, "rank": rank, "world_size": task.world_size}
+    _join(task.backend or "gloo", rank, task.timeout, **where)
 
 
 def join(timeout: float, threads: int, backend: str) -> None:

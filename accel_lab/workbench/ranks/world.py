@@ -11,6 +11,7 @@ from typing import Any
 from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.ranks.checkpoint import NotACheckpoint
 from accel_lab.workbench.ranks.launch import RankFailed, launch, under_torchrun
 from accel_lab.workbench.step import Span, Step
 
@@ -49,8 +50,8 @@ def launch_steps(
     in_step: ranks update together, and their Steps of one index are made one by ``merge``
     (``side_by_side`` unless given). Without it (asynchronous workers) each rank's Step is passed on
     as it comes, numbered anew in order of arrival, with ``rank`` among its metrics.
-    Raises RankFailed; and NonFiniteLoss as it is, wherever it happened: it is the run that failed,
-    not a rank.
+    Raises RankFailed; and NonFiniteLoss and NotACheckpoint as they are, wherever that happened: it
+    is the run that failed, not a rank.
     """
     pick_device(knobs.device)
     world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else knobs.ranks
@@ -62,7 +63,7 @@ def launch_steps(
             else:
                 yield from _as_they_come(stream)
     except RankFailed as failed:
-        if isinstance(failed.cause, NonFiniteLoss):
+        if isinstance(failed.cause, NonFiniteLoss | NotACheckpoint):
             raise failed.cause from failed
         raise
 

@@ -9,8 +9,9 @@ rank makes the same update: weights that start equal stay equal, and equal those
 takes the whole batch.
 
 The ring all-reduce has two halves. *Reduce-scatter*: after world − 1 turns, each rank holds the
-complete sum of one chunk. *All-gather*: in world − 1 more turns, the complete chunks go round. Each
-rank sends 2(p−1)/p · b bytes of a gradient of b bytes over p ranks, the least possible.
+complete sum of one chunk. *All-gather*: in world − 1 more turns, the complete chunks go round. Of a
+gradient of b bytes, p ranks that send to one another must send 2(p−1) · b together. The ring deals
+that out evenly, 2(p−1)/p · b to each. In memory that all can read, each writes b and that is all.
 
 Backward computes the last layer's gradients first, so sending can start while it still runs:
 gradients are collected in *buckets*, each sent as soon as it is full. Where ranks have no idle
@@ -36,12 +37,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from accel_lab.workbench.ranks.rank import RanksDiffer, gather
 from accel_lab.workbench.ranks.wires import Wire, bytes_on_the_ring, wire_for
 from accel_lab.workbench.spans import SpanRecorder
 
 Parameters = dict[str, nn.Parameter]  # those that get a gradient, by name; a tied one is in it once
+_hooks = WeakIdKeyDictionary()  # parameter → the hook of the one Buckets that averages it
 
 # ---- the collective: ring all-reduce ----
 
@@ -149,6 +152,8 @@ class Buckets:
 
     ``share``, this rank's part of the batch: set it before backward where it is not 1/world.
     ``bytes_sent`` and ``seconds_waited`` count from the start.
+    Buckets made later for the same parameters take them over. A sparse gradient travels whole, and
+    is sparse again afterwards; of ``create_graph``, no graph is left.
     Raises UnusedParameters, from ``backward``, when a parameter got no gradient.
     """
 
@@ -164,7 +169,8 @@ class Buckets:
         self.bytes_sent, self.seconds_waited = 0, 0.0
         self.buckets: list[Bucket] = []
         self._syncs, self._pass = True, None
-        self._home: dict[nn.Parameter, tuple[Tensor, slice, list[Bucket]]] = {}
+        self._wires: list[Wire] = []
+        self._home: dict[nn.Parameter, tuple[Tensor, Wire, slice, list[Bucket]]] = {}
         kinds: dict[tuple, list[nn.Parameter]] = {}  # a flat tensor has one dtype and one device
         for parameter in parameters.values():
             kinds.setdefault((str(parameter.dtype), str(parameter.device)), []).append(parameter)
@@ -174,7 +180,9 @@ class Buckets:
             self._pack(alike, wire_for(flat, compress, wire), size)
         if dist.get_world_size() > 1:
             for parameter in parameters.values():
-                parameter.register_post_accumulate_grad_hook(self._has_gradient)
+                if parameter in _hooks:
+                    _hooks[parameter].remove()
+                _hooks[parameter] = parameter.register_post_accumulate_grad_hook(self._has_gradient)
 
     def _pack(self, parameters: list[nn.Parameter], wire: Wire, size: int) -> None:
         """Cut the flat gradient into buckets of one size; a large parameter lies in several."""
@@ -185,10 +193,11 @@ class Buckets:
         for parameter in parameters:
             start, end = end, end + parameter.numel()
             home, touched = wire.flat[start:end], buckets[start // size : (end - 1) // size + 1]
-            self._home[parameter] = home.view_as(parameter), slice(start, end), touched
+            self._home[parameter] = home.view_as(parameter), wire, slice(start, end), touched
             for bucket in touched:
                 bucket.parameters += 1
         self.buckets += buckets
+        self._wires.append(wire)
 
     @contextmanager
     def no_sync(self) -> Generator[None]:
@@ -205,10 +214,9 @@ class Buckets:
             return
         if self._pass != (now := torch._C._current_graph_task_id()):
             self._begin(now)
-        home, place, buckets = self._home[parameter]
-        outgoing = self._outgoing[buckets[0].wire][place].view_as(parameter)
-        torch.mul(parameter.grad, self.share, out=outgoing)
-        parameter.grad = home
+        _, wire, place, buckets = self._home[parameter]
+        outgoing = self._outgoing[wire][place].view_as(parameter)
+        torch.mul(parameter.grad.detach().to_dense(), self.share, out=outgoing)
         self._seen.add(parameter)
         for bucket in buckets:
             bucket.missing -= 1
@@ -217,7 +225,7 @@ class Buckets:
 
     def _begin(self, this_pass: int) -> None:
         self._pass, self._seen, self._unsent = this_pass, set(), list(self.buckets)
-        self._outgoing = {wire: wire.outgoing() for wire in {b.wire: None for b in self.buckets}}
+        self._outgoing = {wire: wire.outgoing() for wire in self._wires}
         for bucket in self.buckets:
             bucket.missing = bucket.parameters
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
@@ -228,7 +236,12 @@ class Buckets:
         self.bytes_sent += bucket.wire.bytes(bucket.piece)
 
     def _finish(self) -> None:
-        """Wait for the messages still under way, at the end of backward."""
+        """Wait for the messages under way, and hand over the averages, at the end of backward."""
+        if torch._C._current_autograd_node() is not None:  # another backward is waiting for this
+            raise RuntimeError(
+                "a backward inside of backward would be averaged by itself: checkpoint with "
+                "use_reentrant=False"
+            )
         if unused := [name for name, p in self.parameters.items() if p not in self._seen]:
             raise UnusedParameters(
                 f"no gradient reached {', '.join(unused)} on rank {dist.get_rank()}: the loss must "
@@ -240,13 +253,19 @@ class Buckets:
             bucket.message.wait()
             self.seconds_waited += time.perf_counter() - start
             bucket.wire.take(bucket.piece)
+        for parameter, (average, *_) in self._home.items():
+            parameter.grad = average.to_sparse(1) if parameter.grad.is_sparse else average
+
+    def __reduce__(self):
+        raise TypeError(f"{type(self).__name__} belongs to its ranks: save the model without it")
 
 
 class DataParallel(Buckets):
     """Adds one line to the plain loop: ``DataParallel(model)``, on every rank, before training.
 
     Ranks start from rank 0's weights and buffers; each backward then leaves the whole batch's
-    gradient. Layers that look across samples, as batch normalization does, see this rank's only.
+    gradient. Batch normalization sees this rank's samples only, and its running averages drift
+    apart, where torch copies rank 0's before each forward: ``broadcast_state`` does so, at the end.
 
     options: see Buckets.
     Raises RanksDiffer when the ranks' models differ.

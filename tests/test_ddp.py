@@ -2,7 +2,10 @@
 
 import copy
 import itertools
+import pickle
 import sys
+import warnings
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from accel_lab import ddp
 from accel_lab.ddp import (
@@ -28,8 +32,9 @@ from accel_lab.ddp import (
 from accel_lab.experiments.ddp import Knobs, run
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.proof import prove, snapshot
+from accel_lab.workbench.ranks.checkpoint import NotACheckpoint
 from accel_lab.workbench.ranks.launch import RankFailed, launch
-from accel_lab.workbench.ranks.rank import RanksDiffer
+from accel_lab.workbench.ranks.rank import RanksDiffer, gather
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
@@ -284,6 +289,203 @@ def test_compression_rounds_but_keeps_ranks_equal(world, wire):
     assert all(torch.equal(results[0][1], gradient) for _, gradient in results[1:])
 
 
+# ---- a table of cases: ours beside torch's ----
+
+
+class Noted(nn.Module):
+    """A layer between two others, and parameters that no two of our cases treat alike."""
+
+    def __init__(self, middle=None, *, dtype=torch.float64, empty=False, reentrant=None):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.middle, self.reentrant = middle or nn.Tanh(), reentrant
+        self.empty = nn.Parameter(torch.zeros(0, 3)) if empty else None
+        self.to(dtype)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = (
+            self.middle(x)
+            if self.reentrant is None
+            else checkpoint(self.middle, x, use_reentrant=self.reentrant)
+        )
+        return self.last(x) + (0 if self.empty is None else self.empty.sum())
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.last = nn.Embedding(9, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.table(x))
+
+
+class TwiceUsed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+def two_dtypes():
+    into, out = Cast(torch.float32), Cast(torch.float64)
+    model = Noted(nn.Sequential(into, nn.Linear(6, 6), out))
+    model.middle.float()
+    return model
+
+
+def frozen():
+    model = Noted(nn.Linear(6, 6))
+    model.middle.requires_grad_(False)
+    return model
+
+
+CASES = {
+    "float64": Noted,
+    "float32": lambda: Noted(dtype=torch.float32),
+    "float16": lambda: Noted(dtype=torch.float16),
+    "bfloat16": lambda: Noted(dtype=torch.bfloat16),
+    "complex": lambda: Noted(dtype=torch.complex128),
+    "two dtypes": two_dtypes,
+    "tied": TwiceUsed,
+    "frozen": frozen,
+    "sparse": Words,
+    "zero-size": lambda: Noted(empty=True),
+    "batch norm": lambda: Noted(nn.BatchNorm1d(6)),
+    "checkpointed": lambda: Noted(nn.Linear(6, 6), reentrant=False),
+    "autocast": lambda: Noted(nn.Linear(6, 6), dtype=torch.float32),
+    "wrapped twice": Noted,
+}
+ROUGH = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def gradients(name, wrap):
+    """Two backward passes of one case on this rank, the second without zeroing: its gradients."""
+    torch.manual_seed(0)
+    model = CASES[name]()
+    forward = wrap(model)
+    rank = dist.get_rank()
+    dtype = next(model.parameters()).dtype
+    x = torch.arange(6) + rank if name == "sparse" else torch.randn(12, 4).to(dtype)[rank::2]
+    for _ in range(2):
+        with torch.autocast("cpu", enabled=name == "autocast"):
+            out = forward(x)
+        out.abs().square().mean().backward()
+    return [p.grad.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def ours_beside_torch():
+    """{(case, wire): how far ours is from torch's, relative to that, and what differs otherwise}"""
+    warnings.simplefilter("ignore")  # torch's own, of complex modules and second backward passes
+
+    def ours(model, wire, times):
+        for _ in range(times):
+            DataParallel(model, wire=wire, bucket_mib=1e-4)
+        return model
+
+    found = {}
+    for name in CASES:
+        truth = gradients(name, DistributedDataParallel)
+        for wire in ("auto", "network"):
+            times = 1 + (name == "wrapped twice")
+            mine = gradients(name, partial(ours, wire=wire, times=times))
+            pairs = [(a.to_dense(), b.to_dense()) for a, b in zip(mine, truth, strict=True)]
+            off = [((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if b.numel()]
+            kinds = [[(t.layout, t.dtype, t.shape) for t in way] for way in (mine, truth)]
+            found[name, wire] = max(off), kinds[0] == kinds[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def beside_torch():
+    return list(launch(ours_beside_torch, 2))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("wire", ["auto", "network"])
+@pytest.mark.parametrize("name", CASES)
+def test_ours_equals_torch_s(beside_torch, name, wire):
+    dtypes = {p.dtype for p in CASES[name]().parameters()}
+    for _, found in beside_torch:
+        off, alike = found[name, wire]
+        assert alike
+        assert off <= max(ROUGH.get(dtype, 1e-12) for dtype in dtypes)
+
+
+def told(act):
+    try:
+        act()
+    except Exception as error:
+        return str(error)
+
+
+def awkward_uses():
+    """What each says on this rank, by name."""
+    rank, said = dist.get_rank(), {}
+    plain = nn.Linear(3, 2)
+    parallel = DataParallel(plain)
+    seen = []
+    plain.bias.register_post_accumulate_grad_hook(lambda bias: seen.append(bias.grad.tolist()))
+    (plain(torch.ones(1, 3)).sum() * (1 + rank)).backward()
+    said["a hook added later"] = list(seen)
+    said["pickled"] = told(lambda: pickle.dumps(parallel))
+    said["the model, pickled"] = len(pickle.loads(pickle.dumps(plain)).state_dict())
+
+    plain.zero_grad()
+    (plain(torch.ones(1, 3)).square().sum() * (1 + rank)).backward(create_graph=True)
+    once = 2 * plain(torch.ones(1, 3))[0].detach()  # torch's default cannot do it at all
+    said["create_graph"] = torch.allclose(plain.bias.grad, 1.5 * once), plain.bias.grad.grad_fn
+
+    again = Noted(nn.Linear(6, 6), reentrant=True)
+    DataParallel(again)
+    said["reentrant"] = told(again(torch.ones(2, 4).double()).sum().backward)
+
+    normed = nn.BatchNorm1d(3)
+    DataParallel(normed)
+    normed(torch.randn(4, 3, generator=torch.Generator().manual_seed(rank))).sum().backward()
+    apart = gather(normed.running_mean.tolist())
+    ddp.broadcast_state(normed)
+    together = gather(normed.running_mean.tolist())
+    said["batch norm"] = apart[0] != apart[1], together[0] == together[1]
+    return said
+
+
+def test_awkward_uses():
+    for rank, said in launch(awkward_uses, 2):
+        assert said == {
+            "a hook added later": [[1.0 + rank] * 2],  # this rank's own gradient, as torch's
+            "pickled": "DataParallel belongs to its ranks: save the model without it",
+            "the model, pickled": 2,
+            "create_graph": (True, None),
+            "reentrant": "a backward inside of backward would be averaged by itself: "
+            "checkpoint with use_reentrant=False",
+            "batch norm": (True, True),
+        }
+
+
+def test_complex_gradients_are_not_compressed():
+    def halved():
+        warnings.simplefilter("ignore")
+        model = nn.Linear(4, 3, dtype=torch.complex64)
+        parallel = DataParallel(model, compress=True, wire="network")
+        model(torch.ones(1, 4, dtype=torch.complex64)).abs().sum().backward()
+        return parallel.bytes_sent
+
+    assert {sent for _, sent in launch(halved, 2)} == {15 * 8}
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -441,3 +643,25 @@ def test_ranks_of_one_machine_share_memory():
         ]
 
     assert {tuple(names) for _, names in launch(wires, 2)} == {("SharedMemory", "Network")}
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(tmp_path):
+    foreign, garbage, ours = (tmp_path / name for name in ("foreign.pt", "garbage.pt", "ours.pt"))
+    torch.save(nn.Linear(2, 2).state_dict(), foreign)
+    garbage.write_text("hello")
+    some_steps(2, checkpoint=str(ours), checkpoint_every=1)
+    for path, why in (
+        (foreign, "which holds"),
+        (garbage, "no checkpoint"),
+        (ours, "size mismatch"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(NotACheckpoint, match=why) as told:
+            list(
+                itertools.islice(run(Knobs(width=16, checkpoint=str(path), checkpoint_every=1)), 3)
+            )
+        assert str(told.value).startswith(f"{path}: ")
+        assert "\n" not in str(told.value)
+        assert path.read_bytes() == before
+    with pytest.raises(NotACheckpoint, match="there is no folder"):
+        some_steps(1, checkpoint=str(tmp_path / "nowhere" / "run.pt"))

@@ -18,8 +18,9 @@ from accel_lab.workbench.ranks.rank import shared_between_ranks
 
 
 def bytes_on_the_ring(tensor: Tensor, world: int | None = None) -> int:
-    """What each rank sends in an all-reduce of this tensor by a ring, the least possible. world:
-    ranks, by default those there are.
+    """What each rank sends in an all-reduce of this tensor by a ring: an even part of the least
+    that ranks which send to one another can send together. world: ranks, by default those there
+    are.
     """
     world = world or dist.get_world_size()
     return 2 * (world - 1) * tensor.nbytes // world
@@ -30,8 +31,8 @@ class Network:
     their averages go.
     """
 
-    def __init__(self, flat: Tensor, compress: bool):
-        self.flat, self._out = flat, flat.bfloat16() if compress else flat
+    def __init__(self, flat: Tensor, dtype: torch.dtype):
+        self.flat, self._out = flat, flat.to(dtype)  # the same tensor, unless compressed
 
     def outgoing(self) -> Tensor:
         """[n], where this rank's share is to be written in this step."""
@@ -83,10 +84,10 @@ Wire = Network | SharedMemory
 
 def wire_for(flat: Tensor, compress: bool, wire: str) -> Network | SharedMemory:
     """``auto`` takes shared memory where the ranks have it: on one Linux machine, for what is
-    computed on the CPU.
+    computed on the CPU. compress: send real numbers as bfloat16; there is no complex one.
     """
-    if wire == "auto" and flat.device.type == "cpu" and dist.get_world_size() > 1:
-        dtype = torch.bfloat16 if compress else flat.dtype
-        if all(pages := [shared_between_ranks(len(flat), dtype) for _ in range(2)]):
-            return SharedMemory(flat, pages)
-    return Network(flat, compress)
+    dtype = torch.bfloat16 if compress and flat.is_floating_point() else flat.dtype
+    may_share = wire == "auto" and flat.device.type == "cpu" and dist.get_world_size() > 1
+    if may_share and all(pages := [shared_between_ranks(len(flat), dtype) for _ in range(2)]):
+        return SharedMemory(flat, pages)
+    return Network(flat, dtype)

@@ -58,7 +58,7 @@ def time_all(micro_batches: int, rounds: int) -> dict[str, list[float]]:
 def _ours(
     schedule: str, layers: nn.Module, x: torch.Tensor, y: torch.Tensor, m: int
 ) -> Callable[[], None]:
-    stage = Stage(layers, x, lambda out, y: cross_entropy(out, y, reduction="sum"))
+    stage = Stage(layers, lambda out, y: cross_entropy(out, y, reduction="sum"))
     actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), m)
 
     def step() -> None:

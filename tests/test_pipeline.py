@@ -1,8 +1,10 @@
 """Ours = one process with the whole batch = torch.distributed.pipelining, after every step."""
 
-import copy
 import itertools
+import random
 import sys
+import warnings
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.functional import mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from accel_lab.experiments import pipeline as experiment
 from accel_lab.experiments.pipeline import Knobs, run
@@ -80,7 +83,7 @@ def one_process(frozen):
 
 
 def summed_loss(out, y):
-    return (out - y).square().sum() / y.shape[1]
+    return (out - y).square().sum()
 
 
 def cut(model):
@@ -92,7 +95,7 @@ PIECES = {"even": (4, 4, 4, 1), "one": (13,), "two": (6, 7), "single samples": (
 
 def train_ours(schedule, pieces, frozen):
     layers = cut(seeded(frozen))
-    stage, optimizer = Stage(layers, batches(1)[0][0], summed_loss), optimizer_of(layers)
+    stage, optimizer = Stage(layers, summed_loss), optimizer_of(layers)
     actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), len(pieces))
     for x, y in batches():
         optimizer.zero_grad()
@@ -147,7 +150,7 @@ def train_torchs(schedule):
 
 def train_ours_beside_torch(schedule):
     layers = cut(seeded())
-    stage, optimizer = Stage(layers, batches(1)[0][0], summed_loss), optimizer_of(layers)
+    stage, optimizer = Stage(layers, summed_loss), optimizer_of(layers)
     actions = SCHEDULES[schedule](dist.get_rank(), dist.get_world_size(), 4)
     for x, y in batches():
         optimizer.zero_grad()
@@ -245,6 +248,35 @@ def test_balanced_minds_the_costliest_stage_then_the_next():
         balanced([1, 1], 3)
 
 
+def slowly_balanced(costs, stages):
+    """Of all cuts, the first whose costs, the dearest first, are the least."""
+    cuts = (
+        (0, *inner, len(costs))
+        for inner in itertools.combinations(range(1, len(costs)), stages - 1)
+    )
+    best = min(
+        cuts,
+        key=lambda cut: sorted((sum(costs[a:b]) for a, b in itertools.pairwise(cut)), reverse=True),
+    )
+    return [range(a, b) for a, b in itertools.pairwise(best)]
+
+
+def test_balanced_is_what_trying_all_cuts_finds():
+    rng = random.Random(0)
+    for _ in range(300):
+        costs = [rng.choice([0, 0.1, 1, 1, 2, 3, rng.random()]) for _ in range(rng.randint(1, 9))]
+        for stages in range(1, len(costs) + 1):
+            assert balanced(costs, stages) == slowly_balanced(costs, stages), (costs, stages)
+    with pytest.raises(ValueError, match="2 layers do not fill 0 stages"):
+        balanced([1, 1], 0)
+
+
+def test_balanced_does_not_try_all_cuts():
+    """There are 10¹⁴ of them here."""
+    costs = [1 + layer % 3 for layer in range(96)]
+    assert max(sum(costs[layer] for layer in run) for run in balanced(costs, 12)) == 17
+
+
 def test_layers_are_timed_without_a_trace():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2000), nn.ReLU(), nn.Linear(2000, 2))
     seconds = layer_seconds(model, torch.randn(64, 4, 4))
@@ -264,26 +296,264 @@ def test_a_parameter_tied_across_stages_is_refused():
 
 def test_stages_that_do_not_fit_are_refused_before_anything_is_sent():
     def misfit():
-        Stage(nn.Sequential(nn.Linear(3 + dist.get_rank(), 3)), torch.zeros(4, 3), summed_loss)
+        stage = Stage(nn.Sequential(nn.Linear(3 + dist.get_rank(), 3)), summed_loss)
+        stage.step(gpipe(0, 1, 1), [torch.zeros(4, 3)], [torch.zeros(4, 3)])
 
     with pytest.raises(
-        RankFailed, match=r"rank 0 sends \[3\] per sample, which does not fit the layers of rank 1"
+        RankFailed,
+        match=r"rank 0 sends \[3\] per sample, torch.float32, which does not fit the layers of",
     ) as failed:
         list(launch(misfit, 2))
     assert isinstance(failed.value.cause, RanksDiffer)
     assert failed.value.rank == 1
 
 
-def test_asking_for_shapes_leaves_batch_norm_alone():
-    def statistics():
-        layers = nn.Sequential(nn.BatchNorm1d(3))
-        before = copy.deepcopy(layers.state_dict())
-        Stage(layers, torch.randn(4, 3), summed_loss)
-        return all(
-            torch.equal(before[name], tensor) for name, tensor in layers.state_dict().items()
-        )
+# ---- a table of cases: ours beside torch's ----
 
-    assert list(launch(statistics, 1)) == [(0, True)]
+
+class Returns(nn.Module):
+    """Gives what a function makes of its input, as layers of all kinds may."""
+
+    def __init__(self, layer, function=lambda layer, x: layer(x)):
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+
+def through_checkpoint(reentrant):
+    return Returns(nn.Linear(6, 6), lambda layer, x: checkpoint(layer, x, use_reentrant=reentrant))
+
+
+def tied():
+    layer = nn.Linear(6, 6)
+    return [nn.Sequential(layer, nn.Tanh(), layer), nn.Linear(6, 3)]
+
+
+CASES = {
+    "float64": lambda: [nn.Linear(6, 6), nn.Linear(6, 3)],
+    "float32": lambda: [nn.Linear(6, 6), nn.Linear(6, 3)],
+    "bfloat16": lambda: [nn.Linear(6, 6), nn.Linear(6, 3)],
+    "autocast": lambda: [nn.Linear(6, 6), nn.Linear(6, 3)],
+    "tied in a stage": tied,
+    "frozen": lambda: [nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)],
+    "sparse": lambda: [nn.Embedding(9, 6, sparse=True), nn.Linear(6, 3)],
+    "zero-size": lambda: [
+        Returns(nn.Linear(6, 6), lambda layer, x: layer(x)[:, :0]),
+        Returns(nn.Linear(6, 3), lambda layer, x: layer(x.new_zeros(len(x), 6)) + x.sum()),
+    ],
+    "batch norm": lambda: [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), nn.Linear(6, 3)],
+    "dropout": lambda: [nn.Dropout(0.5), nn.Linear(6, 3)],
+    "a tensor made in forward": lambda: [
+        Returns(nn.Linear(6, 6), lambda layer, x: layer(x + torch.ones(6))),
+        Returns(nn.Linear(6, 3), lambda layer, x: layer(x * torch.ones(6))),
+    ],
+    "checkpointed": lambda: [through_checkpoint(False), nn.Linear(6, 3)],
+    "checkpointed, reentrant": lambda: [
+        nn.Sequential(nn.Linear(6, 6), through_checkpoint(True)),
+        nn.Linear(6, 3),
+    ],
+    "tokens": lambda: [nn.Embedding(9, 6), nn.Linear(6, 5)],
+}
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.02, "autocast": 0.02}
+
+
+def material(name):
+    """The two stages' layers, a batch of 8, and its targets and losses: summed, and the mean."""
+    torch.manual_seed(0)
+    stages, (x, y) = CASES[name](), (torch.randn(8, 6), torch.randn(8, 3))
+    if name in ("sparse", "tokens"):
+        x = torch.randint(9, (8, 4) if name == "tokens" else (8,))
+    losses = nn.MSELoss(reduction="sum"), nn.MSELoss()
+    if name == "tokens":
+        y = torch.randint(5, (8, 4))
+
+        def tokens(out, y, **kind):
+            return nn.functional.cross_entropy(out.flatten(0, 1), y.flatten(), **kind)
+
+        losses = partial(tokens, reduction="sum"), tokens
+    dtype = {"float32": torch.float32, "autocast": torch.float32, "bfloat16": torch.bfloat16}
+    to = partial(torch.Tensor.to, dtype=dtype.get(name, torch.float64))
+    x, y = (tensor if tensor.dtype == torch.int64 else to(tensor) for tensor in (x, y))
+    return [layers.to(dtype.get(name, torch.float64)) for layers in stages], x, y, losses
+
+
+def one_update(name, way):
+    """(loss, this rank's gradients and buffers) after one step in four micro-batches."""
+    rank = dist.get_rank()
+    stages, x, y, (summed, mean) = material(name)
+    layers = stages[rank]
+    torch.manual_seed(rank)  # for dropout
+    with torch.autocast("cpu", enabled=name == "autocast"):
+        if way == "ours":
+            loss = Stage(layers, summed).step(gpipe(rank, 2, 4), x.chunk(4), y.chunk(4))
+        else:
+            stage = PipelineStage(layers, rank, 2, torch.device("cpu"))
+            losses, stepper = [], ScheduleGPipe(stage, n_microbatches=4, loss_fn=mean)
+            stepper.step(
+                *([] if rank else [x]), **({"target": y, "losses": losses} if rank else {})
+            )
+            loss = torch.stack(losses).double().mean() if rank else torch.zeros(())
+    gradients = [p.grad.to_dense() for p in layers.parameters() if p.grad is not None]
+    return [loss.double(), *gradients]
+
+
+def ours_beside_torch():
+    """{case: the largest difference, relative to what is right}"""
+    warnings.simplefilter("ignore")
+    found = {}
+    for name in CASES:
+        ours, truth = one_update(name, "ours"), one_update(name, "torch")
+        off = [
+            ((a - b).abs().max() / b.abs().max().clamp(min=1e-3)).item()
+            for a, b in zip(ours, truth, strict=True)
+            if b.numel()
+        ]
+        found[name] = max(off)
+    return found
+
+
+@pytest.fixture(scope="module")
+def beside_torch():
+    return dict(launch(ours_beside_torch, 2))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_equals_torch_s_pipeline(beside_torch, name):
+    for rank in (0, 1):
+        assert beside_torch[rank][name] <= TOLERANCES.get(name, 1e-12)
+
+
+# ---- what is refused, in one line ----
+
+
+def refused(layers, *, xs=None, ys=None, actions=None, again=None):
+    """What the step says on this rank, or the next one after something has changed."""
+    x = torch.zeros(8, 6)
+    xs, ys = xs or x.split(2), ys or x.split(2)
+    stage = Stage(layers[dist.get_rank()], summed_loss)
+    if again:
+        stage.step(gpipe(0, 1, 4), xs, ys)
+        again(stage)
+    with torch.autocast("cpu", enabled=again is cast_from_now_on):
+        stage.step(actions or gpipe(0, 1, 4), xs, ys)
+
+
+def two():
+    return [nn.Linear(6, 6), nn.Linear(6, 6)]
+
+
+def cast_from_now_on(stage):
+    pass
+
+
+def other_dtype(stage):
+    stage.layers.double()
+    stage.layers.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+
+
+REFUSED = {
+    "a tuple": (lambda: refused([nn.LSTM(6, 6), *two()]), "the layers of rank 0 return tuple"),
+    "integers": (lambda: refused([Returns(None, lambda _, x: x.long()), *two()]), "torch.int64"),
+    "a first misfit": (
+        lambda: refused([nn.Linear(5, 6), *two()]),
+        r"the batch has \[6\] per sample, torch.float32, which does not fit the layers of rank 0",
+    ),
+    "another dtype afterwards": (
+        lambda: refused(two(), again=other_dtype),
+        r"rank 0 would send \[2, 6\] torch.float64, but its first step agreed on .*float32",
+    ),
+    "autocast afterwards": (lambda: refused(two(), again=cast_from_now_on), "torch.bfloat16"),
+    "other rows": (
+        lambda: refused([Returns(None, lambda _, x: x.repeat(2, 1)), *two()]),
+        r"would send \[4, 6\] .* agreed on \[2, 6\]",
+    ),
+    "too few actions": (
+        lambda: refused(two(), actions=gpipe(0, 1, 2)),
+        "4 xs and 4 ys do not fit 4 actions",
+    ),
+    "too few targets": (lambda: refused(two(), ys=[torch.zeros(2, 6)]), "4 xs and 1 ys"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_travel_is_refused_in_one_line(name):
+    act, why = REFUSED[name]
+    with pytest.raises(RankFailed, match=why) as failed:
+        list(launch(act, 2, timeout=10.0))
+    assert isinstance(failed.value.cause, ValueError)
+    assert "\n" not in str(failed.value.cause)
+
+
+def test_batch_norm_equals_one_process_with_the_same_micro_batches():
+    """torch's counts its look at the shapes as one more of them."""
+
+    def off():
+        warnings.simplefilter("ignore")
+        ours, truth = [], []
+        for found in (ours, truth):
+            stages, x, y, (summed, _) = material("batch norm")
+            if found is ours:
+                layers = stages[dist.get_rank()]
+                Stage(layers, summed).step(gpipe(0, 1, 3), x.split((3, 3, 2)), y.split((3, 3, 2)))
+            else:
+                for x_part, y_part in zip(x.split((3, 3, 2)), y.split((3, 3, 2)), strict=True):
+                    (summed(stages[1](stages[0](x_part)), y_part) / y.numel()).backward()
+                layers = stages[dist.get_rank()]
+            found += [p.grad for p in layers.parameters()] + list(layers.buffers())
+        return max((a - b).abs().max().item() for a, b in zip(ours, truth, strict=True))
+
+    assert all(difference < 1e-15 for _, difference in launch(off, 2))
+
+
+def test_layers_may_keep_what_they_have_computed():
+    """The copy that was asked for shapes keeps it as well: there it has no data."""
+
+    def kept():
+        class Keeps(nn.Module):
+            mask = None
+
+            def forward(self, x):
+                if self.mask is None:
+                    self.mask = torch.full((6,), 2.0)
+                return x * self.mask
+
+        x = torch.ones(4, 6, requires_grad=True)
+        stage = Stage(Keeps(), lambda out, y: out.sum())
+        return stage.step(gpipe(0, 1, 2), x.split(2), x.split(2)).item()
+
+    assert list(launch(kept, 1)) == [(0, 2.0)]
+
+
+def test_padding_is_not_counted_where_one_says_so():
+    def padded():
+        torch.manual_seed(0)
+        layers = nn.Linear(6, 5).double()
+        x, y = torch.randn(4, 6).double(), torch.tensor([1, -100, 2, 3])
+        summed = partial(nn.functional.cross_entropy, reduction="sum")
+        stage = Stage(layers, summed, count=lambda y: (y != -100).sum())
+        loss = stage.step(gpipe(0, 1, 2), x.split(2), y.split(2))
+        return (loss - nn.functional.cross_entropy(layers(x), y)).abs().item()
+
+    [(_, off)] = launch(padded, 1)
+    assert off < 1e-15
+
+
+def test_asking_for_forms_computes_nothing_and_leaves_all_as_it_was():
+    def forms():
+        layers = nn.Sequential(nn.LayerNorm(3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+        with warnings.catch_warnings(record=True, action="always") as said:
+            stage = Stage(layers, summed_loss)
+        before, drawn = snapshot(layers), torch.get_rng_state()
+        stage._agree(torch.randn(4, 3, generator=torch.Generator()))
+        same = all(torch.equal(before[name], t) for name, t in layers.state_dict().items())
+        return same, torch.equal(drawn, torch.get_rng_state()), [str(one.message) for one in said]
+
+    [(_, (same, undrawn, said))] = launch(forms, 1)
+    assert same
+    assert undrawn
+    assert [text.partition(",")[0] for text in said] == ["batch normalization sees micro-batches"]
 
 
 # ---- the experiment ----

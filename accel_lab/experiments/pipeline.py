@@ -145,7 +145,7 @@ def train_this_stage(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
         layers.register_forward_pre_hook(lambda *_: time.sleep(0.01))
     saved.parts["model"] = together = WholeModel(whole, layers)
     spans = RankSpanRecorder(device)
-    stage = Stage(layers, x, _loss(knobs), spans)
+    stage = Stage(layers, _loss(knobs), spans)
     parameters = {"params": list(layers.parameters())}  # a stage may have none
     optimizer = torch.optim.SGD([parameters], lr=knobs.learning_rate)
     actions = _actions(knobs, stage, is_faulty)
@@ -346,7 +346,7 @@ def waiting_stages(
 
 def _wait_in_line(schedule: str, counts: Sequence[int], updates: int) -> Iterator[list[Span]]:
     x, spans = torch.zeros(max(counts), 1, requires_grad=True), RankSpanRecorder()
-    stage = Stage(nn.Sequential(Waits()), x, lambda out, y: out.sum(), spans)
+    stage = Stage(Waits(), lambda out, y: out.sum(), spans)
     for m in counts:
         actions = SCHEDULES[schedule](stage.rank, stage.world, m)
         for _ in range(updates):
@@ -392,7 +392,7 @@ def _stage_alone(
     x, y = next(digits.batches(knobs.batch_size, knobs.seed))
     whole = deep_mlp(x[0].numel(), *[knobs.width] * (knobs.depth - 1), digits.classes)
     layers = stage_of(whole, _layers_of_this_rank(whole, x, unbalanced=False))
-    return whole, Stage(layers, x, _loss(knobs)), x, y
+    return whole, Stage(layers, _loss(knobs)), x, y
 
 
 # ---- a pipeline against one process, on the same ranks ----

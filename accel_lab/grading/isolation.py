@@ -97,10 +97,13 @@ def command(
             "writable": [str(scratch), "/dev/null"],
         }
     own_namespaces = isolation.name == "bubblewrap"
+    home = str(scratch)
+    if own_namespaces:
+        home = inside["scratch"] = _scratch_of_each(_readable())
     environment = {
         "PATH": "/usr/bin:/bin",
-        "HOME": "/tmp" if own_namespaces else str(scratch),
-        "TMPDIR": "/tmp" if own_namespaces else str(scratch),
+        "HOME": home,
+        "TMPDIR": home,
         "LANG": "C.UTF-8",
         "PYTHONPATH": "/sandbox" if own_namespaces else str(INSIDE.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -150,12 +153,15 @@ def _bubblewrap() -> list[str]:
         line += ["--cap-add", f"CAP_{capability}"]
     line += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     bound = _readable()
+    scratch = _scratch_of_each(bound)
     for path in bound:
         for parent in reversed(Path(path).parents[:-1]):
             line += ["--dir", str(parent)]  # bubblewrap would make them, and for its own user alone
         line += ["--ro-bind", path, path]
     if any(PACKAGE.is_relative_to(path) for path in bound):
         line += ["--tmpfs", str(PACKAGE)]  # the references are no learner's to import
+    if scratch != "/tmp":
+        line += ["--remount-ro", "/tmp", "--tmpfs", scratch]
     line += [
         "--dir",
         "/sandbox",
@@ -165,10 +171,15 @@ def _bubblewrap() -> list[str]:
         "--remount-ro",
         "/",
         "--chdir",
-        "/tmp",
+        scratch,
         "--",
     ]
     return line
+
+
+def _scratch_of_each(readable: list[str]) -> str:
+    """The folder over which each sandbox has one of its own: not one that holds what it reads."""
+    return "/scratch" if any(Path(path).is_relative_to("/tmp") for path in readable) else "/tmp"
 
 
 def _readable() -> list[str]:

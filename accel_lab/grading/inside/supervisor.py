@@ -131,12 +131,12 @@ def _enclose(isolation: str, limits: dict, user: int) -> None:
         unshare(NEW_MOUNTS | NEW_NETWORK | NEW_IPC | NEW_HOSTNAME)
         _mount(b"", b"/", b"", PRIVATE | RECURSIVE, b"")
         _mount(b"proc", b"/proc", b"proc", NO_SUID | NO_DEVICES | NO_EXEC, b"")
-        for folder in (b"/tmp", b"/dev/shm"):
+        for folder in (limits["scratch"].encode(), b"/dev/shm"):
             size = b"mode=1777,size=%d,nr_inodes=%d" % (limits["folder bytes"], limits["files"])
             _mount(b"tmpfs", folder, b"tmpfs", NO_SUID | NO_DEVICES, size)
         # terminals are another way to meet
         _mount(b"tmpfs", b"/dev/pts", b"tmpfs", NO_SUID | NO_DEVICES, b"mode=0,size=4096")
-        os.chdir("/tmp")
+        os.chdir(limits["scratch"])
     limits = {**limits, "address space": limits["address space"] + answer.status("VmSize")}
     for name, which in RESOURCES.items():
         resource.setrlimit(which, (limits[name],) * 2)

@@ -42,7 +42,7 @@ class Totals:
     counts: tuple[int, ...]
     sums: tuple[int, ...]
     squares: tuple[int, ...]
-    low: Tensor  # [channels], float64, as are all tensors here
+    low: Tensor  # [channels], float64 on the CPU, as are all tensors here, wherever the data is
     high: Tensor
     integers: ClassVar[bool] = True
 
@@ -52,7 +52,7 @@ class Totals:
         x = _channels_first(block).double()
         counts = (x.shape[1],) * len(x)
         sums, squares = (tuple(map(int, part.tolist())) for part in (x.sum(1), x.square().sum(1)))
-        return cls(counts, sums, squares, x.amin(1), x.amax(1))
+        return cls(counts, sums, squares, x.amin(1).cpu(), x.amax(1).cpu())
 
     def __add__(self, other: Totals) -> Totals:
         counts, sums, squares = (
@@ -98,7 +98,8 @@ class Moments:
         m2 = (x - mean[:, None]).square().nansum(1)
         low = x.masked_fill(missing, float("inf")).amin(1)
         high = x.masked_fill(missing, float("-inf")).amax(1)
-        return cls(count, mean, m2, low, high, not block.is_floating_point())
+        parts = (part.cpu() for part in (count, mean, m2, low, high))
+        return cls(*parts, not block.is_floating_point())
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count

@@ -29,9 +29,9 @@ from accel_lab.workbench.device import threads
 from accel_lab.workbench.measure.comparison import enough_calls, reading
 
 SIZES = tuple(2**power for power in range(18, 28))  # bytes moved: 256 KiB … 128 MiB
-# rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape
-# interruptions
-MATRIX = 512
+# Rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape
+# interruptions; a GPU has more to fill.
+MATRIX, MATRIX_OF_A_GPU = 512, 4096
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,28 @@ def roofline(device: torch.device, cores: int = 1) -> Roofline:
     """
     with threads(cores):
         speeds = [size / _moving_seconds(size, device) for size in SIZES]
-        square = torch.ones(MATRIX, MATRIX, device=device)
-        product = torch.empty_like(square)
-        multiplying = fastest(lambda: torch.mm(square, square, out=product))
+        flops_per_second = _flops_per_second(device)
         one = torch.ones(1, device=device)
         calling = fastest(lambda: torch.neg(one))
     # Less to move is never slower: a size that was measured slower than a larger one had been
     # disturbed.
     speeds = [max(speeds[place:]) for place in range(len(speeds))]
-    return Roofline(tuple(zip(SIZES, speeds, strict=True)), 2 * MATRIX**3 / multiplying, calling)
+    return Roofline(tuple(zip(SIZES, speeds, strict=True)), flops_per_second, calling)
+
+
+def _flops_per_second(device: torch.device) -> float:
+    """Of a product of float32 matrices. On a GPU in TF32, where it may: convolutions use it unasked,
+    and a limit is what nothing can beat.
+    """
+    size = MATRIX_OF_A_GPU if device.type == "cuda" else MATRIX
+    square = torch.ones(size, size, device=device)
+    product = torch.empty_like(square)
+    asked = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return 2 * size**3 / fastest(lambda: torch.mm(square, square, out=product))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = asked
 
 
 def _moving_seconds(size: int, device: torch.device) -> float:

@@ -82,6 +82,8 @@ def test_run_prints_steps_as_json_lines(capsys):
         (["list", "x"], "list takes no 'x'"),
         (["nonsense"], "argument list | run"),
         ([], "the following arguments are required"),
+        (["run", "ddp", "--steps", "-5"], "--steps -5: at least 0"),
+        (["run", "ddp", "--seconds", "-1"], "--seconds -1.0: at least 0"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_2(arguments, line, capsys):

@@ -271,7 +271,8 @@ for p, m in ((2, 1), (2, 4), (2, 8), (4, 4), (4, 32)):
 
 # %% [markdown]
 # GPipe pays in memory. A stage holds a micro-batch's activations from its forward to its backward,
-# and here every forward comes before the first backward: all *m* are held at once.
+# and here every forward comes before the first backward: all *m* are held at once. (The paper's own
+# keeps only what enters the stage, and computes the rest again before each backward.)
 #
 # The second famous order turns back as soon as it can: **one forward, one backward**, or *1F1B*.
 # Warm-up: one forward for each later stage. Steady state: forward and backward in turn. Cool-down:
@@ -339,7 +340,7 @@ def one_process(batches):
 
 # %% [markdown]
 # Next, ours. Each rank yields its own layers after every update. The loss is a *sum* that `Stage`
-# divides by the samples of the whole batch; that keeps micro-batches of unequal size right.
+# divides by the targets of the whole batch; that keeps micro-batches of unequal size right.
 
 
 # %%

@@ -4,10 +4,12 @@ beside the knob; headless pictures.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
+import torch
+import torch.distributed as dist
 from pydantic import model_validator
 
 from accel_lab.workbench.drawing.chart import Badge
@@ -27,6 +29,7 @@ from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders, trai
 from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.panel.live import live_chart
 from accel_lab.workbench.panel.output import VIEW
+from accel_lab.workbench.ranks.launch import launch
 from accel_lab.workbench.step import Span, Step
 
 CHARTS = [
@@ -364,6 +367,29 @@ def test_a_run_that_waits_says_so(panel, monkeypatch):
     until(lambda: "no update for" in panel._status.value)
     stuck.set()
     panel.wait()
+
+
+def never(rank_that_waits: int) -> Iterator[Step]:
+    yield Step(0, 1, 0.1, {"loss": 1.0})
+    if dist.get_rank() == rank_that_waits:
+        dist.recv(torch.zeros(1))
+
+
+def ranks_that_wait(knobs: Knobs) -> Iterator[Step]:
+    yield from (step for rank, step in launch(never, 2, 0) if rank == 0)
+
+
+def test_stop_is_heard_while_ranks_wait_for_each_other(panel):
+    panel._trainer._run = ranks_that_wait
+    panel.start()
+    until(lambda: panel.live is not None and panel.live.samples > 0, seconds=60)
+    time.sleep(0.3)
+    panel.stop()
+    asked = time.monotonic()
+    panel.wait()
+    assert time.monotonic() - asked < 10  # not the 30 s after which ranks give up
+    assert panel.error is None
+    assert "stopped" in panel._status.value
 
 
 # ---- baselines ----

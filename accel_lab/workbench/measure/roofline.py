@@ -122,8 +122,8 @@ def roofline(device: torch.device, cores: int = 1) -> Roofline:
 
 
 def _flops_per_second(device: torch.device) -> float:
-    """Of a product of float32 matrices. On a GPU in TF32, where it may: convolutions use it unasked,
-    and a limit is what nothing can beat.
+    """Of a product of float32 matrices. On a GPU in TF32, where it may: convolutions take it
+    unasked, and a limit is what nothing can beat.
     """
     size = MATRIX_OF_A_GPU if device.type == "cuda" else MATRIX
     square = torch.ones(size, size, device=device)

@@ -114,7 +114,8 @@ class LivePanel(Bench):
             try:
                 observe(self._run, record, self._seconds, interrupted, self._baseline_moved)
             except Exception as error:  # with these knobs it fails: what is asked for may not
-                self._noted.value = escape(f"{name}: {_one_line(error)}")
+                if not interrupted.is_set():
+                    self._noted.value = escape(f"{name}: {_one_line(error)}")
             if interrupted.is_set():
                 return
             self._keep_baseline(record)

@@ -14,6 +14,7 @@ import torch
 
 from accel_lab.workbench.device import threads
 from accel_lab.workbench.drawing.record import Record
+from accel_lab.workbench.interrupt import ends_when
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.measure.quiet import stop_before_measuring
 from accel_lab.workbench.step import Step
@@ -55,13 +56,13 @@ def windows(
 
     One core is left to the browser: threads that share the work wait for the one that drawing holds
     up, all of them. Ends after MOST_SECONDS, or after the step during which ``interrupted`` was
-    set. Whatever ends it, the run is closed.
+    set, or with Interrupted where the run waits. Whatever ends it, the run is closed.
     """
     steps = run(record.knobs)
     zero = perf_counter()
     due = 0.0
     try:
-        with threads(max(1, torch.get_num_threads() - 1)):
+        with threads(max(1, torch.get_num_threads() - 1)), ends_when(interrupted):
             for step in steps:
                 if not record.samples:  # what the run had to prepare is not on the curve
                     zero = perf_counter() - step.seconds

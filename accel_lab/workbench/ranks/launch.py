@@ -51,6 +51,7 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
+from accel_lab.workbench.interrupt import SLICE, go_on_or_raise
 from accel_lab.workbench.ranks import rank as rank_side
 
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.ranks.fork_server"]
@@ -105,7 +106,8 @@ def launch(
 
     Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield
     equally often; closing the iterator on rank 0 ends it on all. Raises RankFailed, OSError where
-    there is no network between processes, and whatever pickling the worker raises.
+    there is no network between processes, Interrupted where another thread asks for the end (see
+    ``workbench.interrupt``), and whatever pickling the worker raises.
     """
     if under_torchrun():
         yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
@@ -279,9 +281,7 @@ class _Ranks:
         (rank, kind, content).
         """
         sentinels = {rank: self.processes[rank].sentinel for rank in sorted(self.working)}
-        ready = wait(
-            [*sentinels.values(), *(self.answers[rank] for rank in sentinels)], timeout=patience
-        )
+        ready = _wait([*sentinels.values(), *(self.answers[rank] for rank in sentinels)], patience)
         for rank, sentinel in sentinels.items():
             try:
                 if self.answers[rank].poll():  # a rank that has died may have said something before
@@ -385,6 +385,16 @@ class _Ranks:
             text = (self.directory / f"output-{rank}").read_text(errors="replace").strip()[-last:]
             return f"\nthe last it wrote:\n{text}" if text else ""
         return ""
+
+
+def _wait(things: list[Any], patience: float) -> list[Any]:
+    """Those of the connections and sentinels that have something to say within ``patience``."""
+    end = monotonic() + patience
+    while True:
+        left = end - monotonic()
+        if (ready := wait(things, timeout=max(0.0, min(SLICE, left)))) or left <= 0:
+            return ready
+        go_on_or_raise()
 
 
 def _is_echo(kind: str, content: Any) -> bool:

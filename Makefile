@@ -15,11 +15,13 @@ PIP_INSTALL = $(BIN)/python -m pip install --constraint constraints.txt \
 # The learner's own copy of the chapters.
 OWN := my_course
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-# Tests that measure time, or drive a browser, run one by one; all others share the machine.
-QUIET := browser or alone
 LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 	$(BIN)/lint-imports --no-logo && $(BIN)/ty check
 TWO_AT_A_TIME := -n 2 --no-loadscope-reorder
+# What watches the clock runs beside nothing else, one file beside another; the browser waits a lot,
+# so it runs beside all the others.
+APART := browser or alone
+BROWSER_LOG := artefacts/browser.log
 NOTEBOOKS = --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(wildcard course)
 
 # A thread of torch that waits for another spins for a moment, then sleeps. By default it spins so
@@ -34,21 +36,25 @@ lab: .venv/installed
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir="$(CURDIR)/$(OWN)" \
 		--LabApp.default_url="/lab/tree/00_start_here.ipynb" $(LAB_ARGS)
 
-# Runs all three whatever fails, and fails if one did. Every test is in just one of the two runs, so
-# that none can get lost between them; the first may be empty (pytest's 5), and where PYTEST_ARGS
-# chooses tests, so may the second.
+# Runs all whatever fails, and fails if one did. Every test is in just one of the three runs, so that
+# none can get lost between them; two may be empty (pytest's 5), and where PYTEST_ARGS chooses tests,
+# so may the third.
 test: .venv/installed-test
 	@sh .ci/system-packages || true
-	@failed=0; \
+	@failed=0; mkdir -p $(dir $(BROWSER_LOG)); \
 	{ $(LINT); } || failed=1; \
-	$(BIN)/pytest -m "$(QUIET)" $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
-	$(BIN)/pytest -m "not ($(QUIET))" $(TWO_AT_A_TIME) $(NOTEBOOKS) $(PYTEST_ARGS) tests \
+	$(BIN)/pytest -m "alone" $(TWO_AT_A_TIME) $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
+	$(BIN)/pytest -m "browser" $(PYTEST_ARGS) tests > $(BROWSER_LOG) 2>&1 & browser=$$!; \
+	trap 'kill $$browser; exit 1' INT TERM; \
+	$(BIN)/pytest -m "not ($(APART))" $(TWO_AT_A_TIME) $(NOTEBOOKS) $(PYTEST_ARGS) tests \
 		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
+	wait $$browser || test $$? -eq 5 || failed=1; \
+	cat $(BROWSER_LOG); \
 	exit $$failed
 
 quick: .venv/installed-test
 	@$(LINT)
-	@$(BIN)/pytest -q -m "not ($(QUIET) or slow)" $(TWO_AT_A_TIME) \
+	@$(BIN)/pytest -q -m "not ($(APART) or slow)" $(TWO_AT_A_TIME) \
 		--ignore=tests/notebooks $(PYTEST_ARGS) tests
 
 course: .venv/installed-test

@@ -278,7 +278,7 @@ def servers_gone(within):
 @pytest.mark.slow
 def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     """Two worker processes of dask.distributed; nothing is lost, and nothing is graded twice."""
-    learners = 60
+    learners = 24
     for number in range(learners):
         hand_in(
             tmp_path / "class" / f"learner {number:02}" / "measuring.ipynb",

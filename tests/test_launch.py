@@ -279,9 +279,8 @@ def script(*lines, **environment):
     )
 
 
-@pytest.mark.parametrize("name", ["a space, 100 %20 and ü", "long" * 30])
-def test_any_temporary_folder_will_do(name, tmp_path):
-    folder = tmp_path / name
+def test_any_temporary_folder_will_do(tmp_path):
+    folder = tmp_path / ("a space, 100 %20 and ü, and long " * 4)
     folder.mkdir()
     out, errors = script("print(launched(1))", TMPDIR=str(folder)).communicate(timeout=60)
     assert (out, errors) == ("[(0, 2.0), (1, 2.0)]\n", "")

@@ -601,6 +601,14 @@ check(intensity_of_linear)
 #   the first.
 
 # %% [markdown]
+# Three things that this chapter leaves out. Where the code and its data lie in memory is the same
+# in all pairs of one process: only fresh processes vary it (Mytkowicz). A store usually reads the
+# line it writes to first, so the element-wise operation may move half as much again as is counted
+# here. And samples per second are not progress: beyond a *critical batch size* more samples per
+# update hardly save updates (S. McCandlish et al., *An empirical model of large-batch training*,
+# 2018, arXiv:1812.06162).
+
+# %% [markdown]
 # **What would prove this wrong?** A comparison of a function with itself, by `compare`, that claims
 # a difference in more than 5 of 100 tries. `python -m benchmarks measuring` makes a hundred, with
 # two other programs running beside.

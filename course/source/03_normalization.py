@@ -632,6 +632,15 @@ check(normalize_into)
 #   batches, batch norm guesses.
 
 # %% [markdown]
+# Known from elsewhere, and not measured here: layer normalization (J. Ba et al., 2016,
+# arXiv:1607.06450), group normalization (Y. Wu and K. He, 2018, arXiv:1803.08494) and RMSNorm (B.
+# Zhang and R. Sennrich, 2019, arXiv:1910.07467) scale within a sample, so the batch does not
+# matter to them. Why batch norm helps is disputed: S. Santurkar et al., 2018, arXiv:1805.11604,
+# find a smoother loss rather than steadier inputs. Adam divides by the gradient's own size, so
+# with it the best learning rate follows the scale of the inputs, not its square. The edge of
+# stability is described by J. Cohen et al., 2021, arXiv:2103.00065.
+
+# %% [markdown]
 # **What would prove this wrong?** A network with batch norm after its first layer whose training,
 # in exact arithmetic, depends on the scale of its inputs. If you think you found one, look at
 # weight decay and at ε: both do have a scale.

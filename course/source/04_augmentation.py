@@ -510,6 +510,14 @@ check(misheard)
 # - Split first, augment afterwards, and leave the test set alone.
 
 # %% [markdown]
+# Known from elsewhere, and not measured here: mixing two pictures and their labels (mixup,
+# arXiv:1710.09412; CutMix, arXiv:1905.04899), policies drawn at random (RandAugment,
+# arXiv:1909.13719), changes of colour and contrast. A model that *generates* pictures learns to
+# generate augmented ones, too, unless care is taken (T. Karras et al., 2020, arXiv:2006.06676).
+# And where several processes load the data, each needs a seed of its own, or all draw the same
+# changes.
+
+# %% [markdown]
 # **What would prove this wrong?** A data set on which mirrored digits raise the test accuracy. Look
 # at what is in it: are there only 0, 1 and 8?
 

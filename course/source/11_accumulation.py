@@ -531,6 +531,13 @@ check(fewest_micro_batches)
 #   weights, their gradients and the optimizer's state take as much room as before.
 
 # %% [markdown]
+# Related, and not measured here: *activation checkpointing* computes activations twice instead of
+# keeping them (T. Chen et al., 2016, arXiv:1604.06174), and goes together with accumulation. In
+# half precision the sum of many small gradients loses digits, so it is kept in float32. On several
+# ranks the gradients are averaged once, with the last micro-batch: PyTorch's `no_sync` holds the
+# others back.
+
+# %% [markdown]
 # **What would prove this wrong?** A model without batch normalization, and a loss that is a mean
 # over samples, whose accumulated training differs from the full batch's by more than rounding. If
 # you find one, look for something random first: dropout draws other masks. (A contrastive loss

@@ -701,6 +701,15 @@ check(best_ranks)
 # - The dangerous mistakes do not crash: a shard dealt twice, weights never shared, a mean of means.
 
 # %% [markdown]
+# Known from elsewhere, and not measured here: with *k* times the batch the learning rate usually
+# has to grow, about *k*-fold and after a warm-up (Goyal). In this chapter the batch stays the
+# same, and each rank's share of it shrinks: *strong* scaling. In *weak* scaling each rank keeps
+# its batch, and the whole one grows. PyTorch's buckets hold 25 MiB. `SyncBatchNorm` shares
+# statistics, `Join` lets ranks have unequally many batches, `DistributedSampler.set_epoch` deals
+# new shards. ZeRO (arXiv:1910.02054) and FSDP (arXiv:2304.11277) cut the model's state as well.
+# Averaging *weights* after each step equals averaging gradients for plain SGD alone.
+
+# %% [markdown]
 # **What would prove this wrong?** A model without batch normalization or dropout, and a loss that
 # is a mean over samples, whose ranks differ from one process by more than rounding. (A contrastive
 # loss compares each sample with the others of its batch: ranks that see a shard each compute

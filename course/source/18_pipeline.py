@@ -721,6 +721,14 @@ check(backward_again)
 # - The slowest stage sets the pace: cut by measured time, not by the number of layers.
 
 # %% [markdown]
+# Known from elsewhere, and not measured here: with several small stages on each rank,
+# *interleaved* 1F1B shortens the bubble and sends more (Narayanan 2021, who divides the bubble by
+# the ideal time and so writes (*p* − 1)/*m*). GPipe itself computes activations anew in the
+# backward pass. 1F1B's memory is uneven: the first rank holds *p* micro-batches, the last one 1.
+# Dropout draws other masks than one process does. And weights that the first and the last stage
+# share, as many language models have, need their gradients added.
+
+# %% [markdown]
 # **What would prove this wrong?** A pipeline with equal stages that waits less than the formula
 # says, updates its weights once a batch, and makes the same update as one process. Look closely at
 # what it does first: some train with weights that are a few steps old, others split the backward

@@ -566,6 +566,15 @@ check(bias_for_share)
 #   data shows; look at several seeds before you believe in a gain.
 
 # %% [markdown]
+# Known from elsewhere, and not measured here: the idea is older than its name (C. Buciluǎ et al.,
+# *Model compression*, 2006; J. Ba and R. Caruana, 2014, arXiv:1312.6184). A student as large as
+# its teacher can gain, too (T. Furlanello et al., *Born-again neural networks*, 2018,
+# arXiv:1805.04770). A teacher can be too large for its student (J. H. Cho and B. Hariharan, 2019,
+# arXiv:1910.01348). Students often agree with their teachers less than their accuracy suggests (S.
+# Stanton et al., 2021, arXiv:2106.05945). And language models are often distilled with the KL
+# divergence turned round (Y. Gu et al., *MiniLLM*, 2023, arXiv:2306.08543).
+
+# %% [markdown]
 # **What would prove this wrong?** A student whose threes come back with *labels alone*; or a gain
 # that is as large when the teacher has seen nothing that the student has not.
 

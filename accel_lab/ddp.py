@@ -152,6 +152,7 @@ class Buckets:
 
     ``share``, this rank's part of the batch: set it before backward where it is not 1/world.
     ``bytes_sent`` and ``seconds_waited`` count from the start.
+    Until backward returns, ``.grad`` is this rank's part of the sum, or None where compressed.
     Buckets made later for the same parameters take them over. A sparse gradient travels whole, and
     is sparse again afterwards; of ``create_graph``, no graph is left.
     Raises UnusedParameters, from ``backward``, when a parameter got no gradient.
@@ -217,6 +218,8 @@ class Buckets:
         _, wire, place, buckets = self._home[parameter]
         outgoing = self._outgoing[wire][place].view_as(parameter)
         torch.mul(parameter.grad.detach().to_dense(), self.share, out=outgoing)
+        if not parameter.grad.is_sparse:  # its memory is free for the next layer's backward
+            parameter.grad = outgoing if outgoing.dtype == parameter.dtype else None
         self._seen.add(parameter)
         for bucket in buckets:
             bucket.missing -= 1
@@ -254,7 +257,8 @@ class Buckets:
             self.seconds_waited += time.perf_counter() - start
             bucket.wire.take(bucket.piece)
         for parameter, (average, *_) in self._home.items():
-            parameter.grad = average.to_sparse(1) if parameter.grad.is_sparse else average
+            is_sparse = parameter.grad is not None and parameter.grad.is_sparse
+            parameter.grad = average.to_sparse(1) if is_sparse else average
 
     def __reduce__(self):
         raise TypeError(f"{type(self).__name__} belongs to its ranks: save the model without it")

@@ -25,7 +25,7 @@ def a_jupyter_of_its_own(tmp_path, monkeypatch):
 def course(tmp_path):
     folder = tmp_path / "course"
     folder.mkdir()
-    write(folder / NAME, "as it was")
+    write(folder / NAME, "as it was", shown="what came out")
     (folder / "source").mkdir()
     (folder / "panel.png").write_bytes(b"")
     return folder
@@ -45,6 +45,7 @@ def test_it_holds_the_chapters_alone_and_jupyter_trusts_them(course, tmp_path):
     own = tmp_path / "own"
     assert str(bring_up_to_date(course, own)) == "1 chapters made or renewed"
     assert sorted(path.name for path in own.iterdir()) == [".origins.json", NAME]
+    assert nbformat.read(own / NAME, 4).cells[0].outputs == []  # no answer before the question
     assert NotebookNotary().check_signature(nbformat.read(own / NAME, 4))
     assert str(bring_up_to_date(course, own)) == "all chapters are up to date"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from itertools import islice, pairwise
 from statistics import median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.step import Step
 
 EVALUATE_EVERY = 25  # updates
+Way = TypeVar("Way", bound=Hashable)
 
 
 class Knobs(TrainingKnobs):
@@ -118,6 +121,36 @@ def accuracy_after(knobs: Knobs, updates: int = 201) -> float:
     looks = max(1, round(effort() * (updates - 1) / EVALUATE_EVERY))
     *_, last = islice(run(knobs), looks * EVALUATE_EVERY + 1)
     return 100 * last.metrics["test_accuracy"]
+
+
+def accuracies_at(knobs: Knobs, updates: Sequence[int]) -> list[float]:
+    """Train once, for as long as the last of ``updates`` says, and return the test accuracy at each
+    of them, in percent. Each is a multiple of 25, for those measure; a quick look takes fewer.
+    """
+    places = [max(1, round(effort() * one / EVALUATE_EVERY)) * EVALUATE_EVERY for one in updates]
+    with closing(run(knobs)) as steps:
+        seen = {step.index: step.metrics for step in islice(steps, places[-1] + 1)}
+    return [100 * seen[place]["test_accuracy"] for place in places]
+
+
+def gains_over_seeds(
+    plain: Knobs, augmented: Knobs, updates: Sequence[int], seeds: int
+) -> dict[int, list[float]]:
+    """Updates → by how many points the augmented run is better after so many, one for each seed."""
+    gains: dict[int, list[float]] = {one: [] for one in updates}
+    for seed in range(seeds):
+        ours, theirs = (accuracies_at(one.turned(seed=seed), updates) for one in (augmented, plain))
+        for place, one in enumerate(updates):
+            gains[one].append(ours[place] - theirs[place])
+    return gains
+
+
+def accuracies_over_seeds(ways: Mapping[Way, Knobs], seeds: int) -> dict[Way, list[float]]:
+    """Way → ``accuracy_after`` for the seeds 0, 1, …, each with its own pictures and weights."""
+    return {
+        way: [accuracy_after(knobs.turned(seed=seed)) for seed in range(seeds)]
+        for way, knobs in ways.items()
+    }
 
 
 def worth(accuracy: float, by_pictures: Mapping[int, float], pictures: int = 10) -> float:

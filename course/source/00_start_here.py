@@ -106,7 +106,9 @@ lab.Machine()
 # 1. **The question**, and what people say about it.
 # 2. **Predict**: commit to a number.
 # 3. **See**: a panel like the one above. Start it, move a knob while it trains, compare with the
-#   runs you left. **Pin** keeps a run.
+#   runs you left. The large line holds your run against the baseline, which follows every knob but
+#   its own. **Pin** keeps a run, **Clear** forgets what was not the baseline, **Reset** turns the
+#   knobs back.
 # 4. **Build**: the idea step by step, each step checked, next to the plain loop that you know.
 # 5. **Prove**: the same result as the slow and obvious way, and as PyTorch's own, to the last
 #   digits.

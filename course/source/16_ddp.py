@@ -221,7 +221,8 @@ lab.figure.draw_grid(first_half, arrived=arrived, columns="ABCD")
 
 # %% [markdown]
 # Then **all-gather**: in three more turns every rank gets all complete chunks. Each rank has sent
-# 2(*p* − 1) chunks of 1/*p* of the gradient: $2(p-1)/p$ gradients, the least possible.
+# 2(*p* − 1) chunks of 1/*p* of the gradient: $2(p-1)/p$ gradients. Less is not possible if all
+# ranks send equally much.
 
 # %% jupyter={"source_hidden": true}
 second_half = {name: holds[name] for name in names[3:]}

@@ -4,13 +4,15 @@ What a learner runs and writes must neither get in the way of the next ``git pul
 it. So they work in a folder of their own. Beside the chapters it holds what each of them was copied
 from: a chapter whose cells are still those is replaced by a newer one, any other is left alone, and
 the newer one laid beside it, in ``new/``.
+
+The copy comes without what the cells have shown: an answer under a question that nobody has
+answered yet spoils it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,10 +68,13 @@ def _put(source: Path, target: Path) -> None:
     import nbformat
     from nbformat.sign import NotebookNotary
 
-    beside = target.with_suffix(".part")
-    shutil.copyfile(source, beside)
+    notebook, beside = nbformat.read(source, as_version=4), target.with_suffix(".part")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, beside)
     beside.replace(target)
-    NotebookNotary().sign(nbformat.read(target, as_version=4))
+    NotebookNotary().sign(notebook)
 
 
 def _origins(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from accel_lab import catalog
 from accel_lab.workbench.look import AT_NIGHT
 from accel_lab.workbench.notebook.speed_log import SpeedLog
 
+COURSE = catalog.HERE.parent / "course"
 # Pixels at most, drawn at half that: sharp where a pixel of the page is two of the screen.
 THUMBNAIL = (480, 480)
 # In a minute a fresh reader reads so many words or lines of code; minutes at a panel, an exercise.
@@ -68,10 +69,13 @@ class Chapter:
 class Syllabus:
     """The chapters of a folder in their order, the front door left out.
 
-    In a notebook a card each, with the reader's verdict.
+    folder: by default that of the course, whose pictures are not the reader's own. In a notebook a
+    card each, with the reader's verdict, and a link to the chapter beside the notebook.
     """
 
-    def __init__(self, folder: str | Path = "."):
+    def __init__(self, folder: str | Path | None = None):
+        if folder is None:
+            folder = COURSE if COURSE.is_dir() else "."
         taught = catalog.techniques()
         self.chapters: list[Chapter] = []
         self.unreadable: list[str] = []

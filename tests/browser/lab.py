@@ -222,6 +222,13 @@ def trust(page: Page) -> None:
     )
 
 
+def restart_kernel(page: Page) -> None:
+    page.evaluate(
+        "async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+        ".restart() }"
+    )
+
+
 def end_kernels(page: Page) -> None:
     """End all kernels of this page's JupyterLab, whatever they are doing: memory and cores are for
     the next one.

@@ -12,6 +12,7 @@ from tests.browser.lab import (
     end_kernels,
     open_notebook,
     picture,
+    restart_kernel,
     run_all,
     run_cell,
     save,
@@ -255,7 +256,9 @@ def test_what_is_left_when_the_kernel_has_ended(page: Page, lab, complaints, art
 def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     page: Page, lab, complaints, artefacts
 ):
-    """A cell run again while its panel trains leaves one panel, at rest."""
+    """A cell run again while its panel trains leaves one panel, at rest. A kernel that is restarted
+    while it trains is told in one sentence.
+    """
     open_notebook(page, lab, "11_accumulation.ipynb")
     run_cell(page, "base = ", above=True)
     run_cell(page, "broken = ")
@@ -276,6 +279,16 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     threads = ask_kernel(page, "import threading; print([t.name for t in threading.enumerate()])")
     assert "training" not in threads
     assert complaints == []
+
+    start(panel)
+    restart_kernel(page)
+    gone = page.locator(".accel-gone")
+    expect(gone.first).to_have_text(
+        "The kernel behind these controls has ended. Run the notebook again to have them back.",
+        timeout=30_000,
+    )
+    expect(status(panel)).to_be_hidden()  # it would say that it still trains
+    picture_of(page, artefacts, "11_accumulation.ipynb")("7-restarted")
 
 
 def test_a_slider_that_is_moved_draws_the_picture_anew(page: Page, lab, complaints, artefacts):

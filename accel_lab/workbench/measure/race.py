@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.load import under_watch
@@ -32,9 +33,10 @@ def race(
     """Seconds of an update of each way in each round: the fastest of so many ``updates``.
 
     Two updates before these are not timed: they were begun while another way was. One whole round
-    warms up.
+    warms up. A quick look takes fewer rounds, see ``effort``.
     """
     make_quiet()
+    rounds = _fewer(rounds)
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
         stack.enter_context(under_watch())
@@ -52,8 +54,9 @@ def race_on_ranks(
     """Seconds of a call of each program in each round, on the slowest rank. All ranks call this.
 
     A round goes through the programs in a random order and then back, and keeps the faster of the
-    two readings.
+    two readings. A quick look takes fewer rounds.
     """
+    rounds = _fewer(rounds)
     coin = random.Random(0)  # the same on all ranks
     for program in programs.values():
         for _ in range(warmup):
@@ -67,6 +70,10 @@ def race_on_ranks(
         for way, read in readings.items():
             seconds[way].append(min(read))
     return seconds
+
+
+def _fewer(rounds: int) -> int:
+    return max(min(rounds, 2), round(rounds * effort()))
 
 
 def _seconds(program: Callable[[], object], calls: int) -> float:

@@ -24,7 +24,14 @@ STYLE = f"""{AT_NIGHT}
   + :has(> .jp-OutputArea-output:not(.jupyter-widgets))
   + .jp-OutputArea-child {{
   display: none;
-}}"""
+}}
+/* Controls whose kernel was restarted: one sentence in place of a broken chain on each. */
+:is(.accel-panel, .accel-ask, .accel-sliders) .jupyter-widgets-disconnected::before,
+:is(.accel-panel, .accel-ask, .accel-sliders).jupyter-widgets-disconnected::before,
+.jupyter-widgets-disconnected .accel-status {{
+  display: none !important;
+}}
+.accel-gone {{ padding: 4px 14px; font-weight: 600; color: var(--jp-error-color0, #a00); }}"""
 
 # Run before the widgets, which may come later than it, and again after the page was loaded anew;
 # the output that it is run in is not on the page yet. A block, because what exports a notebook as a
@@ -41,6 +48,14 @@ const name = area => {
     if (gone.childElementCount) gone.classList.remove("jupyter-widgets");
     else if (gone.textContent !== GONE) gone.textContent = GONE;
   }
+  const lost = ":is(.accel-panel, .accel-ask, .accel-sliders).jupyter-widgets-disconnected";
+  for (const dead of area.querySelectorAll(lost))
+    if (!dead.previousElementSibling?.matches(".accel-gone")) {
+      const said = Object.assign(document.createElement("div"), { className: "accel-gone" });
+      said.setAttribute("role", "alert");
+      said.textContent = GONE;
+      dead.before(said);
+    }
   for (const part of area.querySelectorAll(":is(.noUi-handle, .widget-readout):not([aria-label])"))
     say(part, part.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   for (const graph of area.querySelectorAll(".bqplot > svg:not([aria-label])")) {
@@ -55,7 +70,8 @@ const name = area => {
 const begin = () => {
   const area = element.closest(".jp-OutputArea");
   if (!area) return void setTimeout(begin, 100);
-  new MutationObserver(() => name(area)).observe(area, { childList: true, subtree: true });
+  const all = { childList: true, subtree: true, attributes: true, attributeFilter: ["class"] };
+  new MutationObserver(() => name(area)).observe(area, all);
   name(area);
   setTimeout(() => {  // where no kernel was started, ipywidgets would wait for one for ever
     for (const output of area.querySelectorAll(".jp-OutputArea-output"))

@@ -133,8 +133,10 @@ def main() -> None:
         return ""
 
     alone = [one for one in rooms if needs_every_core(one.word)]
+    os.environ["ACCEL_LAB_BESIDE"] = str(options.jobs - 1)
     with ThreadPoolExecutor(options.jobs) as pool:
         failures = [*pool.map(built, [one for one in rooms if one not in alone])]
+    os.environ["ACCEL_LAB_BESIDE"] = "0"
     failures += [built(one) for one in alone]
     # The front door shows what the others hold, so it comes last.
     failures += [built(one) for one in doors]

@@ -435,7 +435,7 @@ lab.show_source(augmentation.refuse_unsafe, docstring=False)
 
 # %%
 many = base.turned(pictures=400)
-gains = experiment.gains_over_seeds(many, many.turned(shift=0.1), updates=(200, 1200), seeds=2)
+gains = experiment.gains_over_seeds(many, many.turned(shift=0.1), updates=(200, 800), seeds=2)
 few = [shifted - plain for shifted, plain in zip(made["shift"], real[10], strict=True)]
 print(" 10 of each digit,  200 updates:", lab.figure.tell_over_seeds(few, "points gained"))
 for updates, gained in gains.items():

@@ -11,11 +11,12 @@ takes the whole batch.
 The ring all-reduce has two halves. *Reduce-scatter*: after world − 1 turns, each rank holds the
 complete sum of one chunk. *All-gather*: in world − 1 more turns, the complete chunks go round. Of a
 gradient of b bytes, p ranks that send to one another must send 2(p−1) · b together. The ring deals
-that out evenly, 2(p−1)/p · b to each. In memory that all can read, each writes b and that is all.
+that out evenly, 2(p−1)/p · b to each. In memory that all can read, each writes b and reads the
+others'.
 
 Backward computes the last layer's gradients first, so sending can start while it still runs:
 gradients are collected in *buckets*, each sent as soon as it is full. Where ranks have no idle
-cores this hides nothing, because copying bytes is work too.
+cores this hides little, because copying bytes is work too.
 
 The traps: ranks that start from different weights; the same shard on every rank; a mean of means
 over shards of different sizes; collectives that ranks call in different orders, which add up

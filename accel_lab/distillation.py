@@ -8,15 +8,15 @@ softmax makes the small probabilities large enough to teach:
 
     L = (1 − a) · CE(labels, student) + a · T² · KL(p ‖ q)
 
-The gradient of KL(p ‖ q) by the student's logits is (q − p) / T, and q − p itself shrinks as 1/T:
-the factor T² keeps the weight of the soft term at a, whatever T is. For large T, the soft term
+The gradient of KL(p ‖ q) by the student's logits is (q − p) / T, and for a large T q − p itself
+shrinks as 1/T: the factor T² then keeps the weight of the soft term at about a, and the soft term
 becomes matching the (centred) logits.
 
 The teacher does not learn, so its logits for a sample never change: compute them once for the whole
 data set, and a step of distillation costs little more than a step of plain training. With
 augmentation, student and teacher must see the same views.
 
-The student gains only what the teacher knows and the student's own data does not say.
+The student gains most from what the teacher knows and the student's own data does not say.
 
 Sources: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network",
 arXiv:1503.02531, sections 2, 2.1 and 3; Romero et al. 2015, "FitNets", arXiv:1412.6550, section 2.2

@@ -3,7 +3,7 @@
 The first question is answered by pairs. One reading of a clock says little: the first call pays for
 starting up, and the load of the machine changes all the time.
 ``accel_lab.workbench.measure.comparison.compare`` times two programs close together, in random
-order, again and again, and says "no difference shown" until the pairs agree.
+order, again and again, and says "no difference shown" where the pairs do not agree.
 
 The second question is answered by the roofline, ``accel_lab.workbench.measure.roofline``: an
 operation lasts at least

@@ -13,8 +13,8 @@ not 1. One broken pixel changes minimum and maximum, but hardly μ and σ. All o
 on the training split only: otherwise the test set leaks into training.
 
 Why it matters: gradient descent is stable below the learning rate 2/λ, with λ the largest curvature
-of the loss. For a linear layer λ grows with the second moment of its inputs, E[x xᵀ]. Pixels 255
-times as large need a learning rate 255² times as small.
+of the loss. For a linear model λ grows with the second moment of its inputs, E[x xᵀ]: pixels 255
+times as large need a learning rate 255² times as small. With hidden layers the factor is smaller.
 
 Batch normalization does the same inside the network, per channel and batch: y = γ·(x − μ_B)/√(σ²_B
 + ε) + β. After the first layer it makes the scale of the inputs irrelevant: BN(W·s·x) = BN(W·x) for

@@ -82,9 +82,9 @@ guess.against(race, inverse=True)
 # as much work as before, but there is something else to do: each process sends a gradient as large
 # as the model, and waits for the other's.
 #
-# So are more workers a bad idea? Make **width** larger, the number of units in each layer, and try
-# one and two ranks again. There is more to compute now for each update, and more to send, too; who
-# wins?
+# So are more workers a bad idea? Make **width** larger, the number of units in each layer. One
+# process is run again with it, and the large line compares. There is more to compute now for each
+# update, and more to send, too; who wins?
 #
 # That is what chapter 16 is about, and this is how the whole course goes: say what you expect,
 # look, measure, and find out *when* a technique helps and when it does not.
@@ -106,9 +106,9 @@ lab.Machine()
 # 1. **The question**, and what people say about it.
 # 2. **Predict**: commit to a number.
 # 3. **See**: a panel like the one above. Start it, move a knob while it trains, compare with the
-#   runs you left. The large line holds your run against the baseline, which follows every knob but
-#   its own. **Pin** keeps a run, **Clear** forgets what was not the baseline, **Reset** turns the
-#   knobs back.
+#   runs you left. The large line compares your run with the baseline, which takes over all your
+#   knobs but the one that it is named for. **Stop** ends a run (so do two minutes), **Pin** keeps
+#   one, **Clear** forgets all but the baseline, **Reset** turns the knobs back.
 # 4. **Build**: the idea step by step, each step checked, next to the plain loop that you know.
 # 5. **Prove**: the same result as the slow and obvious way, and as PyTorch's own, to the last
 #   digits.

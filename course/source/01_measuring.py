@@ -110,8 +110,8 @@ guess_sum
 # ## 3. See
 #
 # One operation is called again and again. Press **Start**, then move **batch size** from 1 to 256.
-# The thin curve is drawn before anything runs: it is what this machine's limits allow. The dashed
-# orange run is one sample at a time.
+# The dashed curve is drawn before anything runs: it is what this machine's limits, its *roofline*,
+# allow. The dashed orange run is one sample at a time.
 #
 # Then choose another **operation**. Which of them climb, and where do they stop?
 
@@ -144,7 +144,7 @@ panel = lab.Panel(
 panel
 
 # %% [markdown]
-# The curve rises steeply, bends, and lies flat. So there are two different limits, and a place
+# For *matmul* the curve rises, bends, and lies flat. So there are two different limits, and a place
 # where one takes over from the other. To understand that picture we need readings that can be
 # trusted: back to the clock.
 #
@@ -305,7 +305,9 @@ share_of_claims = claims / len(outcomes)
 print(f"{claims} of {len(outcomes)} outcomes, at most 1 in 100 wanted: {share_of_claims <= 0.01}")
 
 # %% [markdown]
-# That holds for any load, because the load does not know the coin.
+# That holds for one look, at any load, because the load does not know the coin. `compare` looks up
+# to three times while it is undecided, so at most 3 in 100. How *large* a difference is needs more:
+# that a load slows both programs by the same factor.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
@@ -342,7 +344,8 @@ guess_alarms.against(max(alarms["one reading"], 0.5))
 
 # %% [markdown]
 # This machine may be quiet now, and the upper bars short. Start something heavy beside the notebook
-# (a browser with a video will do) and run the cells again: they grow, and the last one does not.
+# (a browser with a video will do) and run the cells again: they usually grow, and the last one
+# should stay near 0.
 #
 # *The best of five* is the most tempting of the mistakes, because it needs no load. It only needs a
 # wish.
@@ -411,8 +414,9 @@ picture
 #
 # - **matmul** moves *right*: the weights are read once, and every further sample does more with
 #   them. It slides along the slanted roof until the flat one stops it.
-# - **element-wise** and **embedding** move *up*, to the slanted roof, and never right. A larger
-#   batch saves them calls, nothing else.
+# - **element-wise** moves *up*, to the slanted roof, and never right: a larger batch saves calls,
+#   nothing else. **embedding** moves up too, and a little right: the texts of one batch share some
+#   rows of the table.
 # - **convolution** stands far to the right from the start: few weights, used again for each pixel.
 
 # %% [markdown]
@@ -471,7 +475,7 @@ break_it
 # %% [markdown]
 # - **one call** reads the clock around a single call of a few microseconds. Reading it costs
 #   something, too, and between two readings other data has gone through the caches. How much that
-#   matters depends on your machine; the scatter grows in any case.
+#   matters depends on your machine.
 # - **data in the clock** makes the input inside the timed part. What is measured is mostly a random
 #   number generator.
 
@@ -515,8 +519,8 @@ for size in (8, 64, 512):
 
 # %% [markdown]
 # More samples a second, and less learned from each. A mini-batch is a *training* technique first of
-# all, a compromise between the roof and the number of steps; and it exists exactly because the
-# whole data set does not fit.
+# all: a compromise between the roof and the number of steps. It would be one even if the whole data
+# set fitted, as it does here.
 #
 # Nor does batching help an operation that has nothing to share, once the calls are paid for. And a
 # comparison helps nobody if the two programs do different things: that is why every benchmark of
@@ -528,9 +532,10 @@ for size in (8, 64, 512):
 verdict = (
     f"one call for 256 samples instead of 256 calls: matmul {gains['matmul'].ratio:.1f} ×, "
     f"embedding {gains['embedding'].ratio:.1f} ×; "
-    f"ridge at {limits.ridge:.0f} FLOP/byte; a byte costs {in_memory / between:.1f} × as much "
-    f"between processes; a program differs from itself in {alarms['one reading']} of {tries} "
-    f"single readings, in {alarms['in pairs']} of {tries} paired comparisons"
+    f"ridge at {limits.ridge:.0f} FLOP/byte; an all-reduce moves 1/{in_memory / between:.0f} of "
+    f"the bytes per second of an element-wise operation; a program differs from itself in "
+    f"{alarms['one reading']} of {tries} single readings, in {alarms['in pairs']} of {tries} paired "
+    f"comparisons"
 )
 lab.log_verdict("measuring", verdict)
 
@@ -597,7 +602,7 @@ check(intensity_of_linear)
 #   never a mean.
 # - An operation is bound by calls, by bytes or by FLOPs. Find out which, before you optimise one of
 #   the other two.
-# - A batch helps by fewer calls and by weights read less often. Without weights to share, only by
+# - A batch helps by fewer calls and by weights read less often. Without anything to share, only by
 #   the first.
 
 # %% [markdown]

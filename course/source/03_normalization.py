@@ -83,7 +83,7 @@ guess_batch_norm
 # ## 3. See
 #
 # A network with two hidden layers learns the digits. The dashed orange line is the run on raw
-# pixels.
+# pixels, with whatever learning rate and batch norm you choose.
 #
 # Press **Start**. Choose a **method**, then another. Go back to `none` and look for a **learning
 # rate** at which raw pixels do train. Finally tick **batch norm**, and switch the methods again.
@@ -112,7 +112,8 @@ panel
 #   in the first updates. Then the ReLUs die, and the loss stays at chance, ln 10.
 # - The methods differ from each other: the one that *subtracts the mean* is ahead.
 # - With batch norm the curves of all methods lie on one another. Hold that thought.
-# - The samples per second do not depend on the method, and batch norm lowers them.
+# - The samples per second say nothing about a method: where they differ, it is the machine's load,
+#   or dead ReLUs. Batch norm lowers them.
 #   **Normalization does not make updates faster. It makes each update worth more.**
 #
 # ## 4. Build
@@ -437,8 +438,8 @@ print(bound)
 
 # %% [markdown]
 # The second line holds it against the least that any such pass has to do: read each byte and write
-# each float. (Most of the naive expression's time goes to the operating system, which hands out new
-# memory for each of its tensors.)
+# each float, once. What is above 1 is the arithmetic. (The naive expression also asks the operating
+# system for new memory, for each of its tensors.)
 #
 # ## 7. Break it
 #
@@ -546,7 +547,7 @@ picture
 
 # %%
 verdict = (
-    "÷255 widens the learning rates that train softmax regression "
+    "÷255 raises the largest learning rate that trains softmax regression "
     f"{gain['softmax regression']:,.0f} × (predicted 65,025), "
     f"with batch norm {gain['batch norm']:.2g} ×; one pass takes {speed.ratio:.2f} × the naive time"
 )
@@ -624,8 +625,8 @@ check(normalize_into)
 #
 # - Normalizing inputs is one map: subtract a centre, multiply by a scale. Divide by the deviation,
 #   never by the variance.
-# - Inputs *s* times as large need a learning rate *s*² times as small. That is most of what
-#   normalization is about.
+# - Without hidden layers, inputs *s* times as large need a learning rate *s*² times as small. With
+#   hidden layers the shift is smaller, but it is there.
 # - Subtracting the mean does what no learning rate can: it evens out the curvatures.
 # - Statistics come from the training split, in one pass; for pixels they can be exact.
 # - With batch norm after the first layer, the scale of the inputs does not matter. In small
@@ -637,7 +638,7 @@ check(normalize_into)
 # Zhang and R. Sennrich, 2019, arXiv:1910.07467) scale within a sample, so the batch does not
 # matter to them. Why batch norm helps is disputed: S. Santurkar et al., 2018, arXiv:1805.11604,
 # find a smoother loss rather than steadier inputs. Adam divides by the gradient's own size, so
-# with it the best learning rate follows the scale of the inputs, not its square. The edge of
+# with it the best learning rate falls about as 1/*s*, not 1/*s*². The edge of
 # stability is described by J. Cohen et al., 2021, arXiv:2103.00065.
 
 # %% [markdown]

@@ -110,8 +110,9 @@ lab.Sliders(
 # Above the line are the originals. Now train on them: a small convolutional network, for as long as
 # you like. *Pictures as they are* is the baseline.
 #
-# Press **Start**. Move **shift** to 0.1. Then **flip** to 0.5. Then undo both and take more
-# **pictures** instead.
+# Press **Start**. Move **shift** to 0.1. Then **flip** to 0.5. Then take flip back, press **Pin**,
+# undo the shift and take more **pictures** instead: the orange line follows, and the pinned one
+# stays. From how many pictures on does orange win?
 
 # %%
 panel = lab.Panel(
@@ -134,11 +135,12 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - Without augmentation the loss goes to nothing, within a few updates: a hundred pictures are
-#   quickly learned by heart. The gap to the test pictures stays.
+# - Without augmentation the loss goes to nothing within some two hundred updates: a hundred
+#   pictures are quickly learned by heart. The gap to the test pictures stays.
 # - With shifts the loss stays higher, and the test accuracy is *better*. A training loss that does
-#   not vanish is the sign that augmentation works.
-# - With mirroring added, the test accuracy falls back.
+#   not vanish says that the task got harder. Whether that is worth it, only the test accuracy says:
+#   mirroring keeps the loss higher still.
+# - With mirroring added, part of the gain is lost again. Part 6 measures how much.
 
 # %% [markdown]
 # ## 4. Build
@@ -323,8 +325,8 @@ for way, one_by_one in (("the batch at once", False), ("one by one", True)):
 # ### Text
 #
 # A small reader learns to tell praise from blame in sentences from film reviews: the mean of its
-# word vectors, and one linear layer. It is tested on clean sentences, and on sentences in which
-# four words of ten have been changed.
+# word vectors, and one linear layer. It is tested on clean sentences, and on sentences in which up
+# to four words of ten have been changed: as many as have a synonym, or a homophone.
 
 # %%
 train, test = lab.words.reviews()
@@ -353,9 +355,9 @@ for name, row in scores.items():
 
 # %% [markdown]
 # Read it by columns. On clean sentences augmentation changes little, one way or the other. On noisy
-# ones it helps most against the noise that it imitated. And look at *swap*: it equals *clean* to
-# the last digit. A mean ignores the order of its words, so for this model exchanging them changes
-# nothing.
+# ones it usually helps most against the noise that it imitated; but this is one run, so trust only
+# large differences. And look at *swap*: it equals *clean* to the last digit. A mean ignores the
+# order of its words, so for this model exchanging them changes nothing.
 
 # %% [markdown]
 # ### Noise
@@ -393,8 +395,8 @@ picture
 
 # %% [markdown]
 # Noise in, and the network learns to take it out, about as well as the best linear denoiser after
-# these few updates. The other one, which has only ever copied, takes some of the noise away just by
-# being narrow in the middle, and copies the rest.
+# these few updates. The other one, which has only ever copied, takes much of the noise away just by
+# being narrow in the middle; but its error stays larger.
 #
 # ## 7. Break it
 #
@@ -445,7 +447,8 @@ for updates, gained in gains.items():
 # %% [markdown]
 # What augmentation can tell, enough data tells, too: the gain shrinks. And it asks for patience:
 # every picture is new, so learning takes more updates. With few of them and plenty of data you can
-# even lose, and with more of them win again. Compare at the number of updates that you will spend.
+# even lose; with more of them you lose less, or win. Compare at the number of updates that you will
+# spend.
 #
 # So, about the claims from the start, the verdict for this machine:
 
@@ -455,7 +458,7 @@ shifted, mirrored = (mean(worths[way]) for way in ("shift", "shift, mirror"))
 verdict = (
     f"10 digits of each, shifted, are worth {shifted:.1f} × as many; mirrored as well, "
     f"{mirrored:.1f} ×; a batch at once takes {speed.ratio:.2f} × the time of one "
-    f"by one; synonyms: {synonym_gain:+.1%} on text with synonyms"
+    f"by one; synonyms: {100 * synonym_gain:+.1f} points on text with synonyms"
 )
 lab.log_verdict("augmentation", verdict)
 

@@ -85,8 +85,8 @@ guess_time
 # dashed orange line is the full batch.
 #
 # Press **Start**. Then move **micro batches** from 1 to 8, and on to 64, and watch three things:
-# the activations, the samples per second, and the loss. Each run that you leave stays behind as a
-# grey line.
+# the activations, the samples per second, and the loss. The last few runs that you leave stay
+# behind as grey lines, named at their ends; **Pin** keeps one.
 
 # %%
 memory_of_an_update = lab.Sweep(
@@ -268,7 +268,7 @@ ragged
 
 # %% [markdown]
 # This is not a bug in Accelerate: its documentation asks you to weigh the losses yourself when
-# micro-batches differ. It divides each loss by *m*, whatever the micro-batch holds. But it shows
+# micro-batches differ. It divides each loss by *m*, even if the last micro-batch is short. But it shows
 # how quietly this goes wrong: the training ran, the loss fell, and it was not the training that was
 # asked for.
 
@@ -341,7 +341,7 @@ print("surely faster than the full batch here: m =", faster or "none")
 print("surely slower than the full batch here: m =", slower or "none")
 
 # %% [markdown]
-# Speed is a side effect here, of whatever size suits your machine. Memory is the purpose.
+# Speed is only a side effect here: some sizes suit your machine better. Memory is the purpose.
 #
 # *Process* is the operating system's view: by how much the whole process grew. It is more than the
 # activations, because gradients need room on their way back, too; and it falls with them.
@@ -381,16 +381,17 @@ break_it
 # %% [markdown]
 # - **no scaling** adds up means: the gradient is *m* times too large, as if the learning rate had
 #   been multiplied by *m*. (Adam divides by the gradient's own size and hides this mistake almost
-#   entirely. That is why it lives on.)
+#   entirely. That may be why it lives on.)
 # - **unweighted** is *right*, as long as all micro-batches have one size. Now set the batch size to
 #   250.
 # - **off by one** is the popular `if step % accumulate_steps == 0`: it fires at step 0. Each update
 #   mixes the gradients of two batches.
 # - **forgotten clear** never empties `.grad`: each update repeats all the former ones. For a while
 #   it looks good, like momentum, but it never forgets.
-# - **batch norm** is no mistake in the loop. Batch normalization computes mean and variance over
-#   what it gets to see, and that is the micro-batch now. No weight repairs it: the model itself
-#   does not split. Group or layer normalization does.
+# - **batch norm** is not a bug in the loop. Batch normalization computes mean and variance over
+#   the samples it sees, and now it sees one micro-batch. No weight repairs it: the model itself
+#   does not split. Group or layer normalization does. (It is another network, so compare its error
+#   with that of the others, not its loss.)
 #
 # Here is the code of each, as short as it is dangerous:
 
@@ -407,9 +408,9 @@ lab.show_source(experiment.off_by_one, docstring=False)
 lab.show_source(experiment.forgotten_clear, docstring=False)
 
 # %% [markdown]
-# The one that cannot be seen in the loss is the one to fear. In 2024 just this mistake, in the form
-# that counts tokens instead of samples, was found in the most widely used libraries for training
-# language models; it had been there for years. The first exercise is that case.
+# *Unweighted* cannot be seen in the loss: that is the one to fear. In 2024 it was found, in the
+# form that counts tokens instead of samples, in widely used libraries for training language
+# models. The first exercise is that case.
 
 # %%
 for mistake in ("none", "no scaling", "unweighted"):
@@ -424,8 +425,8 @@ for mistake in ("none", "no scaling", "unweighted"):
 #
 # Accumulation makes large batches *possible*. It does not make them *useful*. Suppose the large
 # batch fits already, or the small one would do: then accumulating only delays the optimizer. Here
-# are equal numbers of samples, spent in three ways, each with the learning rate that suits it best:
-# a larger batch, whose gradient is less noisy, bears a larger one.
+# are equal numbers of samples, spent in three ways, each with the best of a few learning rates. (A
+# larger batch, whose gradient is less noisy, often bears a larger one; look whether it did here.)
 
 # %%
 plain = base.turned(timeline=False, micro_batches=1)
@@ -523,8 +524,8 @@ check(fewest_micro_batches)
 # %% [markdown]
 # ## 10. Take away
 #
-# - Gradient accumulation trades nothing but patience for memory: activations fall as 1/*m*, and the
-#   weights that come out are those of the full batch.
+# - Gradient accumulation buys memory, and pays at most with time: activations fall as 1/*m*, and
+#   the weights that come out are those of the full batch.
 # - Weigh every micro-batch by its share of what the mean runs over: samples, or tokens.
 # - Step, clip and advance the schedule once a batch. Clear once a batch.
 # - It does not split what looks across samples, such as batch normalization.

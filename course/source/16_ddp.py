@@ -133,7 +133,9 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The **loss** over the updates is the same: two ranks, or four, do the training of one.
+# - The **loss** over the updates is the same: two ranks, or four, do the training of one (part 5
+#   proves it). A fast run is drawn at fewer updates, so the straight pieces between its points can
+#   lie apart.
 # - The **bytes sent** by each rank soon level off: with more and more ranks they approach twice the
 #   gradient.
 # - The **throughput** has no such rule. Compare a narrow network with a wide one: where does the
@@ -283,7 +285,7 @@ lab.figure.draw_timelines({method: step.spans for method, step in typical.items(
 # whole update ends, in milliseconds above.
 #
 # Overlap is not free where two ranks share two cores: carrying bytes is work for the same cores. On
-# a cluster the network card does that work, and there the overlap is worth a lot.
+# a cluster whose network cards or GPUs do that work by themselves, the overlap is worth a lot.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 
@@ -372,8 +374,8 @@ ragged = proof_with(61)
 print(ragged)
 
 # %% [markdown]
-# PyTorch's own divides by the number of ranks, however many samples each of them holds: a mean of
-# means. This is documented. Usually it does not matter, because its sampler makes the shards equal
+# PyTorch's own divides by the number of ranks, even if they hold different numbers of samples: a
+# mean of means. This is documented. Usually it does not matter, because its sampler makes the shards equal
 # by giving out some samples twice; but then it is no longer exactly your data set. Weighting by the
 # share takes one line, and no such trick.
 
@@ -487,7 +489,7 @@ guess_speed.against(over_one[nearest], inverse=True)
 # Rounding alone gives about 10⁻⁶.
 #
 # Press **Start**, then go through the mistakes. Which of them would you have noticed from the loss?
-# *Mismatched shapes*, *dying rank* and *the article's formula* end the run, and the line beside the
+# *Mismatched shapes*, *dying rank* and *the article's formula* end the run, and the line below the
 # buttons says why.
 
 # %% jupyter={"source_hidden": true}
@@ -708,7 +710,8 @@ check(best_ranks)
 # its batch, and the whole one grows. PyTorch's buckets hold 25 MiB. `SyncBatchNorm` shares
 # statistics, `Join` lets ranks have unequally many batches, `DistributedSampler.set_epoch` deals
 # new shards. ZeRO (arXiv:1910.02054) and FSDP (arXiv:2304.11277) cut the model's state as well.
-# Averaging *weights* after each step equals averaging gradients for plain SGD alone.
+# Averaging *weights* after every step equals averaging gradients only where the update is linear in
+# the gradient: SGD, with momentum and weight decay too, but not Adam.
 
 # %% [markdown]
 # **What would prove this wrong?** A model without batch normalization or dropout, and a loss that

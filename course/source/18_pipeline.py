@@ -489,10 +489,10 @@ lab.figure.draw_lines(axes, held)
 picture
 
 # %% [markdown]
-# Under 1F1B the bytes fall as *m* grows: a rank holds a fixed number of ever smaller micro-batches,
-# at most one for each stage from its own to the last. Under GPipe all of them are held at every
-# *m*. Gradient accumulation on one process (chapter 11) would have saved this memory; GPipe spends
-# it again.
+# Under 1F1B the bytes fall once *m* is larger than what a rank holds: a fixed number of ever
+# smaller micro-batches, at most one for each stage from its own to the last. Under GPipe all of
+# them are held at every *m*. Gradient accumulation on one process (chapter 11) would have saved
+# this memory; GPipe spends it again.
 #
 # **And the speed?** One process with the whole batch races the pipeline on the same ranks. While
 # the one process works the others wait for it. A last competitor is one process with as many
@@ -650,8 +650,9 @@ picture
 # %% [markdown]
 # Compare the two bars at the bottom. If threads win on your machine, then for this model the
 # pipeline was the wrong tool: within one machine there are simpler ways to use the cores. Pipelines
-# are for models whose weights do not fit one device, and for networks too slow to send gradients of
-# the whole model: what crosses the border between two stages is only one layer's output.
+# are for models whose weights do not fit one device, and for connections too slow to send the
+# gradients of the whole model: between two stages only one layer's output travels, and as much
+# comes back.
 #
 # The verdict, for this machine:
 
@@ -712,8 +713,8 @@ check(backward_again)
 #
 # - Stages in a row do not work in parallel by themselves. With one batch in flight, *p* workers are
 #   one worker.
-# - Micro-batches fill the pipeline. With equal stages, (*p* − 1)/(*m* + *p* − 1) of all ranks' time
-#   is lost, on any hardware.
+# - Micro-batches fill the pipeline. With equal stages and either of these orders, at least
+#   (*p* − 1)/(*m* + *p* − 1) of all ranks' time is lost, on any hardware.
 # - GPipe and 1F1B have the same bubble. 1F1B holds at most *p* micro-batches on a stage, GPipe all
 #   *m*.
 # - The weights that come out are those of one process. If not, look for a mean of means, or for an
@@ -723,16 +724,16 @@ check(backward_again)
 # %% [markdown]
 # Known from elsewhere, and not measured here: with several small stages on each rank,
 # *interleaved* 1F1B shortens the bubble and sends more (Narayanan 2021, who divides the bubble by
-# the ideal time and so writes (*p* − 1)/*m*). GPipe itself computes activations anew in the
-# backward pass. 1F1B's memory is uneven: the first rank holds *p* micro-batches, the last one 1.
-# Dropout draws other masks than one process does. And weights that the first and the last stage
-# share, as many language models have, need their gradients added.
+# the ideal time and so writes (*p* − 1)/*m*). Dropout draws other masks than one process does. And
+# weights that the first and the last stage share, as many language models have, need their
+# gradients added.
 
 # %% [markdown]
 # **What would prove this wrong?** A pipeline with equal stages that waits less than the formula
 # says, updates its weights once a batch, and makes the same update as one process. Look closely at
-# what it does first: some train with weights that are a few steps old, others split the backward
-# pass in two and fill the bubble with its second half.
+# what it does first: some train with weights that are a few steps old, some deal several small
+# stages to each rank, others split the backward pass in two and fill the bubble with its second
+# half.
 #
 # **Sources.** Y. Huang et al., *GPipe*, 2019, arXiv:1811.06965, section 2.3 · D. Narayanan et al.,
 # *PipeDream*, SOSP 2019, section 3.2, and *Efficient Large-Scale Language Model Training on GPU

@@ -110,8 +110,8 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The taught student leaves the other one far behind, with the *same* samples and the *same*
-#   start.
+# - The taught student may start more slowly, then passes the other one, with the *same* samples and
+#   the *same* start.
 # - Its samples per second are nearly those of the student alone. The teacher is large; where is its
 #   work?
 # - The losses cannot be compared: they measure different things. Accuracy can.
@@ -149,9 +149,9 @@ rest[0].set_ylabel("probability")
 picture
 
 # %% [markdown]
-# At *T* = 1 the teacher says little more than the label. At *T* = 4 you can read which digits it
-# takes for *nearly* this one. At *T* = 20 it gives all of them nearly the same
-# probability. Move it yourself:
+# At *T* = 1 the label is nearly all that you can *see*; the other probabilities are small, not
+# absent. At *T* = 4 you can read which digits the teacher takes for *nearly* this one. At *T* = 20
+# it gives all of them nearly the same probability. Move it yourself:
 
 
 # %%
@@ -419,9 +419,10 @@ lab.show_source(experiment.no_square, experiment.mean_of_all, docstring=False)
 # - **the article's formula.** Taken with the letters as the field uses them, T the teacher and S
 #   the student, it is the wrong way round: it is least when the student bets everything on the
 #   teacher's first choice. (The article calls the *original* model S and the *target* T. Read so it
-#   is cross-entropy with soft labels: right, at *T* = 1, where the teacher says little.)
+#   is cross-entropy with soft labels: right, at *T* = 1.)
 # - **no logarithm.** `kl_div` takes log-probabilities first. With probabilities it raises no error,
-#   returns a number, and teaches nothing.
+#   returns a number, and asks for another thing: like the article's formula, it is least when the
+#   student bets everything on the teacher's first choice.
 # - **no T squared** and **mean of all** are quiet ones. Did you see any harm? At this temperature
 #   and this share the teacher is loud enough to be heard anyway. Now raise the temperature, and
 #   give the labels half of the loss:
@@ -446,8 +447,8 @@ lab.figure.draw_lines(axes, harm, limit=(mean(by_labels), "student alone"))
 picture
 
 # %% [markdown]
-# A mistake that needs two other settings to show itself is one you will meet in somebody's
-# repository.
+# (One start each: trust only large gaps.) A mistake that shows itself only under other settings is
+# one you will meet in somebody's repository.
 #
 # ## 8. When it does not help
 #
@@ -491,7 +492,7 @@ picture
 # Where the points lie below the line, teaching did harm, and that is a result. A teacher that is
 # hardly better than the student passes on its errors along with its knowledge, and the student
 # trusts both. Before you distil: is the teacher better than a small model trained alone *on what
-# you will meet*? By how much? That is the most there is to gain.
+# you will meet*? By how much? More than that is rarely gained.
 #
 # The verdict, for this machine:
 
@@ -558,7 +559,8 @@ check(bias_for_share)
 #
 # - A teacher's opinion of the *wrong* classes carries knowledge that no label has: enough to
 #   recognise what was never shown.
-# - The temperature makes that part audible, and T² keeps it about as loud at every temperature.
+# - A temperature makes that part larger, and T² keeps it about as loud at every temperature. Which
+#   one is best, measure.
 # - Keep the logits: the teacher is asked once for each sample (and view), and an epoch costs little
 #   more than plain training.
 # - The gain is largest where the student's own data is scarce and the teacher's was not.
@@ -571,12 +573,12 @@ check(bias_for_share)
 # its teacher can gain, too (T. Furlanello et al., *Born-again neural networks*, 2018,
 # arXiv:1805.04770). A teacher can be too large for its student (J. H. Cho and B. Hariharan, 2019,
 # arXiv:1910.01348). Students often agree with their teachers less than their accuracy suggests (S.
-# Stanton et al., 2021, arXiv:2106.05945). And language models are often distilled with the KL
-# divergence turned round (Y. Gu et al., *MiniLLM*, 2023, arXiv:2306.08543).
+# Stanton et al., 2021, arXiv:2106.05945). And for language models the two sides of the KL
+# divergence are sometimes exchanged (Y. Gu et al., *MiniLLM*, 2023, arXiv:2306.08543).
 
 # %% [markdown]
-# **What would prove this wrong?** A student whose threes come back with *labels alone*; or a gain
-# that is as large when the teacher has seen nothing that the student has not.
+# **What would prove this wrong?** A student whose threes come back with *labels alone*; or a small
+# student that gains as much from a teacher that saw only what the student saw.
 
 # %% [markdown]
 # **Sources.** G. Hinton, O. Vinyals and J. Dean, *Distilling the knowledge in a neural network*,

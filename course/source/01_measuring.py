@@ -534,8 +534,8 @@ verdict = (
     f"embedding {gains['embedding'].ratio:.1f} ×; "
     f"ridge at {limits.ridge:.0f} FLOP/byte; an all-reduce moves 1/{in_memory / between:.0f} of "
     f"the bytes per second of an element-wise operation; a program differs from itself in "
-    f"{alarms['one reading']} of {tries} single readings, in {alarms['in pairs']} of {tries} paired "
-    f"comparisons"
+    f"{alarms['one reading']} of {tries} single readings, in {alarms['in pairs']} of {tries} "
+    "paired comparisons"
 )
 lab.log_verdict("measuring", verdict)
 

@@ -268,9 +268,9 @@ ragged
 
 # %% [markdown]
 # This is not a bug in Accelerate: its documentation asks you to weigh the losses yourself when
-# micro-batches differ. It divides each loss by *m*, even if the last micro-batch is short. But it shows
-# how quietly this goes wrong: the training ran, the loss fell, and it was not the training that was
-# asked for.
+# micro-batches differ. It divides each loss by *m*, even if the last micro-batch is short. But it
+# shows how quietly this goes wrong: the training ran, the loss fell, and it was not the training
+# that was asked for.
 
 # %% [markdown]
 # ## 6. Measure

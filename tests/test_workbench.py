@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import tomllib
 from itertools import islice, repeat
 from pathlib import Path
 from time import sleep
 
+import psutil
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -14,7 +18,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint_sequential
 
-from accel_lab.workbench import models
+from accel_lab.workbench import granted, models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.drawing.record import Record
@@ -307,15 +311,80 @@ def test_the_machine_lists_every_package_that_the_project_needs():
     assert [fact.name for fact in machine.packages()] == needed
 
 
-def test_a_container_counts_with_what_it_grants(tmp_path, monkeypatch):
-    granted, unlimited = tmp_path / "granted", tmp_path / "unlimited"
-    granted.write_text("1073741824\n")
-    unlimited.write_text("max\n")
-    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited), str(granted)))
+# What the system says of itself where a limit of 7000 bytes and of one core is in force for us, in
+# the group /a/b: where it is mounted, and what the limits of each group are.
+SECOND = "30 20 0:26 {} /groups rw - cgroup2 cgroup2 rw"
+FIRST = """31 20 0:28 / /groups rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /groups/cpu rw - cgroup cgroup rw,cpu,cpuacct
+33 31 0:30 / /groups/memory rw - cgroup cgroup rw,memory
+34 31 0:31 / /groups/unified rw - cgroup2 cgroup2 rw"""
+SYSTEMS = {
+    "ours": (SECOND.format("/"), {"a/b/memory.max": "7000", "a/b/cpu.max": "100 100"}),
+    "above": (
+        SECOND.format("/"),
+        {"a/memory.max": "7000", "a/cpu.max": "50 100"}
+        | {"a/b/memory.max": "max", "a/b/cpu.max": "max 100"},
+    ),
+    "the least": (
+        SECOND.format("/"),
+        {"a/memory.max": "7000", "a/cpu.max": "900 100"}
+        | {"a/b/memory.max": "9000", "a/b/cpu.max": "100 100"},
+    ),
+    "shown as the top": (SECOND.format("/a/b"), {"memory.max": "7000", "cpu.max": "100 100"}),
+    "of elsewhere": (SECOND.format("/c"), {"memory.max": "7000", "cpu.max": "100 100"}),
+    "the first version": (
+        FIRST,
+        {"memory/a/memory.limit_in_bytes": "7000"}
+        | {"memory/a/b/memory.limit_in_bytes": "9223372036854771712"}
+        | {"cpu/a/cpu.cfs_quota_us": "100", "cpu/a/cpu.cfs_period_us": "100"}
+        | {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100"},
+    ),
+}
+
+
+def a_system(folder, mounts, limits):
+    ours = "9:cpu,cpuacct:/a/b\n4:memory:/a/b\n1:name=systemd:/\n0::/a/b"
+    said = {"proc/self/cgroup": ours, "proc/self/mountinfo": mounts}
+    for name, text in (said | {f"groups/{name}": text for name, text in limits.items()}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_limit_holds_wherever_above_us_it_stands(tmp_path, monkeypatch, system):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: range(64), raising=False)
+    root = a_system(tmp_path, *SYSTEMS[system])
+    assert granted.usable_cores(root) == 1
+    assert granted.granted_memory(root) == 7000
+
+
+def test_without_a_limit_all_that_we_are_not_kept_from_is_usable(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: range(3), raising=False)
+    beside = {"c/memory.max": "7000", "c/cpu.max": "100 100", "a/b/cpu.max": "max 100"}
+    for root in (tmp_path / "none", a_system(tmp_path / "beside", SECOND.format("/"), beside)):
+        assert granted.usable_cores(root) == 3
+        assert granted.granted_memory(root) is None
+
+
+def test_a_container_counts_with_what_it_grants(monkeypatch):
+    monkeypatch.setattr(machine, "granted_memory", lambda: 2**30)
     assert machine.usable_memory() == (2**30, "granted")
     assert "one open at a time" in machine.Machine()._repr_markdown_()
-    monkeypatch.setattr(machine, "LIMITS", (str(tmp_path / "none"), str(unlimited)))
-    assert "free of" in machine.usable_memory()[1]
+    for limit in (None, 2**62):
+        monkeypatch.setattr(machine, "granted_memory", lambda limit=limit: limit)
+        assert "free of" in machine.usable_memory()[1]
+
+
+@pytest.mark.parametrize("way_in", ["accel_lab.workbench.chapter", "accel_lab.experiments.ddp"])
+def test_torch_takes_no_more_threads_than_the_cores_that_are_granted(way_in):
+    """Whatever way a process of the course comes in: with more, an update took 7 times as long."""
+    cores = granted.usable_cores()
+    script = f"import torch, {way_in}; print(torch.get_num_threads())"
+    for wanted in (1, cores + 3):
+        asked = {**os.environ, "OMP_NUM_THREADS": str(wanted)}
+        said = subprocess.check_output([sys.executable, "-c", script], env=asked, text=True)
+        assert int(said) == min(wanted, cores)
 
 
 def test_the_cores_decide_what_ranks_can_show(monkeypatch):

@@ -5,7 +5,6 @@ what came of each at once.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from accel_lab.grading.failure import GraderFault
 from accel_lab.grading.journal import Journal
 from accel_lab.grading.marking import Entry
 from accel_lab.grading.submissions import Submission
+from accel_lab.workbench.granted import usable_cores
 
 
 class Stopped(RuntimeError):
@@ -112,7 +112,7 @@ def _on_this_machine(
     tasks: list, factory: SandboxFactory, jobs: int | None
 ) -> Iterator[tuple[Submission, Entry]]:
     torch.set_num_threads(1)  # each job has a core of its own
-    jobs = jobs or len(os.sched_getaffinity(0))
+    jobs = jobs or usable_cores()
     if not factory.isolation.makes_a_mark:
         jobs = 1  # weaker isolation does not keep sandboxes apart
     pool = ThreadPoolExecutor(jobs)

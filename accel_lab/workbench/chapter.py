@@ -23,9 +23,10 @@ from accel_lab.workbench.drawing.pareto import Pareto
 from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline
 from accel_lab.workbench.effort import along, effort
+from accel_lab.workbench.granted import usable_cores
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.comparison import Comparison, compare, reading
-from accel_lab.workbench.measure.machine import Machine, low_precision, usable_cores
+from accel_lab.workbench.measure.machine import Machine, low_precision
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of, process_peak
 from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
 from accel_lab.workbench.measure.race import break_even, compared, race, race_on_ranks

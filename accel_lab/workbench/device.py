@@ -7,6 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from accel_lab.workbench.granted import usable_cores
+
+# torch counts the machine's cores, of which a container may grant a few; threads beyond those only
+# wait for one another. Every process of the course comes by here: kernel, command line and ranks.
+if torch.get_num_threads() > (_usable := usable_cores()):
+    torch.set_num_threads(_usable)
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """``auto``: a CUDA machine is used where there is one. Raises ValueError, one line, for a

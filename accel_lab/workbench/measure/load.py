@@ -12,8 +12,9 @@ import os
 from collections.abc import Generator
 from time import monotonic
 
-import joblib
 import psutil
+
+from accel_lab.workbench.granted import usable_cores
 
 BUSY = 0.25  # of the machine's cores: as much of a core of two as halves the speed of one program
 LEAST_SECONDS = 0.5  # the system counts in hundredths of a second
@@ -33,7 +34,7 @@ class Load:
         """
         seconds = monotonic() - self._start
         cores = psutil.cpu_count() or 1
-        if seconds < LEAST_SECONDS or joblib.cpu_count() < cores:
+        if seconds < LEAST_SECONDS or usable_cores() < cores:
             return 0.0
         by_all, by_us = (now - then for now, then in zip(_used(), self._used, strict=True))
         # Who lets programs run side by side knows it, and leaves a core to each.

@@ -8,13 +8,12 @@ import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
-import joblib
 import psutil
 import torch
 
 from accel_lab import __version__
+from accel_lab.workbench.granted import granted_memory, usable_cores
 
 # Instructions that compute in few bits, by the names that torch has for them.
 LOW_PRECISION = {
@@ -27,8 +26,6 @@ PROGRAMS = {
     "chromium": ("the browser tests", "chromium"),
     "ip": ("the tests of training across hosts", "iproute2"),
 }
-# Where a container's limit on memory stands: cgroup v2, and v1.
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 LITTLE = 3 * 2**30  # bytes: two chapters open at once may not fit
 
 
@@ -93,30 +90,12 @@ def programs() -> list[Fact]:
     ]
 
 
-def usable_cores() -> int:
-    """What this process may use: neither those that it is kept from, nor more than its container
-    grants.
-    """
-    return joblib.cpu_count()
-
-
 def usable_memory() -> tuple[int, str]:
     """bytes, and what they are: a container's limit where that is less than what is free."""
-    free = psutil.virtual_memory().available
-    granted = [int(text) for path in LIMITS if (text := _read(path)).isdigit()]
-    return min(
-        [
-            (free, f"free of {psutil.virtual_memory().total / 2**30:.1f}"),
-            *((limit, "granted") for limit in granted),
-        ]
-    )
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    memory, limit = psutil.virtual_memory(), granted_memory()
+    if limit is not None and limit < memory.available:
+        return limit, "granted"
+    return memory.available, f"free of {memory.total / 2**30:.1f}"
 
 
 def _cores() -> Fact:

@@ -8,6 +8,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -424,3 +425,32 @@ def test_operations_stand_below_the_roof_with_their_batch_sizes():
     assert max(one.lines[1].get_ydata()) == 8
     assert list(one.lines[2].get_ydata()) == [0.4, 8]
     assert [text.get_text() for text in one.texts] == ["1", "16"]
+
+
+# ---- whatever matplotlib is set to ----
+
+
+def the_pictures():
+    """One of a panel, and one that a cell draws on, as files."""
+    picture, (left, right) = figure.axes(columns=2)
+    left.plot([1, 2], [3, 4], label="a line")
+    left.legend()
+    left.set(title="how it went", xlabel="a", ylabel="b")
+    figure.draw_lines(right, {"one": {1: 2, 3: 4}, "other": {1: 1, 3: 2}}, limit=(2, "most"))
+    timelines = figure.draw_timelines({"a title": [Span(0, "forward", 0.0, 1.0)]})
+    made = [picture, timelines, figure.draw([Curve("loss", "loss")], Runs(Every()))]
+    return [figure.png(one) for one in made]
+
+
+@pytest.mark.parametrize(
+    "set_to",
+    [
+        {"text.usetex": True},  # a RuntimeError where there is no LaTeX
+        {"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 30, "lines.linewidth": 9},
+    ],
+)
+def test_pictures_are_the_same_whatever_a_readers_matplotlib_is_set_to(set_to):
+    plain = the_pictures()
+    with matplotlib.rc_context(set_to):
+        assert the_pictures() == plain
+        assert {name: matplotlib.rcParams[name] for name in set_to} == set_to  # theirs still

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from accel_lab.workbench.drawing.axis import SMALL, label_ends, limit_line
 from accel_lab.workbench.drawing.chart import Chart, Runs
+from accel_lab.workbench.drawing.paper import Paper, in_our_style
 from accel_lab.workbench.drawing.timeline import draw_spans
 from accel_lab.workbench.look import (
     BLUE,
@@ -76,10 +77,12 @@ class Picture(Figure):
         return "Picture"
 
 
+@in_our_style
 def axes(width: float = 7.0, height: float = 3.0, columns: int = 1) -> tuple[Picture, list[Axes]]:
     """A picture in the course's look, sizes in inches, and its axes from left to right."""
     figure = Picture((width, height), dpi=100, layout="constrained")
-    row = list(figure.subplots(1, columns, squeeze=False)[0])
+    of_ours = {"axes_class": Paper}
+    row = list(figure.subplots(1, columns, squeeze=False, subplot_kw=of_ours)[0])
     for one in row:
         tidy(one)
     return figure, row
@@ -91,12 +94,14 @@ def tidy(one: Axes) -> None:
     one.set_axisbelow(True)
 
 
+@in_our_style
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
+@in_our_style
 def draw(charts: Sequence[Chart], runs: Runs) -> Picture:
     """All charts of a panel, two a row."""
     rows = (len(charts) + 1) // 2
@@ -322,6 +327,7 @@ def draw_bars(
         )
 
 
+@in_our_style
 def draw_grid(
     frames: Mapping[str, Sequence[Sequence[float]]],
     *,
@@ -386,6 +392,7 @@ def draw_images(
         one.axhline(below, color=ORANGE, linewidth=2)
 
 
+@in_our_style
 def draw_timelines(
     spans: Mapping[str, Sequence[Span]],
     *,

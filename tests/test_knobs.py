@@ -1,13 +1,16 @@
 """Knobs: one declaration, and one line for whatever is wrong."""
 
+from types import SimpleNamespace
 from typing import Literal
 
+import IPython
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import model_validator
 
 from accel_lab.workbench.knobs import Dial, KnobError, Knobs, dial, no_such
+from accel_lab.workbench.notebook.settings import settings
 
 
 class Some(Knobs):
@@ -74,3 +77,34 @@ def test_the_nearest_name_is_offered():
     assert no_such("technique", "acumulation", ["accumulation", "ddp"]) == (
         "no technique is called 'acumulation'; did you mean 'accumulation'?"
     )
+
+
+# ---- the settings of a chapter ----
+
+
+def test_a_chapter_sets_what_its_reader_does_not():
+    for given_ in ({"count": 8}, '{"count": 8}'):  # papermill -p gives text
+        assert settings(Some, given_, count=2, rate=0.5) == Some(count=8, rate=0.5)
+    for wrong in ("{count: 8}", "8", 8):
+        with pytest.raises(KnobError, match="knobs: should be names with values"):
+            settings(Some, wrong)
+
+
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        ("# Parameters\nknobs = {'count': 8}\n", ""),
+        ("# Parameters\nknobs = {}\ncount = 8\n", "count: is a knob; papermill is to say it as"),
+        ("# Parameters\ncuont = 8\n", "no knob is called 'cuont'; did you mean 'count'?"),
+        ("count = 8", ""),  # a cell of the reader's
+    ],
+)
+def test_a_parameter_that_nothing_reads_is_named(monkeypatch, cell, line):
+    history = SimpleNamespace(input_hist_raw=["", "knobs = {}", cell, "settings(Some, knobs)"])
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(history_manager=history))
+    if not line:
+        assert settings(Some, {}) == Some()
+        return
+    with pytest.raises(KnobError) as error:
+        settings(Some, {})
+    assert str(error.value).startswith(line)

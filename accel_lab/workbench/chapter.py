@@ -32,6 +32,7 @@ from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
 from accel_lab.workbench.measure.race import break_even, compared, race, race_on_ranks
 from accel_lab.workbench.measure.roofline import Operation, Roofline, fastest, roofline
 from accel_lab.workbench.measure.traffic import bytes_written
+from accel_lab.workbench.notebook.settings import settings
 from accel_lab.workbench.notebook.source import show_source
 from accel_lab.workbench.notebook.speed_log import SpeedLog, log_verdict
 from accel_lab.workbench.notebook.syllabus import Syllabus
@@ -41,19 +42,18 @@ from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
 
 if TYPE_CHECKING:
-    from accel_lab.workbench.drawing import figure
+    from accel_lab.workbench.drawing import figure, motion
     from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders
 
-_LATER = {"figure": "drawing.figure"} | dict.fromkeys(
-    ("Headline", "Panel", "Prediction", "Sliders"), "panel"
-)
+_MODULES = {"figure": "drawing.figure", "motion": "drawing.motion"}
+_LATER = _MODULES | dict.fromkeys(("Headline", "Panel", "Prediction", "Sliders"), "panel")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"accel_lab.workbench.{_LATER[name]}")
-    return home if name == "figure" else getattr(home, name)
+    return home if name in _MODULES else getattr(home, name)
 
 
 def __dir__() -> list[str]:

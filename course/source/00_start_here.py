@@ -26,7 +26,7 @@ from accel_lab.workbench import chapter as lab
 knobs = {}
 
 # %%
-base = experiment.Knobs(**{"ranks": 1, **knobs})
+base = lab.settings(experiment.Knobs, knobs, ranks=1)
 
 # %% [markdown]
 # ## A taste

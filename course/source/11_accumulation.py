@@ -46,7 +46,7 @@ torch.set_num_threads(1)  # two that share an update wait for each other on a bu
 knobs = {}
 
 # %%
-base = experiment.Knobs(**{"timeline": True, **knobs})
+base = lab.settings(experiment.Knobs, knobs, timeline=True)
 mnist = lab.datasets.mnist5k()
 shape = tuple(mnist.train_x.shape[1:])
 print(f"{len(mnist.train_x):,} training pictures of {shape}, {base.batch_size} in a batch")
@@ -494,18 +494,15 @@ LOOP
 
 # %% tags=["exercise"]
 def train_epoch(model, optimizer, loader, accumulate):
-    # The loop as found:
-    #
-    #   updates = 0
-    #   for step, (x, y) in enumerate(loader):
-    #       loss = cross_entropy(model(x), y) / accumulate
-    #       loss.backward()
-    #       if step % accumulate == 0:
-    #           optimizer.step()
-    #           optimizer.zero_grad()
-    #           updates += 1
-    #   return updates
-    raise NotImplementedError
+    updates = 0
+    for step, (x, y) in enumerate(loader):
+        loss = cross_entropy(model(x), y) / accumulate
+        loss.backward()
+        if step % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+    return updates
 
 
 check(train_epoch)

@@ -44,7 +44,7 @@ from accel_lab.workbench import chapter as lab
 knobs = {}
 
 # %%
-base = experiment.Knobs(**knobs)
+base = lab.settings(experiment.Knobs, knobs)
 mnist = lab.datasets.mnist5k()
 sizes = [p.numel() for p in lab.models.mlp(784, base.width, base.width, 10).parameters()]
 print(f"a network of {sum(sizes):,} parameters in {len(sizes)} tensors")
@@ -666,16 +666,13 @@ SHARD
 
 # %% tags=["exercise"]
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
-    # The worker as found:
-    #
-    #   for batch in batches:
-    #       mine = batch[: -(-len(batch) // world)]
-    #       loss = cross_entropy(model(x[mine]), y[mine])
-    #       (loss / world).backward()
-    #       for parameter in model.parameters():
-    #           all_reduce(parameter.grad)
-    #       optimizer.step()
-    raise NotImplementedError
+    for batch in batches:
+        mine = batch[: -(-len(batch) // world)]
+        loss = cross_entropy(model(x[mine]), y[mine])
+        (loss / world).backward()
+        for parameter in model.parameters():
+            all_reduce(parameter.grad)
+        optimizer.step()
 
 
 check(train_on_rank)

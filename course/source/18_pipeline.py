@@ -40,7 +40,7 @@ knobs = {}
 
 # %%
 torch.set_num_threads(1)  # as in every rank: layers timed here take as long as they take there
-base = experiment.Knobs(**{"batch_size": 512, "micro_batches": 8, **knobs})
+base = lab.settings(experiment.Knobs, knobs, batch_size=512, micro_batches=8)
 mnist = lab.datasets.mnist5k()
 print(f"a network of {base.depth} linear layers, {base.width} wide, on {base.ranks} processes")
 print(f"batches of {base.batch_size}; this machine has {lab.usable_cores()} cores that we may use")

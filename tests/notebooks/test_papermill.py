@@ -4,6 +4,7 @@ The knobs are the technique's ``SMALL_KNOBS`` in its own test file: the whole ch
 """
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def wrong_knobs(chapter: Path) -> tuple[dict, str]:
     return {dial.name: dial.high + 1}, f"{dial.name}: should be less than"
 
 
-def execute(chapter: Path, knobs: dict, out: Path) -> nbformat.NotebookNode:
+def execute(chapter: Path, knobs: dict | str, out: Path) -> nbformat.NotebookNode:
     return papermill.execute_notebook(
         chapter, out, {"knobs": knobs}, cwd=COURSE, kernel_name="python3", progress_bar=False
     )
@@ -70,6 +71,15 @@ def test_a_chapter_runs_with_other_knobs(chapter, tmp_path, monkeypatch):
 
 @every_chapter
 def test_a_wrong_knob_ends_it_at_once_and_is_named(chapter, tmp_path):
+    """Also where the knobs come as text, as from ``papermill -p knobs '{"width": 512}'``."""
     knobs, line = wrong_knobs(chapter)
     with pytest.raises(papermill.PapermillExecutionError, match=line):
-        execute(chapter, knobs, tmp_path / "out.ipynb")
+        execute(chapter, json.dumps(knobs), tmp_path / "out.ipynb")
+
+
+def test_a_parameter_that_a_chapter_does_not_read_ends_it_and_is_named(tmp_path):
+    """``papermill -p batch_size 64``, which would train with all knobs as they are."""
+    asked = {"parameters": {"batch_size": 64}, "kernel_name": "python3", "progress_bar": False}
+    chapter = COURSE / "11_accumulation.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="batch_size: is a knob"):
+        papermill.execute_notebook(chapter, tmp_path / "out.ipynb", cwd=COURSE, **asked)

@@ -794,6 +794,11 @@ def test_memory_is_counted_by_the_system(factory):
         "ValueError): pass\n"
     )
     assert grade(factory, unlimited + wasteful[wasteful.index("\n") + 1 :], exercise).points == 0
+    for imports in ("import torch, matplotlib.pyplot\n", "def double(x):\n    import pandas\n"):
+        body = (
+            "def double(x):\n" * imports.startswith("import") + "    return torch.mul(x, 2, out=x)"
+        )
+        assert grade(factory, "import torch\n" + imports + body, exercise).points == 2
     for elsewhere in ELSEWHERE.values():
         verdict = grade(factory, elsewhere, exercise)
         assert verdict.points == 0

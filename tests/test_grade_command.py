@@ -381,3 +381,17 @@ def test_nothing_to_grade_names_the_path(tmp_path):
     hand_in(tmp_path / "notes.ipynb", "")
     with pytest.raises(NothingToGrade, match="passed over"):
         find([tmp_path], TECHNIQUES)
+
+
+def test_whatever_is_handed_in_is_graded_or_named(tmp_path):
+    for name in ("Gil/01_measuring.IPYNB", "01_Measuring_Ida.ipynb", "Hal_01_MEASURING.Ipynb"):
+        hand_in(tmp_path / name, "")
+    (tmp_path / "Jo_01_measuring.ipynb.txt").write_text("{}")
+    found, notes = find([tmp_path, tmp_path / "Gil/01_measuring.IPYNB"], TECHNIQUES)
+    assert {(one.learner, one.technique) for one in found} == {
+        ("Gil", "measuring"),
+        ("Hal", "measuring"),
+    }
+    assert len(notes) == 2
+    assert "Ida" in notes[0]
+    assert "Jo_01_measuring.ipynb.txt: passed over" in notes[1]

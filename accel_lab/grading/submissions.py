@@ -30,7 +30,7 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
     chapter = re.compile(
         r"(?:^|(?P<learner>.*?)[_\-. ])(?:\d+[_\-. "
         rf"])?(?P<technique>{'|'.join(map(re.escape, techniques))})$",
-        re.DOTALL,
+        re.DOTALL | re.IGNORECASE,
     )
     found: dict[tuple[str, str], list[Path]] = {}
     notes = []
@@ -47,11 +47,11 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
             if not match:
                 notes.append(
                     f"{_shown(path)}: passed over, its name does not end with a chapter's (such as "
-                    "11_accumulation)"
+                    "11_accumulation.ipynb)"
                 )
                 continue
             found.setdefault(
-                (_shown(match["learner"] or _folder(path, root)), match["technique"]), []
+                (_shown(match["learner"] or _folder(path, root)), match["technique"].lower()), []
             ).append(path)
     submissions = [
         Submission(*key, paths[0]) for key, paths in sorted(found.items()) if len(set(paths)) == 1
@@ -68,15 +68,22 @@ def find(paths: Iterable[Path], techniques: Iterable[str]) -> tuple[list[Submiss
 
 
 def _notebooks(root: Path) -> Iterator[Path]:
-    if root.suffix == ".ipynb" and (root.is_file() or root.is_symlink()):
+    if _is_notebook(root.name) and (root.is_file() or root.is_symlink()):
         yield root
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (
             Path(folder, name)
             for name in sorted(files)
-            if name.endswith(".ipynb") and not name.startswith(".")
+            if _is_notebook(name) and not name.startswith(".")
         )
+
+
+def _is_notebook(name: str) -> bool:
+    """Or is meant for one: what a system calls ``.IPYNB``, and a browser saves as ``.ipynb.txt``, is
+    to be graded or named.
+    """
+    return ".ipynb" in name.lower()
 
 
 def _folder(path: Path, root: Path) -> str:

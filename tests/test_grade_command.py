@@ -334,7 +334,7 @@ def test_an_assignment_that_nbgrader_accepts(tmp_path):
         f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     )
 
-    def nbgrader(*arguments: str) -> None:
+    def nbgrader(*arguments: str) -> str:
         ran = subprocess.run(
             [sys.executable, "-m", "nbgrader", *arguments],
             cwd=course,
@@ -344,6 +344,7 @@ def test_an_assignment_that_nbgrader_accepts(tmp_path):
             timeout=300,
         )
         assert ran.returncode == 0, ran.stderr[-3000:]
+        return ran.stderr
 
     nbgrader("generate_assignment", "01_measuring", "--create")
     name = "01_measuring/01_measuring.ipynb"
@@ -359,7 +360,7 @@ def test_an_assignment_that_nbgrader_accepts(tmp_path):
     for learner, notebook in (("ann", answered), ("bob", nbformat.reads(released, 4))):
         (course / "submitted" / learner / "01_measuring").mkdir(parents=True)
         nbformat.write(notebook, str(course / "submitted" / learner / name))
-    nbgrader("autograde", "01_measuring")
+    assert "cannot be converted" not in nbgrader("autograde", "01_measuring")
     nbgrader("export")
     with (course / "grades.csv").open() as file:
         scores = {

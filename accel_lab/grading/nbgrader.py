@@ -102,8 +102,9 @@ def _marked(cell: nbformat.NotebookNode, name: str, **more: object) -> nbformat.
 
 
 def _judged(exercise: Exercise) -> str:
+    """The verdict is displayed, not returned: nbgrader takes what a cell returns for a number."""
     return (
-        f"verdict = check({exercise.name})\nassert verdict.points == verdict.most, verdict\nverdict"
+        f"verdict = check({exercise.name})\ndisplay(verdict)\nassert verdict.points == verdict.most"
     )
 
 

@@ -80,9 +80,7 @@ def _notebooks(root: Path) -> Iterator[Path]:
 
 
 def _is_notebook(name: str) -> bool:
-    """Or is meant for one: what a system calls ``.IPYNB``, and a browser saves as ``.ipynb.txt``, is
-    to be graded or named.
-    """
+    """Or is meant to be: some systems write ``.IPYNB``, some browsers save as ``.ipynb.txt``."""
     return ".ipynb" in name.lower()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from accel_lab.workbench import look
-from accel_lab.workbench.drawing import axis, figure
+from accel_lab.workbench.drawing import axis, figure, motion
 from accel_lab.workbench.drawing.budget import Budget
 from accel_lab.workbench.drawing.chart import Runs, dial_of
 from accel_lab.workbench.drawing.curve import Curve
@@ -425,6 +425,63 @@ def test_operations_stand_below_the_roof_with_their_batch_sizes():
     assert max(one.lines[1].get_ydata()) == 8
     assert list(one.lines[2].get_ydata()) == [0.4, 8]
     assert [text.get_text() for text in one.texts] == ["1", "16"]
+
+
+# ---- one moment of what goes on ----
+
+
+def places(picture):
+    """Where its axes lie, and from where to where they go."""
+    return [(one.get_position().bounds, one.get_xlim(), one.get_ylim()) for one in picture.axes]
+
+
+def test_a_turn_shows_what_has_just_arrived_and_from_whom():
+    at_first = [(None, [1, 1])] * 2
+    turns = [at_first, [(1, [1, 2]), (0, [2, 1])], [(0, [2, 2]), (1, [2, 2])]]
+    before, after, last = (
+        motion.draw_turn(turns, turn, f"turn {turn}", columns="AB") for turn in range(3)
+    )
+    framed = [[p.get_linewidth() > 1 for p in one.axes[0].patches] for one in (before, after)]
+    assert framed == [[False] * 4, [False, True, True, False]]
+    said = [text.get_text() for text in after.axes[0].texts]
+    assert "from rank 1" in said
+    assert "to rank 0" in said
+    assert places(before) == places(after) == places(last)
+
+
+def test_lanes_are_played_up_to_a_moment_and_idle_time_is_shaded():
+    spans = [Span(0, "forward 0", 0.0, 0.01), Span(1, "forward 0", 0.01, 0.02)]
+    options = {"longest": 40, "lanes": 3, "label": "time"}
+    pictures = {
+        until: motion.draw_lanes(spans, "", until=until, notes=["a", "b"], **options)
+        for until in (0, 0.25, 1)
+    }
+    lasts = {until: bars(one) for until, one in pictures.items()}
+    assert lasts == {0: [], 0.25: [5.0], 1: [10.0, 10.0]}
+    assert {str(places(one)) for one in pictures.values()} == {str(places(pictures[1]))}
+    legends = [one.axes[0].get_legend().get_texts() for one in pictures.values()]
+    assert {len(texts) for texts in legends} == {2}  # the kinds, and what is idle
+
+
+def bars(picture):
+    return [pytest.approx(one.get_width()) for one in picture.axes[0].patches]
+
+
+def test_readings_and_refusals_stay_in_their_places():
+    ways = {"in blocks": [("ours", 1.0), ("the peer", 2.0)]}
+    small, large = (
+        motion.draw_two_ways(ways, {"in blocks": (ratio, None)}, 1.0, seconds=(0, 3), ratios=(0, 2))
+        for ratio in (0.5, 1.5)
+    )
+    assert places(small) == places(large)
+    comparison = Comparison.of([(1 + place / 100, 1.0) for place in range(9)])
+    one, other = (
+        motion.draw_refusals(comparison, lambda _: 0.5, candidate=candidate, ends=(0.9, 1.2))
+        for candidate in (0.95, 1.045)
+    )
+    assert one.axes[0].get_title("left").startswith("9 of 9 pairs lie above 0.950: 50.0 %")
+    assert other.axes[0].get_title("left").startswith("4 of 9 pairs")
+    assert places(one) == places(other)
 
 
 # ---- whatever matplotlib is set to ----

@@ -124,6 +124,34 @@ seconds = st.floats(1e-6, 1e3)
 some_pairs = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=20)
 
 
+@pytest.mark.parametrize("pairs", [8, 9, 14])
+def test_the_interval_is_what_too_few_outcomes_of_the_coin_refuse(pairs):
+    chance = random.Random(pairs)
+    found = Comparison.of([(chance.uniform(1, 1.2), 1.0) for _ in range(pairs)])
+    low, high = found.interval
+    for inside, outside in ((low * 1.0001, low / 1.0001), (high / 1.0001, high * 1.0001)):
+        assert experiment.as_lopsided(found.ratios, inside) > 0.01
+        assert experiment.as_lopsided(found.ratios, outside) <= 0.01
+    assert experiment.as_lopsided([1.1] * pairs, 1.0) == 2 / 2**pairs
+
+
+@pytest.mark.parametrize("truth", [0.8, 1.0, 1.3])
+def test_a_drift_is_blamed_on_a_program_in_blocks_and_not_in_pairs(truth):
+    off = {}
+    for drift in (0.0, 0.25, 0.5):
+        blocks, pairs = (
+            way(experiment.SlowingMachine(drift, 18), truth, 1.0, 9)
+            for way in (experiment.in_blocks, experiment.in_pairs)
+        )
+        ours, peer = (experiment.mean_of(blocks, name) for name in ("ours", "the peer"))
+        found = Comparison.of(experiment.pairs_of(pairs))
+        off[drift] = abs(ours / peer / truth - 1)
+        assert found.interval[0] < truth < found.interval[1]
+        assert found.ratio == pytest.approx(truth, rel=0.03)
+    assert off[0.0] < 0.01
+    assert 0.08 < off[0.25] < off[0.5]
+
+
 @unhurried
 @given(some_pairs)
 def test_swapping_the_programs_turns_the_verdict_round(pairs):

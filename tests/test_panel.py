@@ -2,11 +2,13 @@
 beside the knob; headless pictures.
 """
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import ipywidgets as widgets
 import pytest
 import torch
 import torch.distributed as dist
@@ -717,19 +719,20 @@ def test_the_reader_loses_nothing_where_the_disk_takes_nothing(ask, tmp_path, mo
     assert all("cannot be written" in line and "ACCEL_LAB_HOME" in line for line in complaints)
 
 
-def line_up_to(end=4):
+def line_up_to(end=4, color="blue"):
     picture, (one,) = axes(2, 2)
-    one.plot([0, end])
+    one.plot([0, end], color=color)
+    one.set_title(f"up to {end}")
     return picture
 
 
 def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkeypatch):
     shown, renewed = [], []
-    Handle = type("Handle", (), {"update": lambda self, picture: renewed.append(picture)})
+    Handle = type("Handle", (), {"update": lambda self, one, *_, **__: renewed.append(one)})
     for module in ("output", "sliders"):
         monkeypatch.setattr(
             f"accel_lab.workbench.panel.{module}.display",
-            lambda one, **_: shown.append(one) or Handle(),
+            lambda one, *_, **__: shown.append(one) or Handle(),
         )
     sliders = Sliders(line_up_to, end=(0, 9, 1))
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
@@ -737,11 +740,24 @@ def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkey
     assert [type(one) for one in shown] == [Picture]
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     sliders._ipython_display_()
-    _, _, view, _, picture = shown
+    _, _, view, stand_in = shown
     assert VIEW in view
-    assert list(picture.axes[0].lines[0].get_ydata()) == [0, 4]
-    sliders._sliders["end"].value = 7
-    assert list(renewed[0].axes[0].lines[0].get_ydata()) == [0, 7]
+    before = sliders._image.value
+    assert stand_in["image/png"] == base64.b64encode(before).decode()
+    sliders._inputs["end"].value = 7
+    assert sliders._image.value != before
+    assert renewed[0]["image/png"] == base64.b64encode(sliders._image.value).decode()
+    assert sliders._image.tooltip == "up to 7"
+
+
+def test_steps_can_be_played_and_choices_are_buttons():
+    sliders = Sliders(line_up_to, end=range(0, 9, 2), color=["blue", "red"])
+    row = sliders._row("end")
+    slider, play = row.children
+    for one in (slider, play):
+        assert (one.min, one.max, one.step, one.value) == (0, 8, 2, 4)
+    assert isinstance(sliders._row("color"), widgets.ToggleButtons)
+    assert sliders._row("color").options == ("blue", "red")
 
 
 def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(monkeypatch):

@@ -214,6 +214,53 @@ def test_stages_that_only_wait_keep_to_the_formula():
         assert bubble(2, m) - 0.01 < experiment.bubble_of(taken, 2) < bubble(2, m) + 0.25
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_layers_that_wait_divide_evenly(ranks):
+    knobs = Knobs(ranks=ranks, micro_batches=5, stages="wait")
+    layers = experiment.waiting_layers(knobs)
+    runs = balanced([layer.seconds for layer in layers], ranks)
+    assert {len(run) for run in runs} == {len(layers) // ranks}
+    both_ways = 3 * 5 * sum(layer.seconds for layer in layers)
+    assert both_ways == pytest.approx(experiment.BATCH_SECONDS)
+
+
+def test_a_run_of_stages_that_wait_keeps_to_the_formula(monkeypatch):
+    monkeypatch.setattr(experiment, "BATCH_SECONDS", 0.2)
+    knobs = Knobs(micro_batches=2, stages="wait")
+    even, uneven = (
+        next(run(knobs.turned(mistake=mistake))) for mistake in ("none", "unbalanced stages")
+    )
+    assert bubble(2, 2) - 0.01 < even.metrics["bubble_measured"] < bubble(2, 2) + 0.2
+    assert uneven.metrics["bubble_measured"] > bubble(2, 2) + 0.05
+    assert even.metrics["loss"] == 0
+    assert {span.name for span in even.spans if span.kind == "backward"} == {
+        "backward 0",
+        "backward 1",
+    }
+    assert {span.rank for span in even.spans if span.kind == "backward"} == {0, 1}
+
+
+@pytest.mark.parametrize("settings", [{"mistake": "mismatched shapes"}, {"twin": True}])
+def test_stages_that_wait_have_no_weights_to_be_wrong(settings):
+    with pytest.raises(KnobError, match="stages: layers that only wait have no weights"):
+        Knobs(stages="wait", **settings)
+
+
+def test_one_batch_played_lasts_what_the_formula_says_of_one_process():
+    for schedule, stages, m in itertools.product(SCHEDULES.values(), (1, 2, 4), (1, 3, 8)):
+        spans = experiment.play_one_batch(schedule, stages, m)
+        lasts = max(span.end for span in spans)
+        assert lasts == pytest.approx(0.1 * (m + stages - 1) / (m * stages))
+        held = {
+            most: max(experiment.held_at(spans, stage, at / 999 * lasts) for at in range(999))
+            for stage, most in enumerate(
+                experiment.most_held(schedule(stage, stages, m)) for stage in range(stages)
+            )
+        }
+        assert all(found == most for most, found in held.items())
+        assert experiment.held_at(spans, 0, lasts) == 0
+
+
 def test_what_the_chapter_measures_on_ranks():
     knobs = Knobs(width=16, depth=4, batch_size=32, micro_batches=4)
     held = experiment.activations_held(knobs, [1, 4])

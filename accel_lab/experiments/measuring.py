@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,65 @@ WRONG_RATIOS = {
     "one after the other": one_after_the_other,
     "the best of five": best_of_five,
 }
+
+
+# ---- a machine that slows down, simulated ----
+
+Readings = list[tuple[str, float]]  # which program, and its milliseconds, in the order taken
+
+
+class SlowingMachine:
+    """Times programs on a clock of its own, from "now" to the last of some readings slower by
+    ``drift`` (0.5: by half). Each reading is a little longer than it should be, by chance.
+    """
+
+    def __init__(self, drift: float, readings: int, seed: int = 0):
+        self.drift, self.readings, self.taken = drift, readings, 0
+        self.chance = random.Random(seed)
+
+    def reading(self, milliseconds: float) -> float:
+        slower = 1 + self.drift * self.taken / (self.readings - 1)
+        self.taken += 1
+        return milliseconds * slower * (1 + abs(self.chance.gauss(0, 0.012)))
+
+
+def in_blocks(machine: SlowingMachine, ours: float, peer: float, pairs: int) -> Readings:
+    mine = [("ours", machine.reading(ours)) for _ in range(pairs)]
+    return mine + [("the peer", machine.reading(peer)) for _ in range(pairs)]
+
+
+def in_pairs(machine: SlowingMachine, ours: float, peer: float, pairs: int) -> Readings:
+    coin, taken = random.Random(1), []
+    for _ in range(pairs):
+        both = [("ours", ours), ("the peer", peer)]
+        if coin.random() < 0.5:  # heads: the peer goes first
+            both.reverse()
+        taken += [(name, machine.reading(milliseconds)) for name, milliseconds in both]
+    return taken
+
+
+def pairs_of(readings: Readings) -> list[tuple[float, float]]:
+    """Readings, paired in the order in which they were taken: (ours, the peer's)."""
+    two_by_two = zip(readings[::2], readings[1::2], strict=True)
+    return [(dict(two)["ours"], dict(two)["the peer"]) for two in two_by_two]
+
+
+def mean_of(readings: Readings, name: str) -> float:
+    return mean(milliseconds for who, milliseconds in readings if who == name)
+
+
+def as_lopsided(ratios: Sequence[float], truth: float) -> float:
+    """Of all 2^n outcomes of the coin, which are equally likely if the true ratio is ``truth``, the
+    share in which n pairs lean to one side at least as much as these: Wilcoxon's signed ranks.
+    """
+    gaps = sorted((math.log(ratio / truth) for ratio in ratios), key=abs)
+    below = sum(rank for rank, gap in enumerate(gaps, 1) if gap < 0)
+    outcomes = [1]  # outcomes[w]: in how many of them the ranks of one side add up to w
+    for rank in range(1, len(gaps) + 1):
+        shifted = [0] * rank + outcomes
+        outcomes = [a + b for a, b in zip(outcomes + [0] * rank, shifted, strict=True)]
+    rarer = min(below, len(outcomes) - 1 - below)
+    return min(1.0, 2 * sum(outcomes[: rarer + 1]) / 2 ** len(gaps))
 
 
 # ---- the experiment ----

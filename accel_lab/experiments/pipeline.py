@@ -41,6 +41,9 @@ from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die
 from accel_lab.workbench.ranks.world import RankKnobs, launch_steps, on_one_timeline
 from accel_lab.workbench.step import Span, Step
 
+# mistakes that are seen in the weights or shapes, and not in the time
+NEED_WEIGHTS = ("skip the division", "wrong rank order", "mismatched shapes")
+
 
 class Knobs(RankKnobs):
     ranks: int = dial(2, ge=1, le=4, description="stages, each in its own process")
@@ -49,6 +52,9 @@ class Knobs(RankKnobs):
     )
     schedule: Literal["gpipe", "1f1b"] = dial(
         "gpipe", description="order of forwards and backwards"
+    )
+    stages: Literal["compute", "wait"] = dial(
+        "compute", description="train, or wait for a set time: no core is needed, nothing learned"
     )
     mistake: Literal[
         "none",
@@ -75,6 +81,9 @@ class Knobs(RankKnobs):
             raise KnobError(
                 "ranks", f"{self.ranks} stages cannot be filled with {self.depth} linear layers"
             )
+        if self.stages == "wait" and (self.twin or self.mistake in NEED_WEIGHTS):
+            what = f"{self.mistake!r}" if self.mistake in NEED_WEIGHTS else "twin"
+            raise KnobError("stages", f"layers that only wait have no weights, as {what} needs")
         return self
 
 
@@ -135,9 +144,12 @@ def train_this_stage(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
     torch.manual_seed(knobs.seed)
     width = knobs.width + (is_faulty and knobs.mistake == "mismatched shapes")
     widths = [digits.train_x[0].numel(), *[width] * (knobs.depth - 1), digits.classes]
-    whole = deep_mlp(*widths).to(device)
+    waits = knobs.stages == "wait"
+    whole = (waiting_layers(knobs) if waits else deep_mlp(*widths)).to(device)
     saved = Checkpoint(knobs.checkpoint, model=whole)
     batches = islice(digits.to(device).batches(knobs.batch_size, knobs.seed), saved.updates, None)
+    if waits:  # one number of each picture travels
+        batches = ((x[:, 0, 0, :1], y) for x, y in batches)
     x, y = next(batches)
     part, unbalanced = x.tensor_split(knobs.micro_batches)[0], knobs.mistake == "unbalanced stages"
     layers = stage_of(whole, _layers_of_this_rank(whole, part, unbalanced))
@@ -207,6 +219,12 @@ def deep_mlp(*widths: int) -> nn.Sequential:
     return model
 
 
+def waiting_layers(knobs: Knobs) -> nn.Sequential:
+    """Make a model whose layers wait, equally long, and divide evenly among 1 to 4 stages."""
+    seconds = BATCH_SECONDS / 3 / (LAYERS_THAT_WAIT * knobs.micro_batches)
+    return nn.Sequential(*(Waits(seconds) for _ in range(LAYERS_THAT_WAIT)))
+
+
 def _layers_of_this_rank(whole: nn.Sequential, x: Tensor, unbalanced: bool) -> range:
     """Let rank 0 measure and decide for all: each rank for itself would measure something else."""
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -215,12 +233,15 @@ def _layers_of_this_rank(whole: nn.Sequential, x: Tensor, unbalanced: bool) -> r
         first = len(whole) - 2 * (world - 1)  # the other stages have one linear layer and its ReLU
         box = [[range(first), *(range(layer, layer + 2) for layer in range(first, len(whole), 2))]]
     elif rank == 0:
-        box = [balanced(layer_seconds(whole, x), world)]
+        waits = [layer.seconds for layer in whole if isinstance(layer, Waits)]
+        box = [balanced(waits or layer_seconds(whole, x), world)]
     dist.broadcast_object_list(box, 0)
     return box[0][rank]
 
 
 def _loss(knobs: Knobs) -> Callable[[Tensor, Tensor], Tensor]:
+    if knobs.stages == "wait":
+        return lambda out, y: 0 * out.sum()
     if knobs.mistake == "skip the division":  # each micro-batch's own mean, as if it were the whole
         return lambda out, y: cross_entropy(out, y) * knobs.batch_size
     return lambda out, y: cross_entropy(out, y, reduction="sum")
@@ -293,6 +314,21 @@ def play(
     return spans
 
 
+def play_one_batch(schedule: Schedule, stages: int, micro_batches: int) -> list[Span]:
+    """Play a schedule for one model and one batch, however they are cut: what one process computes
+    in 100 units, a third of it forwards, is shared out evenly to stages and micro-batches.
+    """
+    third = 100 / 3 / (stages * micro_batches)
+    return play(schedule, stages, micro_batches, forward=third, backward=2 * third)
+
+
+def held_at(spans: Iterable[Span], stage: int, seconds: float) -> int:
+    """Count for how many micro-batches a stage holds activations at some moment."""
+    mine = [span for span in spans if span.rank == stage]
+    begun = sum(span.kind == "forward" and span.start < seconds for span in mine)
+    return begun - sum(span.kind == "backward" and span.end <= seconds for span in mine)
+
+
 def most_held(actions: Iterable[Action]) -> int:
     """Count for how many micro-batches a stage holds activations at once, at most."""
     held = most = 0
@@ -303,6 +339,9 @@ def most_held(actions: Iterable[Action]) -> int:
 
 
 # ---- stages that only wait, and stages that compute ----
+
+BATCH_SECONDS = 0.6  # that one process waits for a batch in the panel, a third of it forwards
+LAYERS_THAT_WAIT = 12
 
 
 def least_disturbed(updates: Iterable[Sequence[Span]]) -> list[Span]:
@@ -317,19 +356,27 @@ class Wait(torch.autograd.Function):
     """Waits forwards, and twice as long backwards; computes nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        time.sleep(0.008)
+    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        time.sleep(seconds)
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        time.sleep(0.016)
-        return gradients
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        time.sleep(2 * ctx.seconds)
+        return *gradients, None
 
 
 class Waits(nn.Module):
+    """A layer that waits so many seconds for each micro-batch, and twice as long backwards."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+        self.nothing = nn.Parameter(torch.zeros(()))  # something to go back for, on the first rank
+
     def forward(self, x: Tensor) -> Tensor:
-        return Wait.apply(x)
+        return Wait.apply(x + self.nothing, self.seconds)
 
 
 def waiting_stages(
@@ -345,8 +392,8 @@ def waiting_stages(
 
 
 def _wait_in_line(schedule: str, counts: Sequence[int], updates: int) -> Iterator[list[Span]]:
-    x, spans = torch.zeros(max(counts), 1, requires_grad=True), RankSpanRecorder()
-    stage = Stage(Waits(), lambda out, y: out.sum(), spans)
+    x, spans = torch.zeros(max(counts), 1), RankSpanRecorder()
+    stage = Stage(Waits(0.008), lambda out, y: out.sum(), spans)
     for m in counts:
         actions = SCHEDULES[schedule](stage.rank, stage.world, m)
         for _ in range(updates):

@@ -29,6 +29,7 @@
 # *roofline*.
 
 # %% jupyter={"source_hidden": true}
+from functools import partial
 from itertools import product
 
 import torch
@@ -196,15 +197,68 @@ picture
 # %% [markdown]
 # But the floor itself moves: clocks change their pace, other programs come and go, for seconds at a
 # time. A reading of *ours* now and one of *the peer* in a minute may have met two different
-# machines. Hence **pairs**: time both within moments, take the ratio, and do it again. Inside a
-# pair they alternate (A B B A …), and a **coin** decides who is A.
+# machines. Hence **pairs**: time both within moments, take the ratio, and do it again.
 #
-# Why the coin? Between equal programs it alone decides which way a pair leans, *regardless of the
-# load*. Nine pairs that all lean one way are then like nine heads in a row. The interval below is
-# built on nothing else:
+# Here is a *simulated* machine that becomes slower while two programs are timed, nine readings
+# each. Move **drift**, by how many percent it is slower in the end, and **true ratio**:
+
 
 # %%
-lab.show_source(lab.Comparison.interval.fget)
+def two_ways(drift=30, true_ratio=1.0):
+    taken = {}
+    for name, way in {"in blocks": experiment.in_blocks, "in pairs": experiment.in_pairs}.items():
+        machine = experiment.SlowingMachine(drift / 100, readings=18)
+        taken[name] = way(machine, true_ratio, 1.0, pairs=9)
+    ours, peer = (experiment.mean_of(taken["in blocks"], name) for name in ("ours", "the peer"))
+    compared = lab.Comparison.of(experiment.pairs_of(taken["in pairs"]))
+    found = {"in blocks": (ours / peer, None), "in pairs": (compared.ratio, compared.interval)}
+    ends = {"seconds": (0.7, 2.1), "ratios": (0.5, 1.5)}
+    return lab.motion.draw_two_ways(taken, found, true_ratio, **ends)
+
+
+lab.Sliders(two_ways, drift=(0, 50, 5), true_ratio=(0.8, 1.3, 0.05))
+
+# %% [markdown]
+# In blocks, the drift is blamed on the peer, which came second. In pairs, both programs meet almost
+# the same machine, and the ratio stays. What is left of the drift, from one reading to the next,
+# must not always hit the same program. So a **coin** decides who goes first:
+
+# %%
+lab.show_source(experiment.in_pairs, docstring=False)
+
+# %% [markdown]
+# `compare`, our instrument, does the same with real programs. Inside each pair it alternates them a
+# few times (A B B A …), and takes the fastest reading of each.
+#
+# The coin has a second use: it says how sure we are. Between equal programs it alone decides which
+# way a pair leans, *regardless of the load*. Nine pairs have 2⁹ = 512 outcomes, all equally likely,
+# and that all nine lean one way is as rare as nine heads in a row.
+
+# %% [markdown]
+# The same holds for every **candidate** for the true ratio: if it is right, the pairs lie above or
+# below it by the coin. If fewer than 1 in 100 outcomes would be as lopsided as the pairs we have,
+# the candidate is *refused*. The candidates that are not refused are the **interval**. Try some, on
+# nine pairs from the simulated machine, where ours takes 1.1 times as long:
+
+
+# %%
+def try_out(candidate=1.06):
+    share_of = partial(experiment.as_lopsided, nine.ratios)
+    return lab.motion.draw_refusals(nine, share_of, candidate=candidate, ends=(1.0, 1.2))
+
+
+machine = experiment.SlowingMachine(drift=0.3, readings=18)
+nine = lab.Comparison.of(experiment.pairs_of(experiment.in_pairs(machine, 1.1, 1.0, pairs=9)))
+lab.Sliders(try_out, candidate=(1.0, 1.2, 0.005))
+
+# %% [markdown]
+# *Lopsided* counts far pairs more than near ones: pairs are ranked by their distance from the
+# candidate, and the ranks of each side added up. This is *Wilcoxon's signed-rank test*. Its
+# interval can be had without trying out: sort the means of every two log-ratios, and leave out as
+# many at each end as the coin's outcomes say. `_refused` counts these, and `sure` is 0.99:
+
+# %%
+lab.show_source(lab.Comparison.interval.fget, docstring=False)
 
 # %% [markdown]
 # Now the instrument. First a program and itself, then one with a tenth more to do:

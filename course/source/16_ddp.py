@@ -207,28 +207,36 @@ for turn, (received, holds) in enumerate(heard[0]):
 print("all ranks end with", [turns[-1][1] for turns in heard.values()])
 
 # %% [markdown]
-# All four ranks during **reduce-scatter**. An orange frame is a chunk that has just arrived from
-# the rank above, and for rank 0 from rank 3. After three turns each rank holds one complete chunk,
-# a 4:
+# Now all four. A row is a rank. An orange frame is a chunk that has just arrived, the arrow shows
+# from whom, and the number beside it is what travelled. Press **Play**, or move **turn** with the
+# arrow keys:
 
-# %% jupyter={"source_hidden": true}
-names = ["at first", *(f"turn {turn}" for turn in range(1, 7))]
-holds = {name: [heard[rank][turn][1] for rank in range(4)] for turn, name in enumerate(names)}
-arrived = {
-    name: [(rank, heard[rank][turn][0]) for rank in range(4) if turn]
-    for turn, name in enumerate(names)
-}
-first_half = {name: holds[name] for name in names[:4]}
-lab.figure.draw_grid(first_half, arrived=arrived, columns="ABCD")
+
+# %%
+def ring(turn=1):
+    halves = ["at first"] + 3 * ["reduce-scatter: a rank adds what arrives"]
+    halves += 3 * ["all-gather: what arrives replaces what was there"]
+    title = f"turn {turn} of 6 · {halves[turn]}"
+    return lab.motion.draw_turn(turns, turn, title, columns="ABCD")
+
+
+turns = list(zip(*heard.values()))  # [turn][rank]: the chunk just received, and all that it holds
+lab.Sliders(ring, turn=range(7))
 
 # %% [markdown]
-# Then **all-gather**: in three more turns every rank gets all complete chunks. Each rank has sent
-# 2(*p* − 1) chunks of 1/*p* of the gradient: $2(p-1)/p$ gradients. Less is not possible if all
-# ranks send equally much.
+# The three states to remember. After **reduce-scatter** each rank holds one complete chunk, a 4;
+# after **all-gather** every rank holds all four:
 
 # %% jupyter={"source_hidden": true}
-second_half = {name: holds[name] for name in names[3:]}
-lab.figure.draw_grid(second_half, arrived=arrived, columns="ABCD")
+states = {"at first": 0, "after reduce-scatter": 3, "after all-gather": 6}
+holds = {name: [held for _, held in turns[turn]] for name, turn in states.items()}
+cells = [(rank, chunk) for rank in range(4) for chunk in range(4)]
+complete = {name: [(r, c) for r, c in cells if held[r][c] == 4] for name, held in holds.items()}
+lab.figure.draw_grid(holds, arrived=complete, columns="ABCD")
+
+# %% [markdown]
+# Each half takes *p* − 1 turns, and in each turn a rank sends one chunk, 1/*p* of the gradient: in
+# all $2(p-1)/p$ gradients. Less is not possible if all ranks send equally much.
 
 # %% [markdown]
 # The same journey in time, with two million numbers, recorded on four processes:

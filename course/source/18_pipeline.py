@@ -293,7 +293,46 @@ lab.figure.draw_timelines(played, label="units of time")
 
 # %% [markdown]
 # Both end at the same moment: 1F1B does not shrink the bubble, though one often reads that it does.
-# It shrinks what a stage holds. Count that for each of 4 stages:
+# It shrinks what a stage **holds**: the micro-batches whose backward is still to come.
+#
+# Try all of it. The model and the batch stay the same, so more stages and more micro-batches mean
+# shorter passes; 100 is the time of one process. **Play** runs the **time** from start to end:
+
+
+# %%
+def on_paper(stages=3, micro_batches=6, schedule="1F1B", time=100):
+    order, now = orders[schedule], time / 100
+    spans = experiment.play_one_batch(order, stages, micro_batches)
+    end, notes = max(span.end for span in spans), []
+    for stage in range(stages):
+        held = experiment.held_at(spans, stage, now * end)
+        most = experiment.most_held(order(stage, stages, micro_batches))
+        notes.append(f"holds {held} now, {most} at most")
+    played, formula = experiment.bubble_of(spans, stages), pipeline.bubble(stages, micro_batches)
+    title = f"bubble: {100 * played:.1f} % as played, {100 * formula:.1f} % by the formula"
+    label = "time, % of what one process takes for the batch"
+    options = {"longest": 100, "lanes": 4, "notes": notes, "label": label}
+    return lab.motion.draw_lanes(spans, title, until=now, **options)
+
+
+# %%
+lab.Sliders(
+    on_paper,
+    stages=(1, 4, 1),
+    micro_batches=(1, 8, 1),
+    schedule=list(orders),
+    time=range(0, 101, 4),
+)
+
+# %% [markdown]
+# What to look for:
+#
+# - **stages** at 4 and **micro batches** at 1: four ranks take as long as one process.
+# - More **micro batches** shrink the shaded bubble and the time, with less and less effect.
+# - **GPipe** and **1F1B** have the same bubble. What rank 0 holds at most grows with *m* under
+#   GPipe, and stops at *p* under 1F1B.
+#
+# Count what is held for each of 4 stages:
 
 # %% tags=["nbval-check-output"]
 for name, order in orders.items():

@@ -56,13 +56,18 @@ def _overlap(one: Span, other: Span) -> bool:
     )
 
 
-def draw_spans(axes: Axes, spans: Sequence[Span], legend: bool = True) -> None:
+def draw_spans(
+    axes: Axes, spans: Sequence[Span], legend: bool = True, room: float | None = None
+) -> None:
     """A bar for each span, a lane for each rank, a colour for each kind, and its number where there
     is room. What goes on beside other work has a thin lane below.
+
+    room: seconds that a number takes; by default a fiftieth of the whole
     """
     kinds = kinds_of(spans)
     colors = colors_of(kinds)
-    room = 0.02 * max((span.end for span in spans), default=0.0)
+    if room is None:
+        room = 0.02 * max((span.end for span in spans), default=0.0)
     for kind, beside in kinds.items():
         bars = [span for span in spans if span.kind == kind]
         drawn = axes.barh(

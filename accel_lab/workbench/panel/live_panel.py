@@ -208,7 +208,7 @@ class LivePanel(Bench):
                 w.HBox([chart.view for chart in self._live_charts], layout=row),
             ]
         )
-        self.box.add_class("accel-panel")
+        self.box.add_class("accel-panel").add_class("accel-controls")
         self._redraw_what_stays()
 
     def _redraw_what_stays(self) -> None:

@@ -16,25 +16,25 @@ STYLE = """<style>
 .accel-panel .bqplot text.axislabel { fill: var(--jp-ui-font-color1) !important; }
 /* for WebGL; it keeps its width while its graph is out of sight */
 .accel-panel .bqplot > canvas { display: none; }
-.accel-panel .widget-label, .accel-panel .widget-readout { color: var(--jp-ui-font-color1); }
+.accel-controls :is(.widget-label, .widget-readout) { color: var(--jp-ui-font-color1); }
 .accel-panel .widget-button.mod-success { background: #00664b; color: #fff; }
-.accel-panel :is(.widget-button, .noUi-handle, input, select, .accel-legend):focus-visible {
+.accel-controls :is(button, .noUi-handle, input, select, .accel-legend):focus-visible {
   outline: 2px solid var(--jp-brand-color1);
   outline-offset: 1px;
 }
-.accel-panel .widget-box { overflow: visible; }
+.accel-controls .widget-box { overflow: visible; }
 .accel-note { color: var(--jp-ui-font-color2); }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
-.accel-panel .widget-readout { min-width: 5em; }
-.accel-panel .widget-inline-hbox { margin: 2px; }
-.accel-panel .widget-toggle-buttons {
+.accel-controls .widget-readout { min-width: 5em; }
+.accel-controls .widget-inline-hbox { margin: 2px; }
+.accel-controls .widget-toggle-buttons {
   display: flex;
   flex-flow: row nowrap;
   align-items: baseline;
   height: auto;
 }
-.accel-panel .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
-.accel-panel .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
+.accel-controls .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
+.accel-controls .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
 .accel-headline { font-size: 1.35em; font-weight: 600; line-height: 34px; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }

@@ -2,11 +2,15 @@
 rounded, and every wrong answer is refused by its own hint.
 """
 
+import ast
 import copy
 import inspect
 import random
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -22,7 +26,9 @@ from accel_lab.grading.judging import NOT_ATTEMPTED, judge
 from accel_lab.grading.lookup import exercises, find
 from accel_lab.grading.practice import Practice, check
 from accel_lab.grading.practice import exercises as practices
+from accel_lab.grading.shown import brief
 from accel_lab.grading.sides import Here, expected, outcome
+from accel_lab.workbench.notebook import points
 
 ALL = [exercise for word in catalog.with_exercises() for exercise in exercises(word)]
 SEEDS = range(12)
@@ -240,8 +246,8 @@ def _shift_each(x, right, down):
 
 
 def _misheard(text, table, keep):
-    """With the exercise's table instead of the library's."""
-    alike = {word: (other,) for word, other in table.items()}
+    """With the exercise's table instead of the library's, which brings no such word in."""
+    alike = {word: (other,) for word, other in table.items() if other not in keep}
     return _wording._replace(text, alike, 0, 1.0, True, "english", passed_over=frozenset(keep))
 
 
@@ -433,7 +439,7 @@ MESSAGES = [
     ("shift_each", lambda x, right, down: x.numpy(), "not plain data: return a tensor"),
     ("measure_pairs", lambda ours, peer, clock, pairs: [[1, 2]] * pairs, "pair 0, seconds of ours"),
     ("schedule_over_wires", lambda *arguments: [], "'stage 0 lacks backward 0'"),
-    ("cut", lambda *arguments: [1, 1], "which does not cut 8 layers in 2 runs"),
+    ("cut", lambda *arguments: [1, 1], "which does not cut"),
 ]
 
 
@@ -473,7 +479,7 @@ def test_the_driver_stands_by_itself(exercise):
     drive = namespace[exercise.drive.__name__]
     for case, same_case in zip(*(exercise.cases(random.Random(3)) for _ in range(2)), strict=True):
         alone = (
-            on_threads(exercise.reference, drive, exercise.deal(case))[0]
+            on_threads(exercise.reference, drive, exercise.deal(case), 60.0)[0]
             if exercise.deal
             else drive(exercise.reference, case)
         )
@@ -526,6 +532,141 @@ def test_a_chapter_shows_the_task_of_each_exercise():
         for practice, exercise in zip(practices(word), exercises(word), strict=True):
             assert exercise.task in practice._repr_markdown_()
             assert repr(practice) == f"Exercise {exercise.name}, {exercise.points} points"
+
+
+# ---- what a chapter says to a learner ----
+
+COURSE = catalog.HERE.parent / "course" / "source"
+SOURCES = list(catalog.chapters(COURSE, ".py"))
+
+
+def as_found() -> list:
+    """The functions that chapters give to be repaired, each with what its chapter has imported."""
+    found = []
+    for file in SOURCES:
+        imports, names = [], {exercise.name for exercise in ALL}
+        for node in ast.parse(file.path.read_text(encoding="utf-8")).body:
+            text = ast.unparse(node)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports.append(text)
+            if not isinstance(node, ast.FunctionDef) or node.name not in names:
+                continue
+            if "NotImplementedError" not in text:  # else it is to be written
+                code = "\n".join([*imports, text])
+                found.append(pytest.param(node.name, code, id=node.name))
+    return found
+
+
+@pytest.mark.parametrize(("name", "code"), as_found())
+def test_what_is_to_be_repaired_runs_and_is_refused_with_a_word(name, code):
+    names: dict = {}
+    exec(compile(code, "<chapter>", "exec"), names)
+    for seed in SEEDS[:3]:
+        verdict = judge(find(name), Here(names[name]), seed)
+        assert verdict.points == 0
+        assert "Error" not in verdict.reason
+        assert verdict.hint, verdict
+
+
+@every_exercise
+def test_a_solution_comes_with_its_reasoning(exercise):
+    assert len(exercise.reasoning.split()) > 30
+    assert max(map(len, exercise.reasoning.splitlines())) <= 100
+
+
+def test_help_comes_in_rungs():
+    exercise = find("fewest_micro_batches")
+    practice = Practice(exercise)
+    rounds_down, all_of_them = exercise.wrong[1].answer, exercise.wrong[2].answer
+    first = practice.check(rounds_down, 0)
+    assert "of 15 cases" in first.right
+    assert "budget = " in first.case
+    assert len(first.case.splitlines()) == 3
+    assert "round up" in first.hint
+    assert first.lines == "return -(-batch_size // min(fit, batch_size))"
+    assert not first.solution
+    assert not practice.check(rounds_down, 1).solution  # the same answer again is no other try
+    html = practice.check(all_of_them, 0)._repr_html_()
+    assert html.count("<details") == 2
+    assert "<details open" not in html
+    assert "find how many whole samples fit" in html
+    right = practice.check(exercise.reference, 0)
+    assert (right.lines, right.solution, right.right, right.case) == ("", "", "", "")
+
+
+def test_a_stub_is_no_try():
+    def ring_average(*arguments):
+        raise NotImplementedError
+
+    for _ in range(3):
+        said = check(ring_average)
+    assert (said.solution, said.case) == ("", "")
+
+
+def test_the_smallest_case_is_explained():
+    exercise = find("shift_each")
+    cases = list(exercise.cases(random.Random(0)))
+    fewest = min(case["x"].numel() for case in cases)
+    said = judge(exercise, Here(lambda x, right, down: x + 1), 0).case
+    shape = eval(said.splitlines()[0].partition("float32 ")[2])
+    assert torch.Size(shape).numel() == fewest
+
+
+CASES = [
+    ({"n": 3, "rate": 0.1 + 0.2}, "n = 3\nrate = 0.3"),
+    ({"x": torch.ones(2, 2)}, "x = [[1, 1], [1, 1]]"),
+    ({"x": torch.ones(5, 4)}, "x = float32 [5, 4]"),
+    ({"y": torch.ones(50, dtype=torch.int64)}, "y = int64 [50]"),
+    ({"parts": [[0, 1], [2]], "none": None}, "parts = [[0, 1], [2]]\nnone = None"),
+    ({"parts": [[7]] * 40}, "parts = 40 of them, the first [7]"),
+    ({"text": "word " * 40}, "text = '" + "word " * 11 + "wor…"),
+    ({str(i): i for i in range(10)}, "\n".join(f"{i} = {i}" for i in range(8)) + "\n…"),
+]
+
+
+@pytest.mark.parametrize(("case", "said"), CASES, ids=[one[1][:9] for one in CASES])
+def test_a_case_is_told_in_short(case, said):
+    assert brief(case) == said
+
+
+@pytest.mark.parametrize("name", ["fewest_micro_batches", "ring_average"])
+def test_an_answer_that_does_not_end_is_ended(name, monkeypatch):
+    """And nothing of it runs on."""
+
+    def never(*arguments):
+        while True:
+            with suppress(Exception):  # what ends it is no Exception
+                time.sleep(0.001)
+
+    threads = threading.active_count()
+    monkeypatch.setattr("accel_lab.grading.practice.SECONDS", 0.5)
+    reason = Practice(find(name)).check(never).reason
+    assert "timeout in line" in reason
+    assert "no answer within 0.5 s" in reason
+    assert threading.active_count() == threads
+
+
+def test_a_rank_that_does_not_end_is_named():
+    def ring_average(gradient, share, rank, world, send, receive):
+        while rank == 1:
+            pass
+        return receive() if world > 1 else gradient * share
+
+    reason = judge(find("ring_average"), Here(ring_average, 1.0), 0).reason
+    assert "rank 1: timeout" in reason
+
+
+def test_points_are_kept_for_the_reader_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path))
+    exercise = find("intensity_of_linear")
+    for watched, kept in (("1", {}), ("0", {exercise.name: exercise.points})):
+        monkeypatch.setenv("ACCEL_LAB_HEADLESS", watched)
+        Practice(exercise).check(lambda *arguments: 0.0)
+        assert points.earned() == {}
+        Practice(exercise).check(exercise.reference)
+        assert points.earned() == kept
+        Practice(exercise).check(lambda *arguments: 0.0)
+        assert points.earned() == kept  # what is earned stays
 
 
 # ---- differences ----

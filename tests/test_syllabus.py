@@ -10,7 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from accel_lab.workbench.notebook import syllabus
+from accel_lab.workbench.notebook import points, syllabus
 from accel_lab.workbench.notebook.speed_log import log_verdict
 from accel_lab.workbench.notebook.syllabus import Syllabus
 
@@ -97,5 +97,23 @@ def test_a_verdict_is_shown_to_its_reader_only(course, tmp_path, monkeypatch):
     shown = Syllabus(course)
     assert shown.done == 1
     assert "&lt;b&gt;slower" in shown._repr_html_()
+    assert "points" not in shown._repr_html_()  # this chapter has no exercises
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert Syllabus(course).done == 0
+
+
+def test_a_chapter_is_done_when_its_exercises_are(course, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path / "reader"))
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    book = chapter()
+    for name, most in (("crease", 2), ("unfold", 3)):
+        said = {"text/plain": f"Exercise {name}, {most} points"}
+        outputs = [new_output("execute_result", data=said, execution_count=1)]
+        book.cells.append(new_code_cell(name.upper(), outputs=outputs))
+    nbformat.write(book, course / "07_folding.ipynb")
+    log_verdict("folding", "slower")
+    points.keep("crease", 2)
+    assert Syllabus(course).done == 0
+    assert "2 of 5 points" in Syllabus(course)._repr_html_()
+    points.keep("unfold", 3)
+    assert Syllabus(course).done == 1

@@ -107,8 +107,9 @@ class Exercise:
 
     name: of the function to write · points · task: Markdown · cases(rng): fresh cases, at least two
     · drive(answer, case) → plain data; its source must stand by itself, imports included, for it
-    runs where this package is not, beside the learner's code · reference: the right answer · wrong:
-    what must be refused · tolerance: of floating-point results, see ``grading.difference``.
+    runs where this package is not, beside the learner's code · reference: the right answer ·
+    reasoning: why it is right, Markdown, for who has tried · wrong: what must be refused ·
+    tolerance: of floating-point results, see ``grading.difference``.
 
     deal(case): one part for each rank, when the answer is to run on several; ``drive(answer, part,
     links)`` then runs on each, and the links' ``send(to, tensor)``, ``receive(source)`` and
@@ -128,6 +129,7 @@ class Exercise:
     drive: Callable[..., Plain]
     reference: Answer
     wrong: tuple[Wrong, ...]
+    reasoning: str = ""
     tolerance: float = 1e-5
     deal: Callable[[Case], list[Case]] | None = None
     assess: Callable[[Plain, Case], Plain] | None = None

@@ -110,6 +110,10 @@ have 20 MB beyond the batch itself; the system counts them.""",
     cases=token_update_cases,
     drive=token_update_drive,
     reference=token_update,
+    reasoning="""The loss of the batch is a sum over its tokens divided by their number. Sums can
+be taken in parts: each micro-batch adds `sum / tokens`, where `tokens` is counted over the whole
+batch beforehand, and `backward` adds the gradients up in `.grad`. A micro-batch of padding adds 0,
+not 0/0. Going backward at once frees its activations before the next one comes.""",
     wrong=(
         Wrong.changed(
             token_update,
@@ -275,11 +279,15 @@ to an update you have 20 MB beyond the data; the system counts them.""",
     cases=train_epoch_cases,
     drive=train_epoch_drive,
     reference=train_epoch,
+    reasoning="""The loop goes over groups, so that a group always has its first micro-batch and
+the last group may be short. Each loss is weighted by the micro-batch's share of the *samples* of
+its group, which is right for short micro-batches and for short groups alike. Gradients are cleared
+once a group, before its first backward.""",
     wrong=(
         Wrong(
             _as_found,
-            "`step % accumulate == 0` is true at step 0: the first update sees one micro-batch, "
-            "and all later ones are shifted.",
+            "This is the loop as found. Which micro-batches take part in the first update, and "
+            "which in the last? Write down `step` and what happens, for seven of them.",
         ),
         Wrong.changed(
             train_epoch,
@@ -360,6 +368,9 @@ sample fits. All three are whole numbers above zero.""",
     cases=fewest_micro_batches_cases,
     drive=fewest_micro_batches_drive,
     reference=fewest_micro_batches,
+    reasoning="""First find how many whole samples fit the budget, because a sample cannot be cut;
+if none does, there is no answer. Then divide the batch by that number and round *up*, because the
+samples left over need a micro-batch of their own.""",
     wrong=(
         Wrong.changed(
             fewest_micro_batches,

@@ -82,6 +82,10 @@ over the pictures takes.""",
     cases=shift_each_cases,
     drive=shift_each_drive,
     reference=shift_each,
+    reasoning="""A picture that moved right by r has at column c what was at column c − r. So for
+each picture there is one list of rows and one of columns to take from, and indexing with both
+takes all pictures in one call. Indices outside the picture are clamped, only so that indexing is
+legal; what they brought in is then multiplied by 0.""",
     wrong=(
         Wrong(
             _rolled,
@@ -168,11 +172,15 @@ their labels.""",
     cases=enlarged_cases,
     drive=enlarged_drive,
     reference=enlarged,
+    reasoning="""Split first: then no changed copy of a test picture can get into training. After
+that the training pictures are followed by one whole changed set for each seed, so their labels are
+repeated as a whole as well, `repeat` and not `repeat_interleave`. The test pictures stay as they
+are, because they stand for what the model will meet.""",
     wrong=(
         Wrong(
             _as_found,
-            "Augmented first, split afterwards: changed copies of test pictures are in the "
-            "training set. Split first.",
+            "This is the colleague's version. Follow one test picture through it: where else do "
+            "changed copies of it end up?",
         ),
         Wrong.changed(
             enlarged,
@@ -249,7 +257,7 @@ def misheard(text: str, table: dict[str, str], keep: set[str]) -> str:
     def one(match: re.Match) -> str:
         word = match.group()
         other = table.get(word.lower())
-        if other is None or word.lower() in keep:
+        if other is None or word.lower() in keep or other in keep:
             return word
         if word.isupper() and len(word) > 1:
             return other.upper()
@@ -260,7 +268,7 @@ def misheard(text: str, table: dict[str, str], keep: set[str]) -> str:
 
 def _inside_words(text: str, table: dict[str, str], keep: set[str]) -> str:
     for word, other in table.items():
-        if word not in keep:
+        if word not in keep and other not in keep:
             text = text.replace(word, other)
     return text
 
@@ -275,13 +283,17 @@ MISHEARD = Exercise(
     name="misheard",
     points=3,
     task="""Write `misheard(text, table, keep)`: replace every word that `table` (lower case →
-homophone) knows, unless it is in `keep`, the set of words that reverse the meaning of a sentence,
-in whatever case. A word is a run of the letters A to Z, large or small. Its case is kept: `their`,
-`Their` and `THEIR` become `there`, `There` and `THERE`. Everything else, to the last space and
-emoji, stays as it is.""",
+homophone) knows, unless it or its homophone is in `keep`, the set of words that reverse the meaning
+of a sentence: such a word is neither replaced, in whatever case, nor brought in. A word is a run of
+the letters A to Z, large or small. Its case is kept: `their`, `Their` and `THEIR` become `there`,
+`There` and `THERE`. Everything else, to the last space and emoji, stays as it is.""",
     cases=misheard_cases,
     drive=misheard_drive,
     reference=misheard,
+    reasoning="""A regular expression finds each run of letters, so nothing inside a word is
+touched, and what lies between words is never looked at. Every decision is made in lower case, the
+form that the table and `keep` have. A word stays where it, or what would take its place, reverses
+the meaning. At the end the case of the old word is given to the new one.""",
     wrong=(
         Wrong(
             _inside_words,
@@ -290,10 +302,17 @@ emoji, stays as it is.""",
         ),
         Wrong.changed(
             misheard,
-            " or word.lower() in keep",
+            " or word.lower() in keep or other in keep",
             "",
             'A word to be kept was replaced. Without its "not" a sentence says the opposite, and '
             "its label is wrong.",
+        ),
+        Wrong.changed(
+            misheard,
+            " or other in keep",
+            "",
+            'A word came in that reverses the meaning: "I know" is not "I no". Look at what would '
+            "take the place of a word, too.",
         ),
         Wrong.changed(
             misheard,

@@ -122,6 +122,12 @@ rank may send more than 2 · (world − 1) · ⌈n / world⌉ numbers. *n* need 
     drive=ring_average_drive,
     assess=ring_average_assess,
     reference=ring_average,
+    reasoning="""Weighting comes first: the sum over the ranks of share × gradient is an ordinary
+sum of `gradient * share`. Then two halves of world − 1 turns. In reduce-scatter a rank sends the
+chunk that it completed in the turn before, and adds what comes from the right to the next one;
+after them rank r owns the complete chunk r − 1. In all-gather the complete chunks go round and
+replace what was there. Every turn sends one chunk, 1/world of the gradient. The indices count
+upwards because this ring turns to the left.""",
     wrong=(
         Wrong(
             _all_of_it_round,
@@ -276,6 +282,11 @@ the gradient: it tells who computed what.""",
     drive=train_on_rank_drive,
     assess=train_on_rank_assess,
     reference=train_on_rank,
+    reasoning="""`batch[rank::world]` deals the samples out like cards: every sample to one rank,
+and the parts differ by one at most; a part may even be empty. Each rank's loss is a *sum* divided
+by the size of the whole batch, so that adding up the ranks' gradients gives the gradient of the
+mean over the batch, however unequal the parts are. An empty part gives a sum of 0 and a gradient
+of 0, and the rank still takes part in every all-reduce.""",
     wrong=(
         Wrong(
             changed(changed(_first_part, SUM_OVER_BATCH, "y[mine]) / world"), CLEAR, ""),
@@ -406,6 +417,10 @@ number, where some are equal), and the seconds of that step.""",
     cases=best_ranks_cases,
     drive=best_ranks_drive,
     reference=best_ranks,
+    reasoning="""Computing gets shorter in steps, because the slowest rank has ⌈batch / p⌉ samples.
+The ring costs 2(p − 1) messages, each with its latency, and moves 2(p − 1)/p gradients. The first
+falls with p and the second grows, so somewhere there is a best; with `most` this small it is
+simplest to try all. `min` returns the first of equal ones, which is the smallest p.""",
     wrong=(
         Wrong.changed(
             best_ranks,

@@ -62,6 +62,10 @@ the student from the teacher, KL(teacher ‖ student). Value and gradient must b
     cases=half_labelled_loss_cases,
     drive=half_labelled_loss_drive,
     reference=half_labelled_loss,
+    reasoning="""The two terms run over different samples. The labels' term takes the mean over
+those that have a label. The teacher's term takes the mean over *all* samples ("batchmean" divides
+by n, not by n · classes). `kl_div(log of the student, teacher)` is KL(teacher ‖ student). T² makes
+up for the 1/T² by which the temperature shrinks the gradient.""",
     wrong=(
         Wrong.changed(
             half_labelled_loss,
@@ -194,11 +198,15 @@ came.""",
     cases=keep_logits_cases,
     drive=keep_logits_drive,
     reference=keep_logits,
+    reasoning="""Evaluation mode, or dropout and batch statistics would enter the teacher's
+opinion; no graph, or the memory of every forward pass would stay; `split`, whose last part is just
+smaller. The mode is remembered before and restored after: whoever lent the teacher may be training
+it.""",
     wrong=(
         Wrong(
             _as_found,
-            "This is the version as found. It has three faults: it asks in training mode, keeps "
-            "the graph, and leaves out the last, smaller batch.",
+            "This is the version as found. Ask it for 7 samples, 3 at a time: how many come back, "
+            "in which mode is the teacher asked, and what hangs on the logits?",
         ),
         Wrong.changed(
             keep_logits,
@@ -276,6 +284,10 @@ wins more often already, that number is below 0.""",
     cases=bias_for_share_cases,
     drive=bias_for_share_drive,
     reference=bias_for_share,
+    reasoning="""For each sample, find by how much the class lacks to the highest of the *others*:
+a negative number where it wins already. Sort these. A bias of b makes the class win wherever at
+most b is lacking, so the smallest bias that wins `count` samples is the number in place `count` of
+the sorted list.""",
     wrong=(
         Wrong.changed(
             bias_for_share,

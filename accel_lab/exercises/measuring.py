@@ -84,6 +84,11 @@ while it works. The function below was written in a hurry. Repair it, so that
     cases=measure_pairs_cases,
     drive=measure_pairs_drive,
     reference=measure_pairs,
+    reasoning="""Three things can make two programs look different though they are not: the first
+call is slower than all others, the machine drifts, and whoever goes second finds the caches as the
+first has left them. The warm-up removes the first. Timing in pairs keeps both readings of a pair
+close in time, so that they share the drift. And swapping the order gives each program the second
+place equally often: what it gains or loses by that cancels over the pairs.""",
     wrong=(
         Wrong.changed(
             measure_pairs,
@@ -177,6 +182,10 @@ PAIRED_SPEEDUP = Exercise(
     cases=paired_speedup_cases,
     drive=paired_speedup_drive,
     reference=paired_speedup,
+    reasoning="""The two readings of a pair share the machine's state of that moment, so their
+*ratio* is free of it; two separate medians throw that away. The median of the ratios shrugs off
+the few pairs that something else disturbed. A pair of equal times says nothing about who is
+faster, so it counts for neither side.""",
     wrong=(
         Wrong(
             _ratio_of_medians,
@@ -263,6 +272,10 @@ input once, the weights once for the whole batch, the result once.""",
     cases=intensity_of_linear_cases,
     drive=intensity_of_linear_drive,
     reference=intensity_of_linear,
+    reasoning="""Each of the samples · outputs results is a sum of `inputs` products: one
+multiplication and one addition each, 2 · samples · inputs · outputs FLOPs. The bytes are those of
+three matrices: x goes in, the weights go in once for the whole batch, the result comes out. With
+more samples the weights are shared by more work, and the intensity grows.""",
     wrong=(
         Wrong.changed(
             intensity_of_linear,

@@ -59,6 +59,10 @@ has deviation 0: leave its scale alone and only subtract its mean.""",
     cases=scaled_alike_cases,
     drive=scaled_alike_drive,
     reference=scaled_alike,
+    reasoning="""Mean and deviation run over samples, height and width (0, 2, 3), which leaves one
+number a channel; `keepdim` lets them broadcast. Both sets get the statistics of `train`: the test
+set stands for data that nobody has seen yet. A deviation of 0 is replaced by 1, so that a constant
+channel becomes 0 and not NaN.""",
     wrong=(
         Wrong.changed(
             scaled_alike,
@@ -143,6 +147,10 @@ Return the same three for both parts together, without the data.""",
     cases=merged_cases,
     drive=merged_drive,
     reference=merged,
+    reasoning="""The mean of all is the mean of the two means, each weighted by its count. The
+variance of all has two parts: the variance *within* the parts, again weighted by count, and the
+variance *between* them, which is there because their means differ: n_a · n_b · (difference / n)².
+With equal means the second part is 0. (T. F. Chan, G. H. Golub and R. J. LeVeque, 1979.)""",
     wrong=(
         Wrong.changed(
             merged,
@@ -234,11 +242,16 @@ averages are used, and do not move.""",
     cases=batch_norm_cases,
     drive=batch_norm_drive,
     reference=batch_norm,
+    reasoning="""Two pairs of statistics are at work. In training the batch is divided by *its own*
+(divisor n), and the running ones move a tenth of the way to those of the batch (divisor n − 1 for
+the variance). In inference only the running ones are used: what comes out for a picture must not
+depend on the pictures that happen to be beside it.""",
     wrong=(
         Wrong(
             _as_found,
-            "This is the colleague's version, which still has its two faults: in inference it uses "
-            "the batch's statistics, and the running variance takes in the divisor n.",
+            "This is the colleague's version. Take one picture, in inference, alone and beside "
+            "others: what comes out for it, and which statistics is it divided by? And compare "
+            "the divisors with those of the task.",
         ),
         Wrong.changed(
             batch_norm,
@@ -353,11 +366,14 @@ NORMALIZE_INTO = Exercise(
     task="""The target: fill `out` **without making any tensor as large as the batch**. Write
 `normalize_into(x, mean, deviation, out)`: `x` is uint8 `[n, channels, height, width]`, `mean` and
 `deviation` are float32 `[channels]`, `out` is float32 of x's shape, full of NaN. It must hold (x −
-mean) / deviation afterwards. For a batch of 12 MB of floats you have 20 MB, `out` included; the
+mean) / deviation afterwards. For a batch of 12 MB of floats you have 16 MB, `out` included; the
 system counts them.""",
     cases=normalize_into_cases,
     drive=normalize_into_drive,
     reference=normalize_into,
+    reasoning="""`out.copy_(x)` turns uint8 into float32 in place of `out`'s NaN, so the negative
+numbers have room. `sub_` and `div_` work in place: no tensor as large as the batch is ever made.
+The statistics are viewed as [channels, 1, 1], so that they broadcast over height and width.""",
     wrong=(
         WITH_TEMPORARIES,
         Wrong(
@@ -370,5 +386,5 @@ system counts them.""",
             "return is not looked at.",
         ),
     ),
-    target=LessMemory(normalize_into_large, 20 << 20, WITH_TEMPORARIES),
+    target=LessMemory(normalize_into_large, 16 << 20, WITH_TEMPORARIES),
 )

@@ -144,6 +144,12 @@ longer than with GPipe, and stage *s* of *p* may hold at most (1 + `message` / 1
     drive=schedule_over_wires_drive,
     assess=schedule_over_wires_assess,
     reference=schedule_over_wires,
+    reasoning="""How many forwards must a stage have begun before the first gradient comes back?
+There are stages − 1 − stage later stages. A micro-batch passes each of them forward and back: 3
+units of computing and 2 messages, 3 + 2 · message for each later stage. The stage itself needs 3
+units for each further micro-batch (a forward and a backward). So it must be (3 + 2 · message) / 3
+= 1 + message / 1.5 micro-batches ahead for each later stage. After that, forward and backward in
+turn.""",
     wrong=(
         Wrong.changed(
             schedule_over_wires,
@@ -300,6 +306,10 @@ within the limit.""",
     drive=cut_drive,
     assess=cut_assess,
     reference=cut,
+    reasoning="""A cut is given by the places between layers where a new run begins: choose stages
+− 1 of them. The reference simply tries all, keeps those within the limit, and takes the one whose
+slowest run is fastest. (For many layers one would fill a table instead: the best cut of the first
+k layers into j runs follows from those into j − 1.)""",
     wrong=(
         Wrong.changed(
             cut,
@@ -402,6 +412,10 @@ itself as it is.""",
     cases=backward_again_cases,
     drive=backward_again_drive,
     reference=backward_again,
+    reasoning="""`detach()` makes a new tensor that shares the values of `x` and begins a graph of
+its own; `requires_grad_()` asks for its gradient. The forward pass runs again, this time with a
+graph. `backward(gradient)` begins with the gradient that came from the next stage, adds to `.grad`
+of every parameter on its way, and leaves the gradient for the stage before in `received.grad`.""",
     wrong=(
         Wrong.changed(
             backward_again,

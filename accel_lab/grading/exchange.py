@@ -10,8 +10,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
+from time import perf_counter
 
 from torch import Tensor
+
+from accel_lab.grading.limit import TooLong, end
 
 MOST = 256 << 20  # bytes that all ranks together may send in one case
 
@@ -161,16 +164,16 @@ class _RankLinks:
         )
 
 
-def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange]:
+def on_threads(answer, drive, parts: list[dict], seconds: float) -> tuple[list[object], Exchange]:
     """Run ``drive(answer, part, links)`` for each rank's part: what each returned or raised, and
-    what they said to each other.
+    what they said to each other. A rank that takes longer is ended with TooLong.
     """
     links, came = ThreadedLinks(len(parts)), [None] * len(parts)
 
     def run(rank: int) -> None:
         try:
             came[rank] = drive(answer, parts[rank], links.of(rank))
-        except Exception as error:
+        except (Exception, TooLong) as error:
             came[rank] = error
         links.finish(rank)
 
@@ -179,6 +182,14 @@ def on_threads(answer, drive, parts: list[dict]) -> tuple[list[object], Exchange
     ]
     for thread in threads:
         thread.start()
+    until = perf_counter() + max(0.0, seconds)
     for thread in threads:
-        thread.join(60)
+        thread.join(max(0.0, until - perf_counter()))
+    waiting = links.exchange.waiting()
+    for rank, thread in enumerate(threads):
+        if thread.is_alive() and rank not in waiting:  # the others end when these have
+            came[rank] = TooLong()
+            end(thread.ident)
+    for thread in threads:
+        thread.join(1.0)
     return came, links.exchange

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from accel_lab.exercises import Exercise
-from accel_lab.grading import hints, targets
+from accel_lab.grading import hints, shown, targets
 from accel_lab.grading.difference import difference
 from accel_lab.grading.failure import Failure, printable
 from accel_lab.grading.sides import Side, assessed, expected
@@ -23,7 +23,8 @@ LASTING = ("stopped", "timeout", "NotImplementedError")  # it would only be so a
 @dataclass(frozen=True)
 class Verdict:
     """points of most · reason: one line, '' when right · hint: what to think about, a line for each
-    mistake, '' if none fits · report: a traceback, or ''.
+    mistake, '' if none fits · report: a traceback, or '' · right: what is right already, one line ·
+    case: what went in where the reason shows, a line for each name.
     """
 
     exercise: str
@@ -32,6 +33,8 @@ class Verdict:
     reason: str = ""
     hint: str = ""
     report: str = ""
+    right: str = ""
+    case: str = ""
 
     def __post_init__(self):
         # it may quote what came out of a sandbox
@@ -47,14 +50,17 @@ class Verdict:
     def __repr__(self) -> str:
         said = f"{self.exercise}: {self.points} of {self.most} points"
         why = f" ({self.reason})" if self.reason else ""
-        return said + why + "".join(f"\nHint: {hint}" for hint in self.hint.splitlines())
+        lines = [f"Right already: {self.right}"] * bool(self.right)
+        lines += [f"The case: {self.case}".replace("\n", "\n          ")] * bool(self.case)
+        lines += [f"Hint: {hint}" for hint in self.hint.splitlines()]
+        return "\n".join([said + why, *lines])
 
     def _repr_html_(self) -> str:
-        right, said = self.points == self.most, escape(repr(self)).replace("\n", "<br>")
+        right, said = self.points == self.most, escape(repr(self))
         color, sign = look.VERDICTS[right if right or self.attempted else None]
         return (
-            f'<div style="border-left:4px solid {color};padding:4px 10px"><b>{sign}</b> '
-            f"{said}</div>"
+            f'<div style="border-left:4px solid {color};padding:4px 10px;white-space:pre-wrap">'
+            f"<b>{sign}</b> {said}</div>"
         )
 
 
@@ -62,11 +68,11 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     """All points when every case comes out as the reference's, and the target is met where there is
     one; none otherwise.
 
-    The first case that differs is explained.
+    Of the cases that differ the smallest is explained.
     """
 
-    def refused(reason: str, hint: str = "", report: str = "") -> Verdict:
-        return Verdict(exercise.name, 0, exercise.points, reason, hint, report)
+    def refused(reason: str, hint: str = "", *more: str) -> Verdict:
+        return Verdict(exercise.name, 0, exercise.points, reason, hint, *more)
 
     rng = random.Random(seed)
     cases, got = list(exercise.cases(rng)), []
@@ -84,9 +90,11 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
         for one, (want, exact) in zip(got, right, strict=True)
     ]
     if any(reasons):
+        told = shown.smallest(cases, [i for i, reason in enumerate(reasons) if reason])
         report = next((one.report for one in failures), "")
         hint = hints.hint(exercise, cases, got, right)
-        return refused(next(filter(None, reasons)), hint, report)
+        already = shown.right_already(reasons, got[told], right[told][0], exercise.tolerance)
+        return refused(reasons[told], hint, report, already, shown.brief(cases[told]))
     if exercise.target and (reason := targets.missed(exercise, side, rng)):
         return refused(reason, exercise.target.refuses.hint)
     return Verdict(exercise.name, exercise.points, exercise.points)

@@ -1,16 +1,51 @@
-"""Practice: what a chapter imports to show its exercises and to check answers, with hints."""
+"""Practice: what a chapter imports to show its exercises and to check answers.
+
+Help comes as a ladder: what is right already, and a small case where the answer is wrong; a hint
+for each misconception that shows; the line of a right answer, folded; and after ``TRIES`` different
+answers that were refused a worked solution with its reasoning, folded as well.
+"""
 
 from __future__ import annotations
 
+import inspect
 import random
+import textwrap
+from collections import defaultdict
 from dataclasses import dataclass
+from html import escape
+from types import CodeType
 
-from accel_lab.exercises import Answer, Exercise
+from accel_lab.exercises import Answer, Exercise, Wrong
 from accel_lab.grading import lookup
 from accel_lab.grading.judging import Verdict, judge
 from accel_lab.grading.sides import Here
+from accel_lab.workbench.notebook import points
 
 __all__ = ["Practice", "check", "exercises"]
+
+TRIES = 2  # refused answers before a solution is offered
+SECONDS = 20.0  # for all that one check asks of an answer
+_refused: defaultdict[str, set[tuple]] = defaultdict(set)  # of each exercise, different answers
+
+
+@dataclass(frozen=True, repr=False)
+class Feedback(Verdict):
+    """A verdict with the upper rungs of the ladder: ``lines`` of a right answer, a ``solution`` and
+    its ``reasoning``; "" as long as they are not offered.
+    """
+
+    lines: str = ""
+    solution: str = ""
+    reasoning: str = ""
+
+    def _repr_html_(self) -> str:
+        rungs = [super()._repr_html_()]
+        if self.lines:
+            rungs.append(_folded("Show the line of a right answer", _code(self.lines)))
+        if self.solution:
+            why = "".join(f"<p>{escape(part)}</p>" for part in self.reasoning.split("\n\n"))
+            rungs.append(_folded("Show a worked solution", why + _code(self.solution)))
+        return "".join(rungs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +54,7 @@ class Practice:
 
     exercise: Exercise
 
-    def check(self, answer: Answer, seed: int | None = None) -> Verdict:
+    def check(self, answer: Answer, seed: int | None = None) -> Feedback:
         """Judge a function here and now, whatever its name. Fresh cases, unless a seed is given.
 
         Raises ValueError, one line, for what is no function.
@@ -30,7 +65,19 @@ class Practice:
                 f"{type(answer).__name__}"
             )
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        return judge(self.exercise, Here(answer), seed)
+        verdict, name = judge(self.exercise, Here(answer, SECONDS), seed), self.exercise.name
+        if verdict.points == verdict.most:
+            points.keep(name, verdict.points)
+            return Feedback(**vars(verdict))
+        if verdict.attempted:
+            _refused[name].add(_what_it_does(answer))
+        solved = len(_refused[name]) >= TRIES
+        return Feedback(
+            **vars(verdict),
+            lines=_lines(self.exercise, verdict.hint),
+            solution=_source(self.exercise.reference) if solved else "",
+            reasoning=self.exercise.reasoning if solved else "",
+        )
 
     def _repr_markdown_(self) -> str:
         return markdown(self.exercise)
@@ -44,7 +91,7 @@ def exercises(technique: str) -> list[Practice]:
     return [Practice(exercise) for exercise in lookup.exercises(technique)]
 
 
-def check(answer: Answer, seed: int | None = None) -> Verdict:
+def check(answer: Answer, seed: int | None = None) -> Feedback:
     """Judge a function by the exercise that asks for one of its name, here and now.
 
     Each call draws fresh cases, unless a seed is given. Raises ValueError, one line, when no
@@ -56,3 +103,44 @@ def check(answer: Answer, seed: int | None = None) -> Verdict:
 
 def markdown(exercise: Exercise) -> str:
     return f"**{exercise.name}** ({exercise.points} points)\n\n{exercise.task}"
+
+
+def _lines(exercise: Exercise, hint: str) -> str:
+    """Of a right answer, where those of this hint go wrong."""
+    given = [wrong for wrong in exercise.wrong if wrong.hint in hint.splitlines()]
+    return "\n".join(filter(None, map(_line, given)))
+
+
+def _line(wrong: Wrong) -> str:
+    """'' where the mistake is more than a changed line, or a line too many."""
+    if not wrong.change or wrong.change[1] in wrong.change[2]:
+        return ""
+    source = inspect.getsource(wrong.change[0])
+    first = source.index(wrong.change[1])
+    start, end = source.rfind("\n", 0, first) + 1, first + len(wrong.change[1].rstrip("\n"))
+    return textwrap.dedent(source[start : source.find("\n", end)])
+
+
+def _source(function: Answer) -> str:
+    return textwrap.dedent(inspect.getsource(function))
+
+
+def _what_it_does(answer: Answer) -> tuple:
+    """The same for a cell that is only run again."""
+    code = getattr(answer, "__code__", None)
+    return (answer,) if code is None else _instructions(code)
+
+
+def _instructions(code: CodeType) -> tuple:
+    inner = (
+        _instructions(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts
+    )
+    return (code.co_code, code.co_names, *inner)
+
+
+def _folded(title: str, body: str) -> str:
+    return f'<details style="margin:4px 0 0 14px"><summary>{title}</summary>{body}</details>'
+
+
+def _code(source: str) -> str:
+    return f'<pre style="padding:4px 10px">{escape(source)}</pre>'

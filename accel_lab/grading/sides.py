@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
@@ -20,11 +21,13 @@ from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
 from accel_lab.grading.inside import frames
 from accel_lab.grading.inside.answer import describe, driven
+from accel_lab.grading.limit import TooLong, within
 from accel_lab.workbench.measure.memory_meter import process_peak
 
 # times the bytes of a target: what is resident counts more than an answer's own, such as pages of
 # libraries that are touched for the first time
 RESIDENT = 1.75
+OURS = 600.0  # seconds: an answer of our own ends long before
 
 
 class Side(Protocol):
@@ -49,41 +52,59 @@ class Side(Protocol):
 
 
 class Here:
-    """In this process: for practice, and for answers of our own."""
+    """In this process: for practice, and for answers of our own.
 
-    def __init__(self, answer: Callable):
+    seconds: what the answer may take for all that it is asked
+    """
+
+    def __init__(self, answer: Callable, seconds: float = OURS):
         code = getattr(answer, "__code__", None)
         self._answer, self._file = answer, getattr(code, "co_filename", "")
+        self._seconds = self._left = seconds
 
     def ask(self, exercise: Exercise, case: Case, most_bytes: int | None = None) -> Plain | Failure:
         case = copy.deepcopy(case)
         if most_bytes is None:
-            return self._call(exercise, case)
+            return self._call(exercise, case)[0]
         with _large_memory_apart(), process_peak() as peak:
-            got = self._call(exercise, case, as_it_is=True)
+            got, _ = self._call(exercise, case, as_it_is=True)
         if isinstance(got, Failure) or peak.grown <= RESIDENT * most_bytes:
             return got
         return out_of_memory()
 
-    def _call(self, exercise: Exercise, case: Case, as_it_is: bool = False) -> Plain | Failure:
+    def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
+        return self._call(exercise, case)
+
+    def _call(
+        self, exercise: Exercise, case: Case, as_it_is: bool = False
+    ) -> tuple[Plain | Failure, float]:
+        """What came, and the seconds that it took."""
+        start = perf_counter()
         try:
             if exercise.deal is None:
-                got = driven(exercise.drive, self._answer, case)
-                return got if as_it_is else _plain(got)
-            came, exchange = on_threads(self._answer, exercise.drive, exercise.deal(case))
+                with within(self._left):
+                    start = perf_counter()
+                    got = driven(exercise.drive, self._answer, case)
+                    seconds = perf_counter() - start
+                return got if as_it_is else _plain(got), seconds
+            parts = exercise.deal(case)
+            came, exchange = on_threads(self._answer, exercise.drive, parts, self._left)
             outcomes = [
-                self._failure(one) if isinstance(one, Exception) else _plain(one) for one in came
+                self._failure(one) if isinstance(one, BaseException) else _plain(one)
+                for one in came
             ]
-            return of_ranks(outcomes, exchange.messages)
-        except Exception as error:
-            return self._failure(error)
+            return of_ranks(outcomes, exchange.messages), perf_counter() - start
+        except (Exception, TooLong) as error:
+            return self._failure(error), perf_counter() - start
+        finally:
+            self._left -= perf_counter() - start
 
-    def _failure(self, error: Exception) -> Failure:
-        return Failure.said(describe(error, self._file))
-
-    def ask_again(self, exercise: Exercise, case: Case) -> tuple[Plain | Failure, float]:
-        start = perf_counter()
-        return self._call(exercise, case), perf_counter() - start
+    def _failure(self, error: BaseException) -> Failure:
+        failure = Failure.said(describe(error, self._file))
+        if isinstance(error, TooLong):
+            said = f"no answer within {self._seconds:g} s"
+            return replace(failure, kind="timeout", text=said)
+        return failure
 
     @contextmanager
     def beside(self, answer: Callable) -> Generator[Here]:

@@ -132,7 +132,8 @@ lab.Syllabus()
 
 # %% [markdown]
 # The times are for reading, running and thinking, the exercises included. What you find out at the
-# end of each chapter appears here, and in your speed log, when you run these cells again:
+# end of each chapter appears here, and in your speed log, when you run these cells again. A chapter
+# counts as done when its verdict is there and all its exercises are solved.
 
 # %%
 lab.SpeedLog.of_the_reader()

@@ -562,8 +562,10 @@ lab.log_verdict("normalization", verdict)
 #
 # ## 9. Exercises
 #
-# Write the functions and run the cells; `check` tries each on fresh data and explains what it
-# finds. An exercise left alone counts as not attempted, nothing worse.
+# Write the functions and run the cells; `check` tries each on fresh data. It says what is right
+# already, shows a small case that is not, and gives a hint where it knows the mistake. After two
+# different tries it offers a worked solution. Some functions are written already, with faults:
+# repair them.
 
 # %%
 from accel_lab.grading.practice import check, exercises

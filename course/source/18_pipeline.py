@@ -708,8 +708,9 @@ lab.log_verdict("pipeline", verdict)
 # %% [markdown]
 # ## 9. Exercises
 #
-# Write the functions and run the cells; `check` tries each on fresh data and explains what it
-# finds. An exercise left alone counts as not attempted, nothing worse.
+# Write the functions and run the cells; `check` tries each on fresh data. It says what is right
+# already, shows a small case that is not, and gives a hint where it knows the mistake. After two
+# different tries it offers a worked solution.
 
 # %%
 from accel_lab.grading.practice import check, exercises

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from accel_lab import catalog
 from accel_lab.workbench.look import AT_NIGHT
+from accel_lab.workbench.notebook import points
 from accel_lab.workbench.notebook.speed_log import SpeedLog
 
 COURSE = catalog.HERE.parent / "course"
@@ -32,7 +33,7 @@ class Chapter:
     """One chapter's notebook.
 
     word: of its technique · picture: PNG, its first panel, b"" if it was never run · minutes: to
-    read it, play with it and do its exercises.
+    read it, play with it and do its exercises · exercises: name → points.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Chapter:
     question: str
     picture: bytes
     minutes: int
+    exercises: dict[str, int]
 
     @classmethod
     def read(cls, file: catalog.ChapterFile) -> Chapter:
@@ -51,15 +53,19 @@ class Chapter:
         heading, *paragraphs = [part for text in prose for part in text.split("\n\n")]
         question = next((part for part in paragraphs if part[:1] not in "#>|`-"), "")
         said = heading.lstrip("# "), _plain(question)
-        return cls(file.path, file.word, *said, _panel(cells), minutes_of(cells))
+        return cls(
+            file.path, file.word, *said, _panel(cells), minutes_of(cells), _exercises(cells)
+        )
 
-    def card(self, verdict: str) -> str:
+    def card(self, verdict: str, earned: int) -> str:
         picture = ""
         if self.picture:
             data = f"data:image/png;base64,{base64.b64encode(_small(self.picture)).decode()}"
             picture = f'<img class="accel-picture" src="{data}" alt="" width="240">'
         found = f"<b>You found:</b> {escape(verdict)}" if verdict else ""
         done = found or f"about {self.minutes} minutes"
+        if self.exercises:
+            done += f" · {earned} of {sum(self.exercises.values())} points"
         link = f'<a href="{escape(self.path.name)}">{escape(self.title)}</a>'
         said = f"<b>{link}</b><br>{escape(self.question)}<br><span>{done}</span>"
         beside = f'<div style="flex:1 1 260px;min-width:0">{said}</div>'
@@ -88,10 +94,18 @@ class Syllabus:
                 self.unreadable.append(file.path.name)
         entries = SpeedLog.of_the_reader().entries
         self.verdicts = {entry["technique"]: entry["verdict"] for entry in entries}
+        self._points = points.earned()
 
     @property
     def done(self) -> int:
-        return sum(chapter.word in self.verdicts for chapter in self.chapters)
+        """Chapters with a verdict, all of whose exercises are solved."""
+        return sum(
+            chapter.word in self.verdicts and chapter.exercises.keys() <= self._points.keys()
+            for chapter in self.chapters
+        )
+
+    def _earned(self, chapter: Chapter) -> int:
+        return sum(self._points.get(name, 0) for name in chapter.exercises)
 
     def __repr__(self) -> str:
         return "\n".join(f"{one.title} ({one.minutes} minutes)" for one in self.chapters)
@@ -100,7 +114,9 @@ class Syllabus:
         count, hours = len(self.chapters), sum(chapter.minutes for chapter in self.chapters) / 60
         bar = f'<progress value="{self.done}" max="{count}" aria-label="chapters done"></progress>'
         progress = f"{self.done} of {count} chapters done, about {hours:.0f} hours in all"
-        cards = "".join(one.card(self.verdicts.get(one.word, "")) for one in self.chapters)
+        cards = "".join(
+            one.card(self.verdicts.get(one.word, ""), self._earned(one)) for one in self.chapters
+        )
         listed = f'<ul style="list-style:none;margin:0;padding:0">{cards}</ul>'
         broken = f"<p>Not readable: {escape(', '.join(self.unreadable))}</p>" * bool(
             self.unreadable
@@ -121,6 +137,12 @@ def _outputs(cells: list) -> list[dict]:
         if cell.cell_type == "code"
         for output in cell.outputs
     ]
+
+
+def _exercises(cells: list) -> dict[str, int]:
+    """As the chapter shows them: name → points."""
+    said = "\n".join(str(data.get("text/plain", "")) for data in _outputs(cells))
+    return {name: int(most) for name, most in re.findall(r"Exercise (\w+), (\d+) points", said)}
 
 
 def _panels(cells: list) -> list[dict]:

@@ -246,6 +246,25 @@ def test_stages_that_wait_have_no_weights_to_be_wrong(settings):
         Knobs(stages="wait", **settings)
 
 
+def test_a_learners_schedule_is_played_beside_the_others_once_it_can_be(capsys):
+    def unwritten(stage, stages, micro_batches, message):
+        raise NotImplementedError
+
+    def no_end(stage, stages, micro_batches, message):
+        return [("backward", 0), ("forward", 0)]
+
+    def as_gpipe(stage, stages, micro_batches, message):
+        return gpipe(stage, stages, micro_batches)
+
+    others = list(experiment.over_slow_wires(unwritten))
+    assert [name.partition(":")[0] for name in others] == ["GPipe", "1F1B"]
+    assert capsys.readouterr().out == ""
+    assert list(experiment.over_slow_wires(no_end)) == others
+    assert "yours cannot be played: a deadlock: stage 0" in capsys.readouterr().out
+    gpipes, _, yours = experiment.over_slow_wires(as_gpipe)
+    assert yours.partition(":")[2] == gpipes.partition(":")[2] == " 54 units of time"
+
+
 def test_one_batch_played_lasts_what_the_formula_says_of_one_process():
     for schedule, stages, m in itertools.product(SCHEDULES.values(), (1, 2, 4), (1, 3, 8)):
         spans = experiment.play_one_batch(schedule, stages, m)

@@ -322,6 +322,28 @@ def play_one_batch(schedule: Schedule, stages: int, micro_batches: int) -> list[
     return play(schedule, stages, micro_batches, forward=third, backward=2 * third)
 
 
+def over_slow_wires(
+    yours: Callable[[int, int, int, float], list[Action]],
+    stages: int = 4,
+    micro_batches: int = 12,
+    message: float = 1.5,
+) -> dict[str, list[Span]]:
+    """Play GPipe, 1F1B and the schedule of the chapter's exercise where a message is under way for
+    a while; yours is left out as long as it cannot be played.
+    """
+    mine = partial(yours, message=message)
+    spans = {}
+    for name, order in (("GPipe", gpipe), ("1F1B", one_forward_one_backward), ("yours", mine)):
+        try:
+            played = play(order, stages, micro_batches, message=message)
+        except Exception as error:
+            if not isinstance(error, NotImplementedError):
+                print(f"{name} cannot be played: {error}")
+            continue
+        spans[f"{name}: {_lasted(played) / UNIT:g} units of time"] = played
+    return spans
+
+
 def held_at(spans: Iterable[Span], stage: int, seconds: float) -> int:
     """Count for how many micro-batches a stage holds activations at some moment."""
     mine = [span for span in spans if span.rank == stage]

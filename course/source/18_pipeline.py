@@ -307,7 +307,7 @@ def on_paper(stages=3, micro_batches=6, schedule="1F1B", time=100):
     for stage in range(stages):
         held = experiment.held_at(spans, stage, now * end)
         most = experiment.most_held(order(stage, stages, micro_batches))
-        notes.append(f"holds {held} now, {most} at most")
+        notes.append(f"holds {held} now, most {most}")
     played, formula = experiment.bubble_of(spans, stages), pipeline.bubble(stages, micro_batches)
     title = f"bubble: {100 * played:.1f} % as played, {100 * formula:.1f} % by the formula"
     label = "time, % of what one process takes for the batch"
@@ -725,6 +725,14 @@ def schedule_over_wires(stage, stages, micro_batches, message):
 
 
 check(schedule_over_wires)
+
+# %% [markdown]
+# A picture helps more than a number: where does 1F1B wait, if a message takes 1.5 units? As soon as
+# your schedule can be played, it appears beside the two others.
+
+# %%
+schedules = experiment.over_slow_wires(schedule_over_wires)
+lab.figure.draw_timelines(schedules, label="units of time")
 
 # %%
 CUT

@@ -474,6 +474,7 @@ def test_a_text_without_a_known_word_comes_back(sentence):
         assert a.homophones(sentence, 0, 1.0, language) == sentence
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_text():
     long = "their story is not great, 公式 🙂\x00 " * 35_000
     assert len(long) >= 1_000_000

@@ -116,6 +116,7 @@ def test_doctor_says_what_is_here_and_how_to_get_what_is_not(capsys, monkeypatch
     assert "apt-get install chromium" in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interrupt_ends_with_the_summary():
     command = [
@@ -139,6 +140,7 @@ def test_an_interrupt_ends_with_the_summary():
     assert err == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     command = (
         f"{sys.executable} -m accel_lab run accumulation --batch-size 32 --steps 50 --jsonl "

@@ -65,6 +65,7 @@ def klass(tmp_path):
     return tmp_path / "handed in"
 
 
+@pytest.mark.slow
 def test_a_class_gets_marks_reasons_and_pages(klass, tmp_path, capsys):
     out = tmp_path / "grades.csv"
     assert grade(klass, "--out", out) == 0
@@ -183,6 +184,7 @@ def test_two_of_one_learner_are_told_and_neither_is_taken(klass, tmp_path, capsy
     assert "Ann" not in {row["learner"] for row in table(tmp_path / "grades.csv")}
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(klass, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a file").write_text("x")

@@ -179,6 +179,7 @@ def test_a_channel_of_nothing_but_nan():
         n.fit(x, skip_nan=True)
 
 
+@pytest.mark.slow
 def test_ranks_agree_to_the_last_bit(tmp_path):
     """Two real ranks, each with its own part."""
     script = tmp_path / "rank.py"

@@ -77,6 +77,7 @@ def test_what_cannot_be_read_is_the_learners_too(course, tmp_path):
     assert (own / NAME).read_text() == "<<<<<<< half of it"
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did_and_what_it_cannot(tmp_path):
     def copy(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -507,7 +507,8 @@ guess_sum.against(in_memory / between)
 # ## 7. Break it
 #
 # Two ways to spoil a reading without touching the program. Press **Start**, then click through
-# **mistake**, with *element-wise* and a small batch. The shortest operation fails worst.
+# **mistake**, with *element-wise* and a small batch. The shorter the operation, the larger the
+# damage.
 
 # %%
 small = base.turned(operation="element-wise", batch_size=8)

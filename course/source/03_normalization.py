@@ -149,8 +149,8 @@ for name, method in (experiment.METHODS | wrong).items():
     print(f"{name:<19}", *(f"{value:6.3f}" for value in y), f" variance {y.var(correction=0):.5f}")
 
 # %% [markdown]
-# The last line is what the sentence at the top would do: the variance comes out as one over the
-# variance.
+# The last line is what the sentence at the top would do. Dividing by σ² leaves a variance of 1/σ²,
+# not 1.
 #
 # ### Statistics in one pass
 #
@@ -361,8 +361,8 @@ picture
 #
 # Beyond the edge training still goes on for a while, because the curvature falls as the network
 # becomes sure of itself. The method that subtracts the mean has the *lowest* valley, although its
-# pixels are larger than those of 0…1: without the mean, the curvatures in different directions are
-# less unequal, and one learning rate fits them all better.
+# pixels are larger than those of 0…1: once the mean is subtracted, the curvatures in different
+# directions are less unequal, and one learning rate fits them all better.
 #
 # Where does training end? In a similar proportion to the edge for all methods:
 

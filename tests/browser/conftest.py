@@ -34,6 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
             patch.delenv(name, raising=False)
         patch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("ACCEL_LAB_QUICK", "1")  # all is there, in less time
         with jupyter_lab(root, tmp_path_factory.mktemp("lab")) as address:
             yield root, address
 

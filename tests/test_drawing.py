@@ -132,9 +132,12 @@ def test_a_window_knows_the_mean_the_median_and_the_largest():
 
 def test_the_spans_kept_are_those_of_a_typical_update():
     made = Record(Every(), "run")
-    for index, seconds in enumerate((0.1, 0.2, 9.0)):
+    for index, seconds in enumerate((0.1, 0.2, 0.2, 0.2, 9.0)):
         made.add(Step(index, 1, seconds, {}, (Span(0, "forward", 0.0, seconds),)))
     made.close_window(1.0)
+    assert made.spans[0].end == 0.2
+    made.add(Step(5, 1, 8.0, {}, (Span(0, "forward", 0.0, 8.0),)))
+    made.close_window(2.0)  # a window of one update, which took long
     assert made.spans[0].end == 0.2
 
 

@@ -6,6 +6,8 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import isnan
 from typing import Literal
 
 import ipywidgets as widgets
@@ -747,7 +749,7 @@ def test_sliders_are_shown_to_who_can_move_them_and_draw_the_picture_anew(monkey
     sliders._inputs["end"].value = 7
     assert sliders._image.value != before
     assert renewed[0]["image/png"] == base64.b64encode(sliders._image.value).decode()
-    assert sliders._image.tooltip == "up to 7"
+    assert ">up to 7<" in sliders._said.value
 
 
 def test_steps_can_be_played_and_choices_are_buttons():
@@ -786,6 +788,23 @@ def test_what_was_measured_on_a_busy_machine_is_not_recorded(monkeypatch):
     assert "| one | fast |" in shown
     assert [row["verdict"] for row in SpeedLog.read().entries] == ["fast"]
     assert "| one | slow |" in log_verdict("one", "slow")._repr_markdown_()  # quiet since then
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("kinds", [("forward", "backward"), ("backward", "bucket")])
+def test_bars_of_a_live_timeline_do_not_touch(ranks, kinds):
+    """Those of neighbouring lanes, nor a thin one and that above it."""
+    spans = tuple(Span(r, f"{kind} 0", 0.0, 0.01) for r in range(ranks) for kind in kinds)
+    record = Record(Some(), "now", spans=spans)
+    drawn = live_chart(Timeline(), Some())
+    drawn.move(record)
+    scale = drawn._ranks
+    thickest = max(line.stroke_width for line in drawn._marks.values())
+    pixels = (170 - 14 - 44 - thickest) / (scale.max - scale.min)  # of one lane
+    middles = sorted({(y, line.stroke_width) for line in drawn._marks.values() for y in line.y[1:]})
+    for (low, one), (high, other) in pairwise(middles):
+        if not (isnan(low) or isnan(high)) and high - low > 0.1:
+            assert pixels * (high - low) > (one + other) / 2
 
 
 def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():

@@ -114,7 +114,7 @@ def draw_lanes(
     longest: milliseconds that the axis has room for · lanes: that the picture has room for · notes:
     what to say of each lane · label: of the axis
     """
-    picture, (one,) = _fixed(9, 0.9 + 0.5 * lanes, left=0.07, bottom=0.17, right=0.83)
+    picture, (one,) = _fixed(9, 0.9 + 0.5 * lanes, left=0.07, bottom=0.17, right=0.82)
     end = max(span.end for span in spans)
     now = until * end
     begun = [replace(span, end=min(span.end, now)) for span in spans if span.start < now]
@@ -204,7 +204,7 @@ def draw_refusals(
     """
     picture = Picture((8, 3.6), dpi=100)
     above, below = picture.subplots(2, 1, sharex=True, height_ratios=(1, 2.4))
-    picture.subplots_adjust(left=0.08, right=0.98, bottom=0.14, top=0.92, hspace=0.3)
+    picture.subplots_adjust(left=0.08, right=0.96, bottom=0.14, top=0.92, hspace=0.3)
     for one in (above, below):
         tidy(one)
         one.axvline(candidate, **LIMIT)

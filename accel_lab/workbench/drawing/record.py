@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from math import isnan, nan
 from statistics import fmean, median
@@ -18,6 +18,7 @@ from accel_lab.workbench.step import Span, Step
 # max: one wrong update among a hundred must be seen.
 Summary = Literal["mean", "median", "max"]
 BINS_PER_OCTAVE = 8
+LATEST = 15  # updates, of which the timeline shows the one in the middle
 
 
 @dataclass
@@ -41,9 +42,10 @@ class Record:
     # Metric (and "seconds" of a step) → eighth of an octave → values v with 2^(bin/8) <= v <
     # 2^((bin+1)/8); None counts those that are zero or below.
     bins: dict[str, Counter[int | None]] = field(default_factory=lambda: defaultdict(Counter))
-    spans: tuple[Span, ...] = ()  # of a typical update of the latest window that had any
+    spans: tuple[Span, ...] = ()  # of the update that took the median time, of the latest ones
     samples: int = 0
     _window: list[Step] = field(default_factory=list)
+    _timed: deque[Step] = field(default_factory=lambda: deque(maxlen=LATEST))
     _steps_of_window: list[int] = field(default_factory=list)
     _measured: dict[str, list[int]] = field(default_factory=dict)  # metric → values in each window
 
@@ -60,7 +62,8 @@ class Record:
         if not self._window:
             return
         steps, self._window = self._window, []
-        if timed := sorted((step for step in steps if step.spans), key=lambda step: step.seconds):
+        self._timed.extend(step for step in steps if step.spans)
+        if timed := sorted(self._timed, key=lambda step: step.seconds):
             self.spans = timed[len(timed) // 2].spans
         before = len(self.seconds)
         self.seconds.append(seconds)

@@ -25,7 +25,7 @@ class Timeline:
 
     @property
     def title(self) -> str:
-        return "one update"
+        return "one typical update"
 
     def draw(self, axes: Axes, runs: Runs) -> None:
         if record := runs.shown:

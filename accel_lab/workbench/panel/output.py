@@ -58,13 +58,14 @@ const name = area => {
     }
   for (const part of area.querySelectorAll(":is(.noUi-handle, .widget-readout):not([aria-label])"))
     say(part, part.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
-  for (const icon of area.querySelectorAll(".widget-play i")) {
-    const row = icon.closest(".widget-play").parentElement;
-    const of = row.querySelector(".widget-label")?.textContent ?? "";
-    const does = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start of" };
-    say(icon.parentElement, `${does[icon.classList[1]]} ${of}`);
+  const does = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start of" };
+  for (const icon of area.querySelectorAll(".widget-play :is(.fa-play, .fa-pause, .fa-stop)")) {
+    const what = icon.closest(".widget-play").parentElement.querySelector(".widget-label");
+    say(icon.parentElement, `${does[icon.classList[1]]} ${what.textContent}`);
     icon.parentElement.title = icon.parentElement.ariaLabel;
   }
+  for (const image of area.querySelectorAll(".accel-sliders img"))
+    image.alt = image.closest(".accel-sliders").querySelector(".accel-said")?.textContent ?? "";
   for (const graph of area.querySelectorAll(".bqplot > svg:not([aria-label])")) {
     const axis = [...graph.querySelectorAll(".axislabel")].map(one => one.textContent).join(" ");
     const title = graph.closest(".widget-vbox")?.querySelector(".accel-title")?.textContent;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from html import escape
 from inspect import signature
 
 import ipywidgets as w
@@ -50,7 +51,8 @@ class Sliders:
         picture = self._picture()
         bundle, metadata = picture._repr_mimebundle_()
         self._image.value = b64decode(bundle["image/png"])
-        self._image.tooltip = said_by(picture)
+        said = escape(said_by(picture))
+        self._said.value = f'<span class="accel-said" role="status">{said}</span>'
         return bundle, metadata
 
     def _ipython_display_(self) -> None:
@@ -60,10 +62,11 @@ class Sliders:
         # An image of one widget takes its next picture without a flicker; an output would be empty
         # for a moment, and the page would jump.
         self._image = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
+        self._said = w.HTML()
         bundle, metadata = self._drawn()
         if metadata:
             self._image.add_class("accel-picture")
-        box = w.VBox([w.HTML(STYLE), *map(self._row, self._inputs), self._image])
+        box = w.VBox([w.HTML(STYLE), *map(self._row, self._inputs), self._said, self._image])
         box.add_class("accel-sliders").add_class("accel-controls")
         self._shown = show(box, bundle, metadata)
 
@@ -86,6 +89,8 @@ def _input(name: str, values: Values, default: float | str) -> w.ValueWidget:
         slider.style.button_width = "auto"
     else:
         slider = w.interactive.widget_from_abbrev(values, default)
+        if isinstance(slider, w.FloatSlider):
+            slider.readout_format = ".4g"
     slider.description = name.replace("_", " ")
     slider.style.description_width = LABEL["description_width"]
     slider.layout = {"width": "auto" if isinstance(values, list) else "min(27em, 100%)"}

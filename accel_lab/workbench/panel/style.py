@@ -35,6 +35,9 @@ STYLE = """<style>
 }
 .accel-controls .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
 .accel-controls .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
+/* for screen readers: what is in the picture now */
+.accel-said { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; }
+.accel-sliders > .widget-html { margin: 0; height: 0; overflow: hidden; }
 .accel-headline { font-size: 1.35em; font-weight: 600; line-height: 34px; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }

@@ -60,7 +60,8 @@ class FittedAxis:
     anew with each, and drawing takes time from the training.
 
     log: ends, or True for whole decades · ends: fixed ones of a linear axis; else from zero to a
-    round number · whole: no ticks between whole numbers
+    round number · whole: no ticks between whole numbers · filled: the least share of a linear axis
+    that its values take before it becomes shorter
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class FittedAxis:
         log: tuple[float, float] | bool = False,
         ends: tuple[float, float] | None = None,
         whole: bool = False,
+        filled: float = 1 / 3,
     ):
         self._log, self._fixed, self._whole, self._up = log, ends, whole, up
+        self._filled = filled
         self.scale = bq.LogScale() if log else bq.LinearScale()
         self.axis = _axis(self.scale, label, up)
         self._low = self._high = 0.0
@@ -97,7 +100,7 @@ class FittedAxis:
             return
         low, high = min(0.0, *there), max(0.0, *there)
         fits = self._low <= low and high <= self._high
-        if fits and (high - low) > (self._high - self._low) / 3:
+        if fits and (high - low) > self._filled * (self._high - self._low):
             return
         if high > low:
             digits = len(number(round_ends(low, high, self._whole).high))

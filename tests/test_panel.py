@@ -782,12 +782,25 @@ def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(
 def test_what_was_measured_on_a_busy_machine_is_not_recorded(monkeypatch):
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     log_verdict("one", "fast")
-    monkeypatch.setattr(load, "_worst", 0.63)
+    monkeypatch.setattr(load, "_of_cells", {"a": (1, 0.63), "b": (2, 0.0)})
     shown = log_verdict("one", "slow")._repr_markdown_()
     assert "Not recorded, one: slow. Busy machine: other programs used 63 %" in shown
     assert "| one | fast |" in shown
     assert [row["verdict"] for row in SpeedLog.read().entries] == ["fast"]
-    assert "| one | slow |" in log_verdict("one", "slow")._repr_markdown_()  # quiet since then
+    assert "Not recorded" in log_verdict("one", "slow")._repr_markdown_()  # asked again: no quieter
+
+
+def test_a_cell_that_is_run_again_measures_anew(monkeypatch):
+    shares = iter([0.1, 0.7, 0.2, 0.6, 0.3])
+    monkeypatch.setattr(load.Load, "others", property(lambda _: next(shares)))
+    monkeypatch.setattr(load, "_of_cells", {})
+    expected = {("a", 1): (0.1, 0.7), ("b", 2): (0.7,), ("a", 3): (0.6,), ("b", 4): (0.6,)}
+    for cell, shown in expected.items():
+        monkeypatch.setattr(load, "_this_cell", lambda cell=cell: cell)
+        for busiest in shown:
+            with load.under_watch():
+                pass
+            assert load.busiest() == busiest
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

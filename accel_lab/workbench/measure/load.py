@@ -13,12 +13,13 @@ from collections.abc import Generator
 from time import monotonic
 
 import psutil
+from IPython import get_ipython
 
 from accel_lab.workbench.granted import usable_cores
 
 BUSY = 0.25  # of the machine's cores: as much of a core of two as halves the speed of one program
 LEAST_SECONDS = 0.5  # the system counts in hundredths of a second
-_worst = 0.0
+_of_cells: dict[str, tuple[int, float]] = {}  # cell → its last execution, the largest share in it
 
 
 class Load:
@@ -44,18 +45,29 @@ class Load:
 
 @contextlib.contextmanager
 def under_watch() -> Generator[Load]:
-    """Remember how busy the machine was meanwhile, for ``busiest``."""
-    global _worst
+    """Remember for ``busiest`` how busy the machine was, until this cell is run again."""
     load = Load()
     yield load
-    _worst = max(_worst, load.others)
+    cell, execution = _this_cell()
+    before, worst = _of_cells.get(cell, (execution, 0.0))
+    _of_cells[cell] = execution, max(worst if before == execution else 0.0, load.others)
 
 
 def busiest() -> float:
-    """The largest share that others took during a measurement since this was last asked."""
-    global _worst
-    worst, _worst = _worst, 0.0
-    return worst
+    """The largest share that others took during what was measured, as far as it was not measured
+    again.
+    """
+    return max((share for _, share in _of_cells.values()), default=0.0)
+
+
+def _this_cell() -> tuple[str, int]:
+    """Which cell of a notebook runs, and its execution count; ("", 0) elsewhere."""
+    shell = get_ipython()
+    if shell is None or not hasattr(shell, "get_parent"):
+        return "", 0
+    parent = shell.get_parent()
+    told = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code", "")
+    return told, shell.execution_count
 
 
 def busy_words(others: float) -> str:

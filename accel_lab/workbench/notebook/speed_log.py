@@ -28,7 +28,7 @@ def log_verdict(technique: str, verdict: str) -> SpeedLog:
     log.guesses = table_of_guesses()
     if (others := busiest()) > BUSY:
         log.refused = f"Not recorded, {technique}: {verdict}. Busy machine: {busy_words(others)}; "
-        log.refused += "close what else runs, run all cells again, and it will be."
+        log.refused += "close what else runs, run the cells again that measured, then this one."
         return log
     log.entries = [old for old in log.entries if old["technique"] != technique] + [entry]
     if someone_watches():

@@ -12,6 +12,9 @@ TORCH ?= 2.13.0
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --constraint constraints.txt \
 	$(if $(CI),--quiet --progress-bar off)
+# The build of it that fits the machine, where that can be had. TORCH_BACKEND=cpu, cu126, … asks for
+# one, TORCH_BACKEND=pip for pip's own.
+TORCH_FIRST = $(BIN)/python .ci/install_torch.py constraints.txt
 # The learner's own copy of the chapters.
 OWN := my_course
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -94,10 +97,12 @@ clean:
 
 # What the course runs on. JupyterLab's news pop-up would lie over the page, so it is off in this environment.
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@$(TORCH_FIRST)
 	$(PIP_INSTALL) --editable .
 	$(BIN)/jupyter labextension disable --log-level=ERROR @jupyterlab/apputils-extension:announcements
 	@touch $@
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	@$(TORCH_FIRST)
 	$(PIP_INSTALL) --editable ".[test,bench]"
 	@touch $@

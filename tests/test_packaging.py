@@ -5,6 +5,8 @@ pyproject.toml is the one that is believed; environment.yml, binder/, constraint
 held against it.
 """
 
+import importlib.metadata
+import importlib.util
 import json
 import re
 import shutil
@@ -309,3 +311,90 @@ def test_an_unfit_file_is_found(tmp_path):
         "state.ipynb",
         "warning.ipynb",
     ]
+
+
+# ---- the build of torch that make installs ----
+
+INSTALLER = ROOT / ".ci" / "install_torch.py"
+
+
+@pytest.fixture
+def installer(monkeypatch, tmp_path):
+    """The script as a module, on a Linux machine without torch, a GPU or uv."""
+    spec = importlib.util.spec_from_file_location("install_torch", INSTALLER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.delenv("TORCH_BACKEND", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(module.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(module.metadata, "version", lambda name: there(name, None))
+    return module
+
+
+def there(name: str, version: str | None) -> str:
+    if version is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_without_a_gpu_torch_is_the_cpu_build(installer, tmp_path):
+    assert installer.build_for("2.13.0") == "cpu"
+    program(tmp_path, "nvidia-smi", "echo no devices were found; exit 6")  # a driver, no GPU
+    assert installer.build_for("2.13.0") == "cpu"
+    program(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H100'")
+    assert installer.build_for("2.13.0") == "auto"
+
+
+def test_elsewhere_and_when_asked_to_pip_takes_its_own(installer, monkeypatch):
+    for system in ("Darwin", "Windows"):
+        monkeypatch.setattr(installer.platform, "system", lambda system=system: system)
+        assert installer.build_for("2.13.0") == ""
+    monkeypatch.setenv("TORCH_BACKEND", "cu126")
+    assert installer.build_for("2.13.0") == "cu126"
+    monkeypatch.setenv("TORCH_BACKEND", "pip")
+    assert installer.build_for("2.13.0") == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "build"),
+    [("2.13.0", ""), ("2.13.0+cu126", ""), ("2.12.0+cu126", "cu126"), ("2.12.0", "cpu")],
+)
+def test_a_torch_that_is_there_stays_and_a_newer_one_is_of_its_build(
+    installer, monkeypatch, version, build
+):
+    monkeypatch.setattr(installer.metadata, "version", lambda name: there(name, version))
+    assert installer.build_for("2.13.0") == build
+
+
+def test_uv_is_asked_for_the_build_and_where_it_cannot_be_had_pip_goes_on(
+    installer, tmp_path, capfd
+):
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("numpy==2.0\ntorch==2.13.0\ntorchvision==9\n")
+    program(tmp_path, "uv", f'echo "$@" > {tmp_path}/asked; echo a long story >&2; exit 1')
+    installer.main(constraints)
+    assert (tmp_path / "asked").read_text().split() == [
+        *("pip", "install", "--python", sys.executable),
+        *("--no-deps", "--torch-backend", "cpu", "torch==2.13.0"),
+    ]
+    said = capfd.readouterr()
+    first, second = said.out.splitlines()
+    assert "the build 'cpu', 0.2 GB" in first
+    assert "pip takes its own" in second
+    assert said.err == ""
+    program(tmp_path, "uv", "exit 0")
+    installer.main(constraints)
+    assert capfd.readouterr().out.splitlines() == [first]
+
+
+def test_both_commands_of_readme_look_for_the_build_first():
+    recipes = re.findall(
+        r"^\.venv/installed.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert len(recipes) == 2
+    assert all(recipe.startswith("\t@$(TORCH_FIRST)\n\t$(PIP_INSTALL)") for recipe in recipes)

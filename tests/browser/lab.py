@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
@@ -44,18 +44,20 @@ STRANGE_SERVERS = (
     ),
     *("notebook", "jupyterlab_jupytext"),
 )
+PAGE_CONFIG = "config/labconfig/page_config.json"
 CONFIG = {
-    "config/labconfig/page_config.json": {"disabledExtensions": dict.fromkeys(STRANGERS, True)},
     "config/jupyter_server_config.json": {
         "ServerApp": {"jpserver_extensions": dict.fromkeys(STRANGE_SERVERS, False)}
-    },
+    }
 }
 
 
 @contextlib.contextmanager
-def jupyter_lab(root: Path, home: Path, settings: dict | None = None) -> Iterator[str]:
+def jupyter_lab(
+    root: Path, home: Path, settings: dict | None = None, without: Iterable[str] = ()
+) -> Iterator[str]:
     """Serve ``root`` on a free port of 127.0.0.1, everything it writes under ``home``; yields its
-    address with the token.
+    address with the token. without: extensions that it is to lack.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +67,8 @@ def jupyter_lab(root: Path, home: Path, settings: dict | None = None) -> Iterato
         f"settings/{name}.jupyterlab-settings": value
         for name, value in (SETTINGS | (settings or {})).items()
     }
-    for name, value in (CONFIG | wanted).items():
+    disabled = {"disabledExtensions": dict.fromkeys((*STRANGERS, *without), True)}
+    for name, value in (CONFIG | wanted | {PAGE_CONFIG: disabled}).items():
         path = home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))

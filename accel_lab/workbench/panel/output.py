@@ -20,7 +20,7 @@ STYLE = f"""{AT_NIGHT}
 :is(.accel-panel, .accel-ask, .accel-sliders) .noUi-handle {{
   border-color: var(--jp-ui-font-color2);
 }}
-.jp-OutputArea-child:has(> .accel-script)
+.jp-OutputArea:not(.accel-no-charts) > .jp-OutputArea-child:has(> .accel-script)
   + :has(> .jp-OutputArea-output:not(.jupyter-widgets))
   + .jp-OutputArea-child {{
   display: none;
@@ -31,6 +31,7 @@ STYLE = f"""{AT_NIGHT}
 .jupyter-widgets-disconnected .accel-status {{
   display: none !important;
 }}
+.accel-no-charts .jupyter-widgets-error-widget {{ display: none; }}
 .accel-gone {{ padding: 4px 14px; font-weight: 600; color: var(--jp-error-color0, #a00); }}"""
 
 # Run before the widgets, which may come later than it, and again after the page was loaded anew;
@@ -41,21 +42,30 @@ element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
 const GONE = "The kernel behind these controls has ended. "
   + "Run the notebook again to have them back.";
+const NO_CHARTS = "This JupyterLab cannot draw the moving charts: bqplot is missing in the "
+  + "environment that it runs in. The picture below is drawn anew whenever a run ends.";
+const warn = (node, text) => {
+  if (node.previousElementSibling?.matches(".accel-gone")) return;
+  const said = Object.assign(document.createElement("div"), { className: "accel-gone" });
+  said.setAttribute("role", "alert");
+  said.textContent = text;
+  node.before(said);
+};
 const say = (node, text) => { if (text) node.setAttribute("aria-label", text) };
 const name = area => {
   for (const gone of area.querySelectorAll(".jp-OutputArea-output.jupyter-widgets")) {
-    // a slow machine's widgets, come after all
-    if (gone.childElementCount) gone.classList.remove("jupyter-widgets");
-    else if (gone.textContent !== GONE) gone.textContent = GONE;
+    // a slow machine's widgets, come after all; in an exported page scripts stand there until then
+    const came = gone.querySelector(":scope > :not(script, :empty)");
+    if (came) gone.classList.remove("jupyter-widgets");
+    else if (!gone.childElementCount && gone.textContent !== GONE) gone.textContent = GONE;
   }
   const lost = ":is(.accel-panel, .accel-ask, .accel-sliders).jupyter-widgets-disconnected";
-  for (const dead of area.querySelectorAll(lost))
-    if (!dead.previousElementSibling?.matches(".accel-gone")) {
-      const said = Object.assign(document.createElement("div"), { className: "accel-gone" });
-      said.setAttribute("role", "alert");
-      said.textContent = GONE;
-      dead.before(said);
-    }
+  for (const dead of area.querySelectorAll(lost)) warn(dead, GONE);
+  const broken = area.querySelector(".accel-panel .jupyter-widgets-error-widget");
+  if (broken && !area.matches(".accel-no-charts")) {
+    area.classList.add("accel-no-charts");
+    warn(broken.closest(".accel-panel"), NO_CHARTS);
+  }
   for (const part of area.querySelectorAll(":is(.noUi-handle, .widget-readout):not([aria-label])"))
     say(part, part.closest(".widget-inline-hbox")?.querySelector(".widget-label")?.textContent);
   const does = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Back to the start of" };

@@ -205,6 +205,28 @@ def leads_on(root: Path) -> list[str]:
     return complaints
 
 
+def glossary(root: Path) -> list[str]:
+    """Each word of the glossary, in the order of the alphabet, is used by the chapter that it names
+    as the one that explains it.
+    """
+    prose = {path.stem: prose_of(path) for path in sources(root)}
+    row = re.compile(r"^- \*\*(.+?)\*\* \(\[(\d\d)\]\((\w+)\.ipynb\)\): ", re.MULTILINE)
+    rows = [found for name in prose if name.startswith("00") for found in row.findall(prose[name])]
+    complaints = [
+        f"glossary: {word!r} is not used in chapter {number}, {name}"
+        for word, number, name in rows
+        if not name.startswith(number)
+        or word.lower() not in " ".join(prose.get(name, "").lower().split())
+    ]
+    listed = [word.lower() for word, *_ in rows]
+    return complaints + ["glossary: not in the order of the alphabet"] * (listed != sorted(listed))
+
+
+def prose_of(path: Path) -> str:
+    cells = jupytext.read(path).cells
+    return "\n\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+
+
 def readme_lists_the_chapters(root: Path) -> list[str]:
     """README's table has a row for each chapter, in their order, and no other."""
     text = (root / "README.md").read_text(encoding="utf-8")
@@ -265,6 +287,7 @@ RULES = [
     front_door,
     chapters_spoken_of,
     leads_on,
+    glossary,
     readme_lists_the_chapters,
     workbench_knows_no_technique,
     techniques_stand_alone,
@@ -347,6 +370,13 @@ def test_a_good_tree_has_no_complaint(tmp_path):
 
 
 FAULTS = {
+    "a word that its chapter does not use": (
+        {
+            "course/source/00_start_here.py": f"{SOURCE}\n# %% [markdown]\n"
+            "# - **crease** ([07](07_folding.ipynb)): a line.\n"
+        },
+        "glossary: 'crease' is not used in chapter 07, 07_folding",
+    ),
     "a file that is no chapter": (
         {"course/source/folding2.py": SOURCE},
         "a chapter is called NN_name.py",

@@ -139,6 +139,65 @@ lab.Syllabus()
 lab.SpeedLog.of_the_reader()
 
 # %% [markdown]
+# ## Glossary
+#
+# One sentence for each word of the field, and the chapter that explains it:
+#
+# - **1F1B** ([18](18_pipeline.ipynb)): A pipeline schedule, *one forward, one backward*: each stage
+#   turns back as soon as it can, and so holds fewer activations than under GPipe.
+# - **activations** ([18](18_pipeline.ipynb)): What a layer computes on the way forward, and keeps
+#   until its backward pass.
+# - **all-gather** ([16](16_ddp.ipynb)): Every rank ends with the pieces of all ranks; the second
+#   half of a ring's all-reduce.
+# - **all-reduce** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and every rank gets the
+#   sum.
+# - **arithmetic intensity** ([01](01_measuring.ipynb)): FLOPs divided by the bytes that have to
+#   move for them.
+# - **backward pass** ([11](11_accumulation.ipynb)): Computes the gradient of the loss, from the
+#   last layer to the first.
+# - **bubble** ([18](18_pipeline.ipynb)): The share of all ranks' time in which a rank of a pipeline
+#   has nothing to do.
+# - **bucket** ([16](16_ddp.ipynb)): Several gradients that travel together in one message, while
+#   backward goes on.
+# - **chunk** ([16](16_ddp.ipynb)): One of the *p* equal parts of a tensor that go round a ring of
+#   *p* ranks.
+# - **data parallelism** ([16](16_ddp.ipynb)): Each rank holds the whole model and takes a part of
+#   every batch.
+# - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or multiplication;
+#   FLOP/s is how many a second.
+# - **GPipe** ([18](18_pipeline.ipynb)): A pipeline schedule: all forwards, then all backwards.
+# - **gradient accumulation** ([11](11_accumulation.ipynb)): The gradients of several micro-batches
+#   are added up, and the weights are updated once.
+# - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
+#   pairs leave possible, with 99 % certainty.
+# - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;
+#   softmax turns them into probabilities.
+# - **micro-batch** ([11](11_accumulation.ipynb)): A part of a batch that goes through the network
+#   by itself.
+# - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
+#   ratio of the two counts.
+# - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
+#   micro-batches flow through them.
+# - **rank** ([16](16_ddp.ipynb)): One of the processes that train together, and its number, from 0.
+# - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
+#   one piece of the sum; the first half of a ring's all-reduce.
+# - **ridge** ([01](01_measuring.ipynb)): The arithmetic intensity at which the limit of bytes and
+#   the limit of FLOPs meet.
+# - **ring** ([16](16_ddp.ipynb)): An order of ranks in which each sends to the next only, and
+#   receives from the one before.
+# - **roofline** ([01](01_measuring.ipynb)): The most FLOP/s that a machine allows, by its
+#   arithmetic and by its memory, for each arithmetic intensity.
+# - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
+# - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the
+#   *student*, learns from.
+# - **temperature** ([19](19_distillation.ipynb)): Logits are divided by it before softmax; a high
+#   one makes the probabilities more alike.
+# - **throughput** ([11](11_accumulation.ipynb)): Samples per second of training.
+# - **warm-up** ([01](01_measuring.ipynb)): What a program does slowly the first time; it runs once
+#   or more before it is timed.
+# - **world size** ([16](16_ddp.ipynb)): The number of ranks, *p*.
+
+# %% [markdown]
 # ## The library below
 #
 # Each technique is one file, meant to be read and to be used: `accel_lab/ddp.py` is what you just

@@ -26,7 +26,7 @@
 # %% [markdown]
 # Three statements, and two questions behind them. **Is it surely faster?** And **how much faster
 # could it be?** This chapter gives you an instrument for each: the *paired comparison* and the
-# *roofline*.
+# *roofline*. (Words of the field are in the [glossary](00_start_here.ipynb#Glossary).)
 
 # %% jupyter={"source_hidden": true}
 from functools import partial
@@ -308,8 +308,9 @@ picture
 # size.
 #
 # Divide FLOPs by bytes and you have an operation's **arithmetic intensity**: how much it does with
-# each byte. Here is what is counted for a linear layer, whose weights are read once for the whole
-# batch:
+# each byte. Low intensity is limited by bytes, high intensity by FLOPs, and the **ridge** is where
+# the two limits meet. Here is what is counted for a linear layer, whose weights are read once for
+# the whole batch:
 
 # %%
 lab.show_source(measuring.matmul, docstring=False)

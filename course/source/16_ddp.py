@@ -52,9 +52,9 @@ print(f"each update averages {4 * sum(sizes) / 2**20:.2f} MiB of gradients")
 print(f"this machine has {lab.usable_cores()} cores that we may use")
 
 # %% [markdown]
-# A worker is called a **rank** here, and the number of ranks is the **world size** *p*. `launch`
-# starts some: it runs a function on each of them, even one from a cell, and hands over what they
-# return.
+# A worker is called a **rank** here, and the number of ranks is the **world size** *p*. (Such words
+# are in the [glossary](00_start_here.ipynb#Glossary).) `launch` starts some: it runs a function on
+# each of them, even one from a cell, and hands over what they return.
 
 
 # %% tags=["nbval-check-output"]

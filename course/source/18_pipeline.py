@@ -18,7 +18,8 @@
 #
 # Assembly lines do work. But look at the arrows: stage 2 needs what stage 1 has made. So when do
 # the two work *at the same time*? You will start real processes, watch them work and wait, and find
-# the one number that decides. Its formula contains no time at all.
+# the one number that decides. Its formula contains no time at all. (The words of the field are in
+# the [glossary](00_start_here.ipynb#Glossary).)
 
 # %% jupyter={"source_hidden": true}
 from itertools import islice

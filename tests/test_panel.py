@@ -760,6 +760,8 @@ def test_steps_can_be_played_and_choices_are_buttons():
         assert (one.min, one.max, one.step, one.value) == (0, 8, 2, 4)
     assert isinstance(sliders._row("color"), widgets.ToggleButtons)
     assert sliders._row("color").options == ("blue", "red")
+    fine = Sliders(line_up_to, end=(0.0, 9.0, 0.005))._row("end")
+    assert (fine.step, fine.readout_format) == (0.005, ".3f")
 
 
 def test_the_speed_log_keeps_one_verdict_a_technique_and_survives_a_broken_line(monkeypatch):

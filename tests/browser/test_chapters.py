@@ -291,7 +291,7 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     picture_of(page, artefacts, "11_accumulation.ipynb")("7-restarted")
 
 
-def test_a_slider_that_is_moved_draws_the_picture_anew(page: Page, lab, complaints, artefacts):
+def test_a_slider_moved_or_played_draws_the_picture_anew(page: Page, lab, complaints, artefacts):
     open_notebook(page, lab, "04_augmentation.ipynb")
     run_cell(page, "lab.Sliders(", above=True)
     sliders = page.locator(".accel-sliders")
@@ -302,4 +302,23 @@ def test_a_slider_that_is_moved_draws_the_picture_anew(page: Page, lab, complain
     expect(drawn).not_to_have_attribute("src", before, timeout=10_000)
     assert barriers(page, ".accel-sliders") == []
     picture_of(page, artefacts, "04_augmentation.ipynb")("5-sliders")
+
+    page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel
+            .setSource('lab.Sliders(wall, rotate=range(0, 46, 15), shift=[0.1, 0.2])')"""
+    )
+    run_cell(page, "range(0, 46, 15)")
+    button(sliders, "Play rotate").focus()
+    place = drawn.bounding_box()
+    page.keyboard.press("Space")
+    expect(button(sliders, "Pause rotate")).to_be_visible()
+    expect(sliders.get_by_role("slider", name="rotate")).to_have_attribute(
+        "aria-valuenow", "45.0", timeout=10_000
+    )
+    expect(button(sliders, "Play rotate")).to_be_visible()
+    assert drawn.bounding_box() == place, "the picture has jumped"
+    before = drawn.get_attribute("src")
+    button(sliders, "0.2").click()
+    expect(drawn).not_to_have_attribute("src", before, timeout=10_000)
+    assert barriers(page, ".accel-sliders") == []
     assert complaints == []

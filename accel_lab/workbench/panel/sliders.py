@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from html import escape
 from inspect import signature
 
@@ -90,7 +91,7 @@ def _input(name: str, values: Values, default: float | str) -> w.ValueWidget:
     else:
         slider = w.interactive.widget_from_abbrev(values, default)
         if isinstance(slider, w.FloatSlider):
-            slider.readout_format = ".4g"
+            slider.readout_format = f".{-Decimal(str(values[2])).as_tuple().exponent}f"
     slider.description = name.replace("_", " ")
     slider.style.description_width = LABEL["description_width"]
     slider.layout = {"width": "auto" if isinstance(values, list) else "min(27em, 100%)"}

@@ -323,7 +323,7 @@ def play_one_batch(schedule: Schedule, stages: int, micro_batches: int) -> list[
 
 
 def over_slow_wires(
-    yours: Callable[[int, int, int, float], list[Action]],
+    yours: Callable[..., list[Action]],
     stages: int = 4,
     micro_batches: int = 12,
     message: float = 1.5,
@@ -331,7 +331,10 @@ def over_slow_wires(
     """Play GPipe, 1F1B and the schedule of the chapter's exercise where a message is under way for
     a while; yours is left out as long as it cannot be played.
     """
-    mine = partial(yours, message=message)
+
+    def mine(stage: int, stages: int, micro_batches: int) -> list[Action]:
+        return yours(stage, stages, micro_batches, message)
+
     spans = {}
     for name, order in (("GPipe", gpipe), ("1F1B", one_forward_one_backward), ("yours", mine)):
         try:

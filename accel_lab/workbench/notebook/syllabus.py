@@ -53,9 +53,7 @@ class Chapter:
         heading, *paragraphs = [part for text in prose for part in text.split("\n\n")]
         question = next((part for part in paragraphs if part[:1] not in "#>|`-"), "")
         said = heading.lstrip("# "), _plain(question)
-        return cls(
-            file.path, file.word, *said, _panel(cells), minutes_of(cells), _exercises(cells)
-        )
+        return cls(file.path, file.word, *said, _panel(cells), minutes_of(cells), _exercises(cells))
 
     def card(self, verdict: str, earned: int) -> str:
         picture = ""

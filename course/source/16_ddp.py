@@ -224,8 +224,9 @@ turns = list(zip(*heard.values()))  # [turn][rank]: the chunk just received, and
 lab.Sliders(ring, turn=range(7))
 
 # %% [markdown]
-# The three states to remember. After **reduce-scatter** each rank holds one complete chunk, a 4;
-# after **all-gather** every rank holds all four:
+# The three states to remember, this time with the *complete* chunks framed. After
+# **reduce-scatter** each rank holds one of them, a 4; after **all-gather** every rank holds all
+# four:
 
 # %% jupyter={"source_hidden": true}
 states = {"at first": 0, "after reduce-scatter": 3, "after all-gather": 6}

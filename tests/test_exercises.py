@@ -618,7 +618,11 @@ CASES = [
     ({"x": torch.ones(5, 4)}, "x = float32 [5, 4]"),
     ({"y": torch.ones(50, dtype=torch.int64)}, "y = int64 [50]"),
     ({"parts": [[0, 1], [2]], "none": None}, "parts = [[0, 1], [2]]\nnone = None"),
-    ({"parts": [[7]] * 40}, "parts = 40 of them, the first [7]"),
+    ({"parts": [[7]] * 40}, "parts = [[7], … 40 in all]"),
+    (
+        {"pair": [torch.ones(9, 9), torch.ones(9)]},
+        "pair = [float32 [9, 9], [1, 1, 1, 1, 1, 1, 1, 1, 1]]",
+    ),
     ({"text": "word " * 40}, "text = '" + "word " * 11 + "wor…"),
     ({str(i): i for i in range(10)}, "\n".join(f"{i} = {i}" for i in range(8)) + "\n…"),
 ]

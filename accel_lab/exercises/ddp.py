@@ -290,9 +290,9 @@ of 0, and the rank still takes part in every all-reduce.""",
     wrong=(
         Wrong(
             changed(changed(_first_part, SUM_OVER_BATCH, "y[mine]) / world"), CLEAR, ""),
-            "This is the worker as found: every rank takes the first part of the batch, whatever "
-            "its number, so the rest trains nothing; and the gradients of earlier batches are "
-            "never cleared.",
+            "This is the worker as found. Take a batch of five samples on two ranks: which of them "
+            "does rank 0 compute, which does rank 1? And what is in .grad when the second batch "
+            "begins?",
         ),
         Wrong.changed(
             train_on_rank,

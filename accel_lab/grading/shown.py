@@ -10,7 +10,7 @@ from accel_lab.exercises import Case, Plain
 from accel_lab.grading.difference import difference
 from accel_lab.grading.failure import Failure
 
-MOST_VALUES, MOST_LETTERS, MOST_LINES = 12, 60, 8
+MOST_VALUES, MOST_ENTRIES, MOST_NAMES, MOST_LETTERS, MOST_LINES = 12, 2, 3, 60, 8
 
 
 def right_already(reasons: list[str], got: Plain | Failure, want: Plain, tolerance: float) -> str:
@@ -21,8 +21,9 @@ def right_already(reasons: list[str], got: Plain | Failure, want: Plain, toleran
         good = [
             key for key in want if key in got and not difference(got[key], want[key], tolerance)
         ]
-        if good and len(good) < len(want):
-            said.append("in the case below " + ", ".join(map(str, good[:MOST_LINES])))
+        if 0 < len(good) < len(want):
+            more = "" if len(good) <= MOST_NAMES else f", … {len(good)} in all"
+            said.append(f"in the case below: {', '.join(map(str, good[:MOST_NAMES]))}{more}")
     return "; ".join(said)
 
 
@@ -51,9 +52,9 @@ def _brief(thing: Plain) -> str:
             return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
         return _brief(thing.tolist())
     if type(thing) is list:
-        if _size(thing) <= MOST_VALUES:
-            return f"[{', '.join(map(_brief, thing))}]"
-        return f"{len(thing)} of them, the first {_brief(thing[0])}"
+        few = len(thing) <= MOST_ENTRIES or _size(thing) <= MOST_VALUES
+        told = map(_brief, thing if few else thing[:1])
+        return f"[{', '.join(told)}{'' if few else f', … {len(thing)} in all'}]"
     if type(thing) is dict:
         return f"{{{', '.join(f'{key!r}: {_brief(one)}' for key, one in thing.items())}}}"
     if type(thing) is float:

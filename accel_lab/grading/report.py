@@ -87,6 +87,8 @@ LEARNER = PAGES.from_string(
 <section class="{{ 'right' if verdict.points == verdict.most else 'wrong' }}">
 <h3>{{ verdict.exercise }}: {{ verdict.points }} of {{ verdict.most }}</h3>
 {% if verdict.reason %}<p>{{ verdict.reason }}</p>{% endif %}
+{% if verdict.right %}<p><b>Right already:</b> {{ verdict.right }}</p>{% endif %}
+{% if verdict.case %}<p><b>The case:</b></p><pre>{{ verdict.case }}</pre>{% endif %}
 {% for hint in verdict.hint.splitlines() %}<p><b>Hint:</b> {{ hint }}</p>{% endfor %}
 {% if verdict.report %}<pre>{{ verdict.report }}</pre>{% endif %}
 </section>

@@ -612,6 +612,17 @@ def test_the_smallest_case_is_explained():
     assert torch.Size(shape).numel() == fewest
 
 
+def test_what_fails_is_explained_before_what_differs():
+    """It may have spoiled the later cases: their processes may be gone."""
+
+    def fewest_micro_batches(batch_size, bytes_per_sample, budget):
+        return 1 // 0 if batch_size > 20 else -1
+
+    verdict = judge(find("fewest_micro_batches"), Here(fewest_micro_batches), 0)
+    assert verdict.reason.startswith("ZeroDivisionError")
+    assert int(verdict.case.splitlines()[0].removeprefix("batch_size = ")) > 20
+
+
 CASES = [
     ({"n": 3, "rate": 0.1 + 0.2}, "n = 3\nrate = 0.3"),
     ({"x": torch.ones(2, 2)}, "x = [[1, 1], [1, 1]]"),

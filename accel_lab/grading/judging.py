@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from html import escape
 
-from accel_lab.exercises import Exercise
+from accel_lab.exercises import Case, Exercise, Plain
 from accel_lab.grading import hints, shown, targets
 from accel_lab.grading.difference import difference
 from accel_lab.grading.failure import Failure, printable
@@ -68,7 +68,8 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     """All points when every case comes out as the reference's, and the target is met where there is
     one; none otherwise.
 
-    Of the cases that differ the smallest is explained.
+    The first case that fails is explained, for it may have spoiled the later ones; if none does,
+    the smallest of those that differ.
     """
 
     def refused(reason: str, hint: str = "", *more: str) -> Verdict:
@@ -90,7 +91,7 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
         for one, (want, exact) in zip(got, right, strict=True)
     ]
     if any(reasons):
-        told = shown.smallest(cases, [i for i, reason in enumerate(reasons) if reason])
+        told = _to_explain(cases, got, reasons)
         report = next((one.report for one in failures), "")
         hint = hints.hint(exercise, cases, got, right)
         already = shown.right_already(reasons, got[told], right[told][0], exercise.tolerance)
@@ -98,3 +99,10 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     if exercise.target and (reason := targets.missed(exercise, side, rng)):
         return refused(reason, exercise.target.refuses.hint)
     return Verdict(exercise.name, exercise.points, exercise.points)
+
+
+def _to_explain(cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> int:
+    """The number of a case."""
+    failed = [number for number, one in enumerate(got) if isinstance(one, Failure)]
+    differ = [number for number, reason in enumerate(reasons) if reason]
+    return failed[0] if failed else shown.smallest(cases, differ)

@@ -24,7 +24,7 @@ from accel_lab.grading.difference import difference
 from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.judging import NOT_ATTEMPTED, judge
 from accel_lab.grading.lookup import exercises, find
-from accel_lab.grading.practice import Practice, check
+from accel_lab.grading.practice import Practice, _marked_up, _source, check
 from accel_lab.grading.practice import exercises as practices
 from accel_lab.grading.shown import brief
 from accel_lab.grading.sides import Here, expected, outcome
@@ -592,6 +592,27 @@ def test_help_comes_in_rungs():
     assert "find how many whole samples fit" in html
     right = practice.check(exercise.reference, 0)
     assert (right.lines, right.solution, right.right, right.case) == ("", "", "", "")
+
+
+@every_exercise
+def test_a_worked_solution_can_be_pasted(exercise):
+    names: dict = {}
+    exec(compile(_source(exercise.reference), "<pasted>", "exec"), names)
+    assert judge(exercise, Here(names[exercise.name]), 0).points == exercise.points
+
+
+def test_what_a_chapter_gives_is_no_try():
+    exercise = find("train_on_rank")
+    given = next(wrong.answer for wrong in exercise.wrong if wrong.given)
+    others = [wrong.answer for wrong in exercise.wrong if not wrong.given]
+    practice = Practice(exercise)
+    for answer, offered in ((given, False), (others[0], False), (given, False), (others[1], True)):
+        assert bool(practice.check(answer, 0).solution) == offered
+
+
+def test_a_reasoning_is_marked_up():
+    said = _marked_up("`a * b` and *sum*, 2 * 3 * 4 < 9")
+    assert said == "<code>a * b</code> and <em>sum</em>, 2 * 3 * 4 &lt; 9"
 
 
 def test_a_stub_is_no_try():

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from math import isnan
+from math import isnan, log10
 from typing import Literal
 
 import ipywidgets as widgets
@@ -665,7 +665,8 @@ def test_a_prediction_is_held_against_what_was_measured(ask):
 def test_a_prediction_outlives_its_kernel_and_counts_when_it_was_only_moved(ask):
     ask()._slider.value = 3.0
     again = ask()
-    assert (again.value, again._slider.value, again._slider.disabled) == (3.0, 3.0, False)
+    assert (again.value, again._slider.disabled) == (3.0, False)
+    assert abs(again._slider.value - 3.0) < 0.05  # on its nearest step
     assert "You said 3 ×" in again._note.value
     again._button.click()
     third = ask()
@@ -790,6 +791,20 @@ def test_what_was_measured_on_a_busy_machine_is_not_recorded(monkeypatch):
     assert "| one | fast |" in shown
     assert [row["verdict"] for row in SpeedLog.read().entries] == ["fast"]
     assert "Not recorded" in log_verdict("one", "slow")._repr_markdown_()  # asked again: no quieter
+
+
+def test_a_slider_that_only_a_front_end_has_moved_is_no_guess(monkeypatch):
+    """It moves a value that lies between two steps, and rounds on its way there and back."""
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    asked = Prediction("how much?", low=0.3, high=20, default=2.0, unit="×")
+    slider = asked._slider
+    steps = (log10(slider.value) - slider.min) / slider.step
+    assert abs(steps - round(steps)) < 1e-9
+    assert abs(slider.value / 2.0 - 1) < 0.03
+    slider.value *= 1 + 1e-12
+    assert asked.guess is None
+    slider.value = 5.0
+    assert asked.guess.value == 5.0
 
 
 def test_a_cell_that_is_run_again_measures_anew(monkeypatch):

@@ -56,13 +56,14 @@ class Wrong:
     """A wrong answer that people give, and what to tell them.
 
     also: other ways to write the same mistake · change: (function, old, new), where ``answer`` is
-    that function with one place changed.
+    that function with one place changed · given: it is what the chapter gives to be repaired.
     """
 
     answer: Answer
     hint: str
     also: tuple[Answer, ...] = ()
     change: tuple[Answer, str, str] | None = None
+    given: bool = False
 
     @classmethod
     def changed(

@@ -288,6 +288,7 @@ once a group, before its first backward.""",
             _as_found,
             "This is the loop as found. Which micro-batches take part in the first update, and "
             "which in the last? Write down `step` and what happens, for seven of them.",
+            given=True,
         ),
         Wrong.changed(
             train_epoch,

@@ -181,6 +181,7 @@ are, because they stand for what the model will meet.""",
             _as_found,
             "This is the colleague's version. Follow one test picture through it: where else do "
             "changed copies of it end up?",
+            given=True,
         ),
         Wrong.changed(
             enlarged,

@@ -246,7 +246,7 @@ def train_on_rank_assess(returned, case: Case):
             shared_out = False
         weight = weight - 0.5 * each.mean(0)
     weights = {f"weight on rank {rank}": one for rank, one in enumerate(returned["ranks"])}
-    return {**weights, "each sample is one rank's, and all have equally many": shared_out}
+    return {**weights, "each sample is one rank's, and the parts differ by one at most": shared_out}
 
 
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
@@ -264,6 +264,7 @@ SUM_OVER_BATCH = 'y[mine], reduction="sum") / len(batch)'
 FIRST_PART = "batch[: -(-len(batch) // world)]"
 CLEAR = "        optimizer.zero_grad()\n"
 _first_part = changed(train_on_rank, "batch[rank::world]", FIRST_PART)
+_in_a_row = changed(train_on_rank, "batch[rank::world]", "batch.tensor_split(world)[rank]")
 
 TRAIN_ON_RANK = Exercise(
     name="train_on_rank",
@@ -293,6 +294,7 @@ of 0, and the rank still takes part in every all-reduce.""",
             "This is the worker as found. Take a batch of five samples on two ranks: which of them "
             "does rank 0 compute, which does rank 1? And what is in .grad when the second batch "
             "begins?",
+            given=True,
         ),
         Wrong.changed(
             train_on_rank,
@@ -315,6 +317,7 @@ of 0, and the rank still takes part in every all-reduce.""",
             "y[mine]) / world",
             "A mean of the ranks' means gives each rank the same weight, although one of them has "
             "a sample more, or none at all.",
+            also=(changed(_in_a_row, SUM_OVER_BATCH, "y[mine]) / world"),),
         ),
         Wrong.changed(
             train_on_rank,

@@ -207,6 +207,7 @@ it.""",
             _as_found,
             "This is the version as found. Ask it for 7 samples, 3 at a time: how many come back, "
             "in which mode is the teacher asked, and what hangs on the logits?",
+            given=True,
         ),
         Wrong.changed(
             keep_logits,

@@ -252,6 +252,7 @@ depend on the pictures that happen to be beside it.""",
             "This is the colleague's version. Take one picture, in inference, alone and beside "
             "others: what comes out for it, and which statistics is it divided by? And compare "
             "the divisors with those of the task.",
+            given=True,
         ),
         Wrong.changed(
             batch_norm,

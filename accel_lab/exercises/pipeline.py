@@ -47,7 +47,7 @@ def schedule_over_wires_assess(plans, case: Case):
     stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
     plans = [[(kind, i) for kind, i in plan] for plan in plans]
     if amiss := _amiss(plans, stages, micro_batches):
-        return {"a list of actions that is not complete": amiss}
+        return {"what is amiss in the lists": amiss}
     ends, clock, next_one = {}, [0.0] * stages, [0] * stages
     moving = True
     while moving:
@@ -77,9 +77,9 @@ def schedule_over_wires_assess(plans, case: Case):
         for stage, (plan, limit) in enumerate(zip(plans, case["limits"], strict=True))
     }
     return {
-        "a list of actions that is not complete": "none",
-        "what waits forever": ", ".join(stuck) or "nothing",
-        "time beyond GPipe's": 0.0 if stuck else max(0.0, max(clock) - gpipe),
+        "what is amiss in the lists": "none",
+        "what waits in vain": ", ".join(stuck) or "nothing",
+        "units of time beyond GPipe's": 0.0 if stuck else max(0.0, max(clock) - gpipe),
         **held,
     }
 
@@ -247,7 +247,7 @@ def cut_assess(sizes, case: Case):
         keeps = max(keeps, sum(bytes_held[first : first + size]))
         first += size
     return {
-        "returned": "a cut",
+        "returned": "a cut into runs",
         "bytes beyond the limit": max(0, keeps - case["limit"]),
         "seconds of the slowest run": slowest,
     }

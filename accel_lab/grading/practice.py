@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Feedback(Verdict):
         if self.lines:
             rungs.append(_folded("Show the line of a right answer", _code(self.lines)))
         if self.solution:
-            why = "".join(f"<p>{escape(part)}</p>" for part in self.reasoning.split("\n\n"))
+            why = f"<p>{_marked_up(self.reasoning)}</p>"
             rungs.append(_folded("Show a worked solution", why + _code(self.solution)))
         return "".join(rungs)
 
@@ -69,7 +70,7 @@ class Practice:
         if verdict.points == verdict.most:
             points.keep(name, verdict.points)
             return Feedback(**vars(verdict))
-        if verdict.attempted:
+        if verdict.attempted and not _as_given(self.exercise, verdict.hint):
             _refused[name].add(_what_it_does(answer))
         solved = len(_refused[name]) >= TRIES
         return Feedback(
@@ -105,6 +106,11 @@ def markdown(exercise: Exercise) -> str:
     return f"**{exercise.name}** ({exercise.points} points)\n\n{exercise.task}"
 
 
+def _as_given(exercise: Exercise, hint: str) -> bool:
+    """Whether it is the function that the chapter gives to be repaired: nothing was tried yet."""
+    return any(wrong.given and wrong.hint in hint.splitlines() for wrong in exercise.wrong)
+
+
 def _lines(exercise: Exercise, hint: str) -> str:
     """Of a right answer, where those of this hint go wrong."""
     given = [wrong for wrong in exercise.wrong if wrong.hint in hint.splitlines()]
@@ -118,11 +124,35 @@ def _line(wrong: Wrong) -> str:
     source = inspect.getsource(wrong.change[0])
     first = source.index(wrong.change[1])
     start, end = source.rfind("\n", 0, first) + 1, first + len(wrong.change[1].rstrip("\n"))
-    return textwrap.dedent(source[start : source.find("\n", end)])
+    line = textwrap.dedent(source[start : source.find("\n", end)])
+    return "\n".join([*_constants(wrong.change[0], line), line])
 
 
 def _source(function: Answer) -> str:
-    return textwrap.dedent(inspect.getsource(function))
+    """With what it uses of its own file: what that imports, constants, and helpers."""
+    source = textwrap.dedent(inspect.getsource(function))
+    imports, helpers = [], []
+    for name, thing in _uses(function, source).items():
+        home = getattr(thing, "__module__", None)
+        if inspect.ismodule(thing):
+            imports.append(f"import {name}")
+        elif home == function.__module__:
+            helpers.append(inspect.getsource(thing))
+        elif callable(thing):
+            imports.append(f"from {home} import {name}")
+    head = "\n".join(imports + _constants(function, source))
+    return "\n\n".join([head, *helpers, source]).strip()
+
+
+def _constants(function: Answer, source: str) -> list[str]:
+    known = _uses(function, source).items()
+    return [f"{name} = {thing!r}" for name, thing in known if type(thing) in (int, float, str)]
+
+
+def _uses(function: Answer, source: str) -> dict[str, object]:
+    """Names of the function's file that the source mentions, itself left out."""
+    known = {name: function.__globals__.get(name) for name in re.findall(r"[A-Za-z_]\w*", source)}
+    return {name: thing for name, thing in known.items() if thing not in (None, function)}
 
 
 def _what_it_does(answer: Answer) -> tuple:
@@ -140,6 +170,12 @@ def _instructions(code: CodeType) -> tuple:
 
 def _folded(title: str, body: str) -> str:
     return f'<details style="margin:4px 0 0 14px"><summary>{title}</summary>{body}</details>'
+
+
+def _marked_up(markdown: str) -> str:
+    """The little of Markdown that a reasoning holds."""
+    html = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown))
+    return re.sub(r"(?<!\w)\*(\S(?:.*?\S)?)\*(?!\w)", r"<em>\1</em>", html)
 
 
 def _code(source: str) -> str:

@@ -23,7 +23,8 @@ def right_already(reasons: list[str], got: Plain | Failure, want: Plain, toleran
         ]
         if 0 < len(good) < len(want):
             more = "" if len(good) <= MOST_NAMES else f", … {len(good)} in all"
-            said.append(f"in the case below: {', '.join(map(str, good[:MOST_NAMES]))}{more}")
+            told = ", ".join(_with_value(key, want[key]) for key in good[:MOST_NAMES])
+            said.append(f"in the case below: {told}{more}")
     return "; ".join(said)
 
 
@@ -36,6 +37,10 @@ def brief(case: Case) -> str:
     """What went in, a line for each name."""
     lines = [f"{name} = {_brief(thing)}" for name, thing in case.items()]
     return "\n".join(lines[:MOST_LINES] + ["…"] * (len(lines) > MOST_LINES))
+
+
+def _with_value(name: str, thing: Plain) -> str:
+    return f"{name} ({thing})" if type(thing) in (bool, int, str) else name
 
 
 def _size(thing: Plain) -> int:

@@ -35,7 +35,8 @@ base = lab.settings(experiment.Knobs, knobs, ranks=1)
 # processes** do it together: each takes half of every batch, and before the weights change they
 # agree on one gradient.
 #
-# What do you expect? Move the slider and commit. Nobody keeps score, and you may skip it.
+# What do you expect? Run the next cell, move its slider and commit. Nobody keeps score, and you
+# may skip it.
 
 # %%
 guess = lab.Prediction(
@@ -77,7 +78,7 @@ race
 guess.against(race, inverse=True)
 
 # %% [markdown]
-# Most people say 2, or a little less. If your machine is small, it said much less, perhaps less
+# Two workers, so 2 is the natural guess. If your machine is small, it said much less, perhaps less
 # than 1: twice the workers, and slower. The timeline shows why. *Forward* and *backward* are half
 # as much work as before, but there is something else to do: each process sends a gradient as large
 # as the model, and waits for the other's.
@@ -119,7 +120,8 @@ lab.Machine()
 # 10. **Take away**: the few sentences worth keeping, and the sources.
 #
 # You can stop anywhere and come back. If something hangs, *Kernel → Restart and Run All* begins
-# anew; nothing is downloaded, and nothing is written but your speed log, in your home directory.
+# anew. Nothing is downloaded; what is written are your guesses, points and speed log, in your home
+# directory.
 # Open one chapter at a time if memory is short, and shut its kernel down when you leave it.
 
 # %% [markdown]

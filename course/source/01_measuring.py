@@ -26,7 +26,8 @@
 # %% [markdown]
 # Three statements, and two questions behind them. **Is it surely faster?** And **how much faster
 # could it be?** This chapter gives you an instrument for each: the *paired comparison* and the
-# *roofline*. (Words of the field are in the [glossary](00_start_here.ipynb#Glossary).)
+# *roofline*. (Words of the field are in the glossary, at the end of [Start
+# here](00_start_here.ipynb).)
 
 # %% jupyter={"source_hidden": true}
 from functools import partial
@@ -189,10 +190,10 @@ right.set(xlabel="microseconds (the slowest tenth left out)", ylabel="readings")
 picture
 
 # %% [markdown]
-# There is a floor, and above it a long tail. Nothing makes a program faster than it is, and
-# everything else on the machine can make it slower. So the readings are not a bell curve around a
-# true value, and their **mean** belongs to the tail as much as to the program. Within moments, the
-# *fastest* of a few readings is steady.
+# There is a floor, and above it a long tail, often with several humps. Nothing makes a program
+# faster than it is, and everything else on the machine can make it slower. So the readings are not
+# a bell curve around a true value, and their **mean** belongs to the tail as much as to the
+# program. Within moments, the *fastest* of a few readings is steady.
 
 # %% [markdown]
 # But the floor itself moves: clocks change their pace, other programs come and go, for seconds at a
@@ -232,13 +233,16 @@ lab.show_source(experiment.in_pairs, docstring=False)
 #
 # The coin has a second use: it says how sure we are. Between equal programs it alone decides which
 # way a pair leans, *regardless of the load*. Nine pairs have 2⁹ = 512 outcomes, all equally likely,
-# and that all nine lean one way is as rare as nine heads in a row.
+# and in only 2 of them all nine lean the same way, all heads or all tails: 0.4 %.
 
 # %% [markdown]
 # The same holds for every **candidate** for the true ratio: if it is right, the pairs lie above or
 # below it by the coin. If fewer than 1 in 100 outcomes would be as lopsided as the pairs we have,
-# the candidate is *refused*. The candidates that are not refused are the **interval**. Try some, on
-# nine pairs from the simulated machine, where ours takes 1.1 times as long:
+# the candidate is *refused*. The candidates that are not refused are the **interval**. *Lopsided*
+# counts far pairs more than near ones: pairs are ranked by their distance from the candidate, and
+# the ranks of each side added up (*Wilcoxon's signed-rank test*).
+#
+# Try some candidates, on nine pairs from the simulated machine, where ours takes 1.1 times as long:
 
 
 # %%
@@ -252,10 +256,8 @@ nine = lab.Comparison.of(experiment.pairs_of(experiment.in_pairs(machine, 1.1, 1
 lab.Sliders(try_out, candidate=(1.0, 1.2, 0.005))
 
 # %% [markdown]
-# *Lopsided* counts far pairs more than near ones: pairs are ranked by their distance from the
-# candidate, and the ranks of each side added up. This is *Wilcoxon's signed-rank test*. Its
-# interval can be had without trying out: sort the means of every two log-ratios, and leave out as
-# many at each end as the coin's outcomes say. `_refused` counts these, and `sure` is 0.99:
+# The interval can be had without trying out: sort the means of every two log-ratios, and leave out
+# as many at each end as the coin's outcomes say. `_refused` counts these, and `sure` is 0.99:
 
 # %%
 lab.show_source(lab.Comparison.interval.fget, docstring=False)

@@ -53,8 +53,8 @@ print(f"this machine has {lab.usable_cores()} cores that we may use")
 
 # %% [markdown]
 # A worker is called a **rank** here, and the number of ranks is the **world size** *p*. (Such words
-# are in the [glossary](00_start_here.ipynb#Glossary).) `launch` starts some: it runs a function on
-# each of them, even one from a cell, and hands over what they return.
+# are in the glossary, at the end of [Start here](00_start_here.ipynb).) `launch` starts some: it
+# runs a function on each of them, even one from a cell, and hands over what they return.
 
 
 # %% tags=["nbval-check-output"]

@@ -19,7 +19,7 @@
 # Assembly lines do work. But look at the arrows: stage 2 needs what stage 1 has made. So when do
 # the two work *at the same time*? You will start real processes, watch them work and wait, and find
 # the one number that decides. Its formula contains no time at all. (The words of the field are in
-# the [glossary](00_start_here.ipynb#Glossary).)
+# the glossary, at the end of [Start here](00_start_here.ipynb).)
 
 # %% jupyter={"source_hidden": true}
 from itertools import islice
@@ -84,7 +84,7 @@ guess_eight
 # first forward to the last backward, in which a rank had nothing to do.
 #
 # The orange run has the batch in one piece, *m* = 1. Press **Start** and move **micro batches**
-# from 1 to 2, 4, 8.
+# down to 2, then up to 4 and 8.
 
 # %% jupyter={"source_hidden": true}
 charts = [
@@ -124,8 +124,8 @@ panel
 # - Set **ranks** to more than your machine has cores. Now ranks wait for a core as well, and the
 #   formula knows nothing of that.
 # - Set **stages** to *wait*: processes, messages and schedule stay, but each pass only waits for a
-#   set time, which needs no core. Now the dots come close to the formula even with four ranks; what
-#   is left above it is the time of messages. (Nothing is learned meanwhile.)
+#   set time, which needs no core. On a quiet machine the dots now come close to the formula, even
+#   with four ranks; what is left above it is the time of messages. (Nothing is learned meanwhile.)
 
 # %% [markdown]
 # ## 4. Build
@@ -732,7 +732,7 @@ check(schedule_over_wires)
 
 # %% [markdown]
 # A picture helps more than a number: where does 1F1B wait, if a message takes 1.5 units? As soon as
-# your schedule can be played, it appears beside the two others.
+# your schedule can be played, it appears below the two others.
 
 # %%
 schedules = experiment.over_slow_wires(schedule_over_wires)

@@ -47,7 +47,11 @@ def hardware() -> list[Fact]:
     on_cpu = "everything runs on the CPU, and each verdict is one for CPUs"
     python = f"Python {platform.python_version()}, accel_lab {__version__}"
     forks = hasattr(os, "fork")
-    start = "within a fraction of a second" if forks else "within seconds, each loading torch anew"
+    start = (
+        "as copies of a process that has torch already"
+        if forks
+        else "within seconds, each loading torch anew"
+    )
     return [
         _cores(),
         Fact("memory", f"{memory / 2**30:.1f} GiB {origin}", f"every chapter runs in 1 GB{alone}"),

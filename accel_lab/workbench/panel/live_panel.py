@@ -143,7 +143,7 @@ class LivePanel(Bench):
 
     def _silent(self, seconds: float) -> None:
         ranks = getattr(self.knobs, "ranks", 1)
-        why = "the ranks wait for each other" if ranks > 1 else "an update takes long"
+        why = "an update takes long" + ", or ranks wait for each other in vain" * (ranks > 1)
         self._say(f"no update for {seconds:.0f} s: {why}. Stop ends it")
 
     def _ended(self, error: Exception | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from math import log10
+from math import isclose, log10
 
 import ipywidgets as w
 from IPython.display import HTML, display
@@ -43,11 +43,14 @@ class Prediction:
 
     def _build(self, low: float, high: float) -> None:
         ends = log10(low), log10(high)
+        step = (ends[1] - ends[0]) / round((ends[1] - ends[0]) / 0.02)
+        stands = (log10(min(max(self.value, low), high)) - ends[0]) / step
         self._slider = w.FloatLogSlider(
-            value=min(max(self.value, low), high),
+            # Between two steps the front end would move it, and that would count as a guess.
+            value=10 ** (ends[0] + round(stands) * step),
             min=ends[0],
             max=ends[1],
-            step=(ends[1] - ends[0]) / round((ends[1] - ends[0]) / 0.02),
+            step=step,
             readout_format=".2g",
             layout={"width": "min(28em, 100%)"},
             description=f"your guess, {self.unit}",
@@ -55,13 +58,19 @@ class Prediction:
         )
         self._button = w.Button(button_style="primary")
         self._note = w.HTML()
-        self._slider.observe(lambda change: self._say(final=False), "value")
+        self._slider.observe(self._moved, "value")
         self._button.on_click(lambda _: self._commit())
         parts = [self._slider, self._button, self._note]
         title = w.HTML(f"{STYLE}<b>{escape(self.question)}</b>")
         self.box = w.VBox([title, w.HBox(parts, layout={"flex_flow": "row wrap"})])
         self.box.add_class("accel-ask")
         self._show()
+
+    def _moved(self, change: dict) -> None:
+        if not isclose(
+            change["new"], change["old"], rel_tol=1e-6
+        ):  # rounding on its way is no move
+            self._say(final=False)
 
     def _commit(self) -> None:
         if self.guess and self.guess.final:  # another one, please

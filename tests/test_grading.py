@@ -738,17 +738,18 @@ SMUGGLERS = {  # each sends all it has round the ring, for (almost) nothing
 
 
 @pytest.mark.parametrize(("sends", "receives"), SMUGGLERS.values(), ids=SMUGGLERS)
-def test_nothing_goes_past_a_byte_budget(factory, sends, receives):
-    verdict = grade(
-        factory,
+def test_nothing_goes_past_a_byte_budget(sends, receives):
+    code = (
         "import torch\nDTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, "
         "torch.int64, torch.int32, torch.int16, torch.int8]\n"
         "def ring_average(gradient, share, rank, world, send, receive):\n    total = passing = "
         "gradient * share\n    for _ in range(world - 1):\n"
         f"        {sends}\n        passing = {receives}\n        total = total + passing\n    "
-        "return total",
-        RING,
+        "return total"
     )
+    # These thousands of messages take a busy machine seconds.
+    with SandboxFactory(Limits(seconds=60.0, memory=600 << 20)) as patient:
+        verdict = grade(patient, code, RING)
     assert "within the budget: False" in verdict.reason
 
 

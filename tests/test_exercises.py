@@ -8,10 +8,13 @@ import inspect
 import random
 import subprocess
 import sys
+import textwrap
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -19,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel_lab import _wording, accumulation, augmentation, catalog, distillation, normalization
 from accel_lab.exercises import LessMemory, Wrong, changed
-from accel_lab.grading import hints
+from accel_lab.grading import hints, worked
 from accel_lab.grading.difference import difference
 from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.judging import NOT_ATTEMPTED, judge
 from accel_lab.grading.lookup import exercises, find
-from accel_lab.grading.practice import Practice, _marked_up, _source, check
+from accel_lab.grading.practice import Practice, _marked_up, check
 from accel_lab.grading.practice import exercises as practices
 from accel_lab.grading.shown import brief
 from accel_lab.grading.sides import Here, expected, outcome
@@ -568,6 +571,19 @@ def test_what_is_to_be_repaired_runs_and_is_refused_with_a_word(name, code):
         assert verdict.hint, verdict
 
 
+GIVEN = [(one.name, wrong.answer) for one in ALL for wrong in one.wrong if wrong.given]
+
+
+@pytest.mark.parametrize(("name", "answer"), GIVEN, ids=[name for name, _ in GIVEN])
+def test_what_is_taken_for_the_chapters_code_is_the_chapters_code(name, answer):
+    """Else a reader's untouched cell would count as a try."""
+    (code,) = [one.values[1] for one in as_found() if one.id == name]
+    theirs = ast.parse(code).body[-1]
+    (ours,) = ast.parse(textwrap.dedent(inspect.getsource(answer))).body
+    assert ast.unparse(theirs.body) == ast.unparse(ours.body)
+    assert [one.arg for one in theirs.args.args] == [one.arg for one in ours.args.args]
+
+
 @every_exercise
 def test_a_solution_comes_with_its_reasoning(exercise):
     assert len(exercise.reasoning.split()) > 30
@@ -597,7 +613,7 @@ def test_help_comes_in_rungs():
 @every_exercise
 def test_a_worked_solution_can_be_pasted(exercise):
     names: dict = {}
-    exec(compile(_source(exercise.reference), "<pasted>", "exec"), names)
+    exec(compile(worked.source(exercise.reference), "<pasted>", "exec"), names)
     assert judge(exercise, Here(names[exercise.name]), 0).points == exercise.points
 
 
@@ -633,15 +649,26 @@ def test_the_smallest_case_is_explained():
     assert torch.Size(shape).numel() == fewest
 
 
-def test_what_fails_is_explained_before_what_differs():
-    """It may have spoiled the later cases: their processes may be gone."""
+def fails_in_case(place: int) -> Callable[..., int]:
+    """An answer that returns what is wrong, and cannot even do that in one of its cases."""
+    asked = count()
 
     def fewest_micro_batches(batch_size, bytes_per_sample, budget):
-        return 1 // 0 if batch_size > 20 else -1
+        return 1 // 0 if next(asked) == place else -1
 
-    verdict = judge(find("fewest_micro_batches"), Here(fewest_micro_batches), 0)
+    return fewest_micro_batches
+
+
+def test_what_fails_is_explained_before_what_differs_later():
+    """It may have spoiled the later cases: their processes may be gone."""
+    verdict = judge(find("fewest_micro_batches"), Here(fails_in_case(0)), 0)
     assert verdict.reason.startswith("ZeroDivisionError")
-    assert int(verdict.case.splitlines()[0].removeprefix("batch_size = ")) > 20
+
+
+def test_what_differs_is_explained_before_what_fails_later():
+    verdict = judge(find("fewest_micro_batches"), Here(fails_in_case(2)), 0)
+    assert "-1 instead of" in verdict.reason
+    assert "ZeroDivisionError" in verdict.report
 
 
 CASES = [

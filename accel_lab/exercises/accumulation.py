@@ -230,7 +230,8 @@ def train_epoch(model, optimizer, loader, accumulate):
 def _as_found(model, optimizer, loader, accumulate):
     updates = 0
     for step, (x, y) in enumerate(loader):
-        (cross_entropy(model(x), y) / accumulate).backward()
+        loss = cross_entropy(model(x), y) / accumulate
+        loss.backward()
         if step % accumulate == 0:
             optimizer.step()
             optimizer.zero_grad()

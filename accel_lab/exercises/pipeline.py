@@ -20,13 +20,7 @@ UNIT = 1.5  # what a message takes, in multiples of this: half of a forward and 
 
 def schedule_over_wires_cases(rng: random.Random) -> Iterator[Case]:
     def case(stages, micro_batches, slow):
-        limits = [(1 + slow) * (stages - 1 - stage) + 1 for stage in range(stages)]
-        return {
-            "stages": stages,
-            "micro_batches": micro_batches,
-            "message": UNIT * slow,
-            "limits": limits,
-        }
+        return {"stages": stages, "micro_batches": micro_batches, "message": UNIT * slow}
 
     for slow in (0, 1, 2, 1):
         stages = rng.randrange(3, 6)
@@ -47,7 +41,7 @@ def schedule_over_wires_assess(plans, case: Case):
     stages, micro_batches, message = case["stages"], case["micro_batches"], case["message"]
     plans = [[(kind, i) for kind, i in plan] for plan in plans]
     if amiss := _amiss(plans, stages, micro_batches):
-        return {"what is amiss in the lists": amiss}
+        return {"amiss in the lists": amiss}
     ends, clock, next_one = {}, [0.0] * stages, [0] * stages
     moving = True
     while moving:
@@ -72,14 +66,14 @@ def schedule_over_wires_assess(plans, case: Case):
         if at < len(plan)
     ]
     gpipe = 3.0 * (micro_batches + stages - 1) + 2 * message * (stages - 1)
-    held = {
-        f"micro-batches that stage {stage} holds beyond the limit": max(0, _most_held(plan) - limit)
-        for stage, (plan, limit) in enumerate(zip(plans, case["limits"], strict=True))
-    }
+    held = {}
+    for stage, plan in enumerate(plans):
+        may_hold = round((1 + message / UNIT) * (stages - 1 - stage)) + 1
+        held[f"micro-batches held too many by stage {stage}"] = max(0, _most_held(plan) - may_hold)
     return {
-        "what is amiss in the lists": "none",
+        "amiss in the lists": "nothing",
         "what waits in vain": ", ".join(stuck) or "nothing",
-        "units of time beyond GPipe's": 0.0 if stuck else max(0.0, max(clock) - gpipe),
+        "units of time longer than GPipe": 0.0 if stuck else max(0.0, max(clock) - gpipe),
         **held,
     }
 
@@ -118,6 +112,10 @@ def schedule_over_wires(stage, stages, micro_batches, message):
 
 def _all_forwards_first(stage, stages, micro_batches, message):
     return [(kind, i) for kind in ("forward", "backward") for i in range(micro_batches)]
+
+
+def _only_forwards(stage, stages, micro_batches, message):
+    return [("forward", i) for i in range(micro_batches)]
 
 
 def _one_at_a_time(stage, stages, micro_batches, message):
@@ -161,6 +159,18 @@ turn.""",
         Wrong(
             _all_forwards_first,
             "That is GPipe: fast enough, but every stage holds all micro-batches.",
+        ),
+        Wrong(
+            _only_forwards,
+            "No backward is in the lists: each stage takes each micro-batch forward once and back "
+            "once.",
+        ),
+        Wrong.changed(
+            schedule_over_wires,
+            ' + [("backward", i) for i in range(micro_batches - ahead, micro_batches)]',
+            "",
+            "The last micro-batches never come back: when no forward is left, a stage still owes "
+            "the backward of each micro-batch it is ahead.",
         ),
         Wrong(
             _one_at_a_time,
@@ -248,7 +258,7 @@ def cut_assess(sizes, case: Case):
         first += size
     return {
         "returned": "a cut into runs",
-        "bytes beyond the limit": max(0, keeps - case["limit"]),
+        "bytes kept more than the limit allows": max(0, keeps - case["limit"]),
         "seconds of the slowest run": slowest,
     }
 
@@ -266,6 +276,10 @@ def cut(seconds, bytes_held, stages, limit):
         if slowest < least and max(_sums(bytes_held, sizes)) <= limit:
             best, least = sizes, slowest
     return best
+
+
+def _nothing(seconds, bytes_held, stages, limit):
+    return None
 
 
 def _same_count(seconds, bytes_held, stages, limit):
@@ -316,6 +330,11 @@ k layers into j runs follows from those into j − 1.)""",
             " and max(_sums(bytes_held, sizes)) <= limit",
             "",
             "As fast as can be, but one run keeps more than the limit: leave such cuts out.",
+        ),
+        Wrong(
+            _nothing,
+            "None says that no cut keeps within the limit, and it always came. Return the best "
+            "cut where there is one.",
         ),
         Wrong(
             _same_count,

@@ -343,7 +343,8 @@ def over_slow_wires(
             if not isinstance(error, NotImplementedError):
                 print(f"{name} cannot be played: {error}")
             continue
-        spans[f"{name}: {_lasted(played) / UNIT:g} units of time"] = played
+        lasted, held = _lasted(played), max(held_at(played, 0, span.end) for span in played)
+        spans[f"{name}: {lasted / UNIT:g} units of time, stage 0 holds up to {held}"] = played
     return spans
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from html import escape
+from itertools import takewhile
 
 from accel_lab.exercises import Case, Exercise, Plain
 from accel_lab.grading import hints, shown, targets
@@ -68,8 +69,8 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
     """All points when every case comes out as the reference's, and the target is met where there is
     one; none otherwise.
 
-    The first case that fails is explained, for it may have spoiled the later ones; if none does,
-    the smallest of those that differ.
+    The smallest of the cases that differ is explained, up to the first that fails: that one may
+    have spoiled the later ones.
     """
 
     def refused(reason: str, hint: str = "", *more: str) -> Verdict:
@@ -103,6 +104,6 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
 
 def _to_explain(cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> int:
     """The number of a case."""
-    failed = [number for number, one in enumerate(got) if isinstance(one, Failure)]
-    differ = [number for number, reason in enumerate(reasons) if reason]
-    return failed[0] if failed else shown.smallest(cases, differ)
+    wrong = [number for number, reason in enumerate(reasons) if reason]
+    differ = list(takewhile(lambda number: not isinstance(got[number], Failure), wrong))
+    return shown.smallest(cases, differ) if differ else wrong[0]

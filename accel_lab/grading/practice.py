@@ -7,17 +7,15 @@ answers that were refused a worked solution with its reasoning, folded as well.
 
 from __future__ import annotations
 
-import inspect
 import random
 import re
-import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 from types import CodeType
 
-from accel_lab.exercises import Answer, Exercise, Wrong
-from accel_lab.grading import lookup
+from accel_lab.exercises import Answer, Exercise
+from accel_lab.grading import lookup, worked
 from accel_lab.grading.judging import Verdict, judge
 from accel_lab.grading.sides import Here
 from accel_lab.workbench.notebook import points
@@ -75,8 +73,8 @@ class Practice:
         solved = len(_refused[name]) >= TRIES
         return Feedback(
             **vars(verdict),
-            lines=_lines(self.exercise, verdict.hint),
-            solution=_source(self.exercise.reference) if solved else "",
+            lines=worked.lines(self.exercise, verdict.hint),
+            solution=worked.source(self.exercise.reference) if solved else "",
             reasoning=self.exercise.reasoning if solved else "",
         )
 
@@ -109,50 +107,6 @@ def markdown(exercise: Exercise) -> str:
 def _as_given(exercise: Exercise, hint: str) -> bool:
     """Whether it is the function that the chapter gives to be repaired: nothing was tried yet."""
     return any(wrong.given and wrong.hint in hint.splitlines() for wrong in exercise.wrong)
-
-
-def _lines(exercise: Exercise, hint: str) -> str:
-    """Of a right answer, where those of this hint go wrong."""
-    given = [wrong for wrong in exercise.wrong if wrong.hint in hint.splitlines()]
-    return "\n".join(filter(None, map(_line, given)))
-
-
-def _line(wrong: Wrong) -> str:
-    """'' where the mistake is more than a changed line, or a line too many."""
-    if not wrong.change or wrong.change[1] in wrong.change[2]:
-        return ""
-    source = inspect.getsource(wrong.change[0])
-    first = source.index(wrong.change[1])
-    start, end = source.rfind("\n", 0, first) + 1, first + len(wrong.change[1].rstrip("\n"))
-    line = textwrap.dedent(source[start : source.find("\n", end)])
-    return "\n".join([*_constants(wrong.change[0], line), line])
-
-
-def _source(function: Answer) -> str:
-    """With what it uses of its own file: what that imports, constants, and helpers."""
-    source = textwrap.dedent(inspect.getsource(function))
-    imports, helpers = [], []
-    for name, thing in _uses(function, source).items():
-        home = getattr(thing, "__module__", None)
-        if inspect.ismodule(thing):
-            imports.append(f"import {name}")
-        elif home == function.__module__:
-            helpers.append(inspect.getsource(thing))
-        elif callable(thing):
-            imports.append(f"from {home} import {name}")
-    head = "\n".join(imports + _constants(function, source))
-    return "\n\n".join([head, *helpers, source]).strip()
-
-
-def _constants(function: Answer, source: str) -> list[str]:
-    known = _uses(function, source).items()
-    return [f"{name} = {thing!r}" for name, thing in known if type(thing) in (int, float, str)]
-
-
-def _uses(function: Answer, source: str) -> dict[str, object]:
-    """Names of the function's file that the source mentions, itself left out."""
-    known = {name: function.__globals__.get(name) for name in re.findall(r"[A-Za-z_]\w*", source)}
-    return {name: thing for name, thing in known.items() if thing not in (None, function)}
 
 
 def _what_it_does(answer: Answer) -> tuple:

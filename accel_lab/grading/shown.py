@@ -40,7 +40,7 @@ def brief(case: Case) -> str:
 
 
 def _with_value(name: str, thing: Plain) -> str:
-    return f"{name} ({thing})" if type(thing) in (bool, int, str) else name
+    return f"{name}: {thing}" if type(thing) in (bool, int, str) else name
 
 
 def _size(thing: Plain) -> int:

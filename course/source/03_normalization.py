@@ -10,8 +10,8 @@
 #
 # ## 1. The question
 #
-# A pixel is a whole number from 0 to 255. Before training, pixels are *normalized*, and how that is
-# done is often told in one breath:
+# A pixel is a whole number from 0 to 255. Before training, pixels are *normalized*: they are moved
+# and scaled. You will read three sentences about it:
 #
 # > *Min-max normalization maps the data to [0, 1], or to [−1, 1].*
 # >
@@ -83,7 +83,7 @@ guess_batch_norm
 # ## 3. See
 #
 # A network with two hidden layers learns the digits. The dashed orange line is the run on raw
-# pixels, with whatever learning rate and batch norm you choose.
+# pixels with the learning rate and batch norm that you choose.
 #
 # Press **Start**. Choose a **method**, then another. Go back to `none` and look for a **learning
 # rate** at which raw pixels do train. Finally tick **batch norm**, and switch the methods again.

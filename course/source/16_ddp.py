@@ -679,8 +679,8 @@ SHARD
 def train_on_rank(model, optimizer, x, y, batches, rank, world, all_reduce):
     for batch in batches:
         mine = batch[: -(-len(batch) // world)]
-        loss = cross_entropy(model(x[mine]), y[mine])
-        (loss / world).backward()
+        loss = cross_entropy(model(x[mine]), y[mine]) / world
+        loss.backward()
         for parameter in model.parameters():
             all_reduce(parameter.grad)
         optimizer.step()

@@ -122,6 +122,7 @@ def _ratio_ticks(low: float, high: float, whole: bool) -> list[float]:
 
 HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 SMALL = 8
+LEGEND = {"frameon": False, "fontsize": SMALL, "handlelength": 1.0, "columnspacing": 1.2}
 
 
 def knob_across(axes: Axes, across: KnobAxis, up: bool = False) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from accel_lab.workbench.drawing.axis import SMALL, round_ends, upward
+from accel_lab.workbench.drawing.axis import LEGEND, SMALL, round_ends, upward
 from accel_lab.workbench.drawing.chart import Runs
 from accel_lab.workbench.drawing.record import Record, Summary
 from accel_lab.workbench.knobs import Knobs
@@ -128,12 +128,5 @@ class Budget:
             handles += axes.plot([], [], "|", color="black", markeredgewidth=2, label=self.formula)
         if handles:
             axes.legend(
-                handles=handles,
-                frameon=False,
-                fontsize=SMALL,
-                ncols=3,
-                loc="upper left",
-                bbox_to_anchor=(0, -0.12),
-                handlelength=1.0,
-                columnspacing=1.2,
+                handles=handles, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.12), **LEGEND
             )

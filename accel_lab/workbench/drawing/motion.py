@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from accel_lab.workbench.drawing.axis import SMALL
+from accel_lab.workbench.drawing.axis import LEGEND, SMALL
 from accel_lab.workbench.drawing.figure import Picture, tidy
 from accel_lab.workbench.drawing.paper import in_our_style
 from accel_lab.workbench.drawing.timeline import draw_spans
@@ -135,14 +135,11 @@ def draw_lanes(
     handles.append(Patch(label="idle: the bubble", **IDLE))
     one.legend(
         handles=handles,
-        frameon=False,
-        fontsize=SMALL,
         ncols=len(handles),
         loc="lower right",
         bbox_to_anchor=(1, 1),
-        handlelength=1.2,
-        columnspacing=1.2,
         borderpad=0,
+        **LEGEND,
     )
     one.axvline(1e3 * now, color="black", linewidth=1)
     one.set_yticks(range(len(notes)), [f"rank {lane}" for lane in range(len(notes))])

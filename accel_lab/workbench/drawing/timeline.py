@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accel_lab.workbench.drawing.axis import SMALL
+from accel_lab.workbench.drawing.axis import LEGEND, SMALL
 from accel_lab.workbench.drawing.chart import Runs
 from accel_lab.workbench.look import colors_of, ink_on, number
 from accel_lab.workbench.step import Span
@@ -62,12 +62,12 @@ def draw_spans(
     """A bar for each span, a lane for each rank, a colour for each kind, and its number where there
     is room. What goes on beside other work has a thin lane below.
 
-    room: seconds that a number takes; by default a fiftieth of the whole
+    room: seconds that a number takes; by default 1.6 % of the whole
     """
     kinds = kinds_of(spans)
     colors = colors_of(kinds)
     if room is None:
-        room = 0.02 * max((span.end for span in spans), default=0.0)
+        room = 0.016 * max((span.end for span in spans), default=0.0)
     for kind, beside in kinds.items():
         bars = [span for span in spans if span.kind == kind]
         drawn = axes.barh(
@@ -92,12 +92,4 @@ def draw_spans(
     axes.set_ylim(max(ranks, default=0) + 0.9, -0.9)  # rank 0 on top
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     if legend and kinds:
-        axes.legend(
-            frameon=False,
-            fontsize=SMALL,
-            ncols=len(kinds),
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            handlelength=1.0,
-            columnspacing=1.2,
-        )
+        axes.legend(ncols=len(kinds), loc="lower left", bbox_to_anchor=(0, 1), **LEGEND)

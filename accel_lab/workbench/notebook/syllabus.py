@@ -32,8 +32,9 @@ CARD = (
 class Chapter:
     """One chapter's notebook.
 
-    word: of its technique · picture: PNG, its first panel, b"" if it was never run · minutes: to
-    read it, play with it and do its exercises · exercises: name → points.
+    word: of its technique · picture: PNG, what its cell with the tag "hero" draws, else its first
+    panel; b"" if it was never run · minutes: to read it, play with it and do its exercises ·
+    exercises: name → points.
     """
 
     path: Path
@@ -53,7 +54,9 @@ class Chapter:
         heading, *paragraphs = [part for text in prose for part in text.split("\n\n")]
         question = next((part for part in paragraphs if part[:1] not in "#>|`-"), "")
         said = heading.lstrip("# "), _plain(question)
-        return cls(file.path, file.word, *said, _panel(cells), minutes_of(cells), _exercises(cells))
+        return cls(
+            file.path, file.word, *said, _picture(cells), minutes_of(cells), _exercises(cells)
+        )
 
     def card(self, verdict: str, earned: int) -> str:
         picture = ""
@@ -147,10 +150,10 @@ def _panels(cells: list) -> list[dict]:
     return [data for data in _outputs(cells) if data.get("text/plain") == "Panel"]
 
 
-def _panel(cells: list) -> bytes:
-    return next(
-        (base64.b64decode(data["image/png"]) for data in _panels(cells) if "image/png" in data), b""
-    )
+def _picture(cells: list) -> bytes:
+    hero = _outputs([cell for cell in cells if "hero" in cell.metadata.get("tags", [])])
+    drawn = [data["image/png"] for data in hero + _panels(cells) if "image/png" in data]
+    return base64.b64decode(drawn[0]) if drawn else b""
 
 
 def minutes_of(cells: list) -> int:

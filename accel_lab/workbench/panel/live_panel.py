@@ -136,7 +136,7 @@ class LivePanel(Bench):
             chart.move(record)
         loss = record.latest("loss")
         self._say(
-            f"training · {_progress(record)}" + (f" · loss {loss:.3f}" if loss is not None else "")
+            f"running · {_progress(record)}" + (f" · loss {loss:.3f}" if loss is not None else "")
         )
         self._judge(record)
         self._compare(record)

@@ -261,8 +261,8 @@ def test_a_learners_schedule_is_played_beside_the_others_once_it_can_be(capsys):
     assert capsys.readouterr().out == ""
     assert list(experiment.over_slow_wires(no_end)) == others
     assert "yours cannot be played: a deadlock: stage 0" in capsys.readouterr().out
-    gpipes, _, yours = experiment.over_slow_wires(as_gpipe)
-    assert yours.partition(":")[2] == (" 54 units of time, stage 0 holds up to 12")
+    gpipes, _, yours = (name.split(": ")[1] for name in experiment.over_slow_wires(as_gpipe))
+    assert yours == gpipes == "54 units of time, stage 0 holds up to 12"
 
 
 def test_one_batch_played_lasts_what_the_formula_says_of_one_process():

@@ -30,6 +30,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def the_environment_stays_as_it_is():
+    """Dask's clusters leave settings in it: threads, hashing."""
+    before = os.environ.copy()
+    yield
+    for name in os.environ.keys() | before.keys():
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
+@pytest.fixture(autouse=True)
 def a_reader_without_a_past(tmp_path_factory, monkeypatch):
     """What a test writes into a speed log is nobody's."""
     monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))

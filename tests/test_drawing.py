@@ -514,3 +514,16 @@ def test_pictures_are_the_same_whatever_a_readers_matplotlib_is_set_to(set_to):
     with matplotlib.rc_context(set_to):
         assert the_pictures() == plain
         assert {name: matplotlib.rcParams[name] for name in set_to} == set_to  # theirs still
+
+
+def test_an_end_of_an_axis_that_is_left_open_follows_what_is_drawn_later():
+    drawn, (one,) = figure.axes()
+    one.set(ylim=(0, None))
+    one.plot([1, 2], [3, 40])
+    figure.png(drawn)
+    assert one.get_ylim()[0] == 0
+    assert one.get_ylim()[1] > 40
+    one.set_ylim(1, 50)
+    one.plot([1], [60])
+    figure.png(drawn)
+    assert one.get_ylim() == (1, 50)

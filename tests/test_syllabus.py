@@ -62,6 +62,16 @@ def test_it_finds_the_chapters_in_their_order(course):
     assert html.count("data:image/png;base64,") == 1  # the other was never run
 
 
+def test_a_chapter_can_choose_its_picture(course):
+    book = chapter(panel=png())
+    hero = new_code_cell(metadata={"tags": ["hero"]})
+    hero.outputs = [new_output("display_data", {"image/png": png("red")})]
+    book.cells.append(hero)
+    nbformat.write(book, course / "07_folding.ipynb")
+    chosen = {one.word: one.picture for one in Syllabus(course).chapters}["folding"]
+    assert chosen == base64.b64decode(png("red"))
+
+
 def test_what_is_the_readers_own_or_broken_is_passed_over(course):
     nbformat.write(new_notebook(), course / "05_notes.ipynb")
     (course / "03_bending.ipynb").write_text("<<<<<<< half a merge", encoding="utf-8")

@@ -181,7 +181,7 @@ print(
     f"fastest {fast:.0f}, median {typical:.0f}, mean {sum(readings) / 600:.0f}, slowest {slow:.0f}"
 )
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hero"]
 picture, (left, right) = lab.figure.axes(9, 2.8, columns=2)
 left.plot(readings, ".", color=lab.figure.BLUE, markersize=3)
 left.set(xlabel="reading", ylabel="microseconds", yscale="log")
@@ -204,7 +204,7 @@ picture
 # each. Move **drift**, by how many percent it is slower in the end, and **true ratio**:
 
 
-# %%
+# %% jupyter={"source_hidden": true}
 def two_ways(drift=30, true_ratio=1.0):
     taken = {}
     for name, way in {"in blocks": experiment.in_blocks, "in pairs": experiment.in_pairs}.items():

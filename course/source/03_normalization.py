@@ -196,7 +196,7 @@ flows = {
 for name, flow in flows.items():
     print(f"{name:<25}", *(f"{experiment.root_mean_square(layer):7.3f}" for layer in flow))
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hero"]
 picture, row = lab.figure.axes(9.5, 2.8, columns=3)
 for axes, (name, flow) in zip(row, flows.items()):
     layers = {f"layer {place}": layer[layer > 0].numpy() for place, layer in enumerate(flow, 1)}

@@ -96,7 +96,7 @@ def wall(rotate=15, zoom=0.15, shift=0.1, flip=0.0, noise=0.0):
     return picture
 
 
-# %%
+# %% tags=["hero"]
 lab.Sliders(
     wall,
     rotate=(0, 180, 5),

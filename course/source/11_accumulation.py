@@ -171,7 +171,7 @@ lab.show_source(accumulation.accumulated_update, docstring=False)
 # And the memory? PyTorch tells, through `saved_tensors_hooks`, about each tensor that it keeps for
 # the backward pass. Our meter adds up their bytes. This is one update of each kind, over time:
 
-# %%
+# %% tags=["hero"]
 x, y = mnist.train_x[: base.batch_size], mnist.train_y[: base.batch_size]
 model = lab.models.cnn()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

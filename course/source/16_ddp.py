@@ -212,7 +212,7 @@ print("all ranks end with", [turns[-1][1] for turns in heard.values()])
 # arrow keys:
 
 
-# %%
+# %% tags=["hero"]
 def ring(turn=1):
     halves = ["at first"] + 3 * ["reduce-scatter: a rank adds what arrives"]
     halves += 3 * ["all-gather: what arrives replaces what was there"]

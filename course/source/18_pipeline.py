@@ -290,7 +290,7 @@ for stage in range(3):
     actions = pipeline.one_forward_one_backward(stage, 3, 4)
     print(f"stage {stage} of 3: {in_short(actions)}")
 
-# %%
+# %% tags=["hero"]
 orders = {"GPipe": pipeline.gpipe, "1F1B": pipeline.one_forward_one_backward}
 played = {name: experiment.play(order, 3, 6) for name, order in orders.items()}
 lab.figure.draw_timelines(played, label="units of time")

@@ -134,7 +134,7 @@ for temperature in (1, 4, 20):
     print(f"T = {temperature:<2}", *(f"{probability:.2f}" for probability in said))
 
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hero"]
 def draw_opinion(axes, temperature):
     axes.bar(range(10), softmax(opinions[seen] / temperature, 0), color=lab.figure.BLUE)
     axes.set(xticks=range(10), ylim=(0, 1), xlabel=f"class, at T = {temperature:.3g}")

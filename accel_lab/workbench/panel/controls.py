@@ -37,10 +37,11 @@ class Controls:
         self._descriptions = {name: dials[name].description for name in names}
         for control in self._inputs.values():
             control.observe(lambda change: self._changed(), "value")
-        row = {"flex_flow": "row wrap", "align_items": "center"}
-        self.box = w.VBox(
-            [w.HBox([self._inputs[name], self._notes[name]], layout=row) for name in names]
-        )
+        rows = [w.HBox([self._inputs[name], self._notes[name]]) for name in names]
+        for row in rows:
+            row.layout.align_items = "center"
+            row.add_class("accel-knob")
+        self.box = w.VBox(rows)
 
     def turn_to(self, knobs: Knobs) -> None:
         """Show these, as one change."""
@@ -71,7 +72,7 @@ class Controls:
 
 
 def _note(text: str) -> str:
-    return f'<span class="accel-note">{escape(text)}</span>'
+    return f'<span class="accel-note" title="{escape(text)}">{escape(text)}</span>'
 
 
 def _complaint(text: str) -> str:

@@ -24,6 +24,19 @@ STYLE = """<style>
 }
 .accel-controls .widget-box { overflow: visible; }
 .accel-note { color: var(--jp-ui-font-color2); }
+/* A note takes the room that is left, and no row of its own: the charts would move out of sight. */
+.accel-knob:has(.accel-error) { flex-wrap: wrap; }
+.accel-knob .widget-html:has(.accel-note) {
+  flex: 1 1 0;
+  min-width: 0;
+  container-type: inline-size;
+}
+@container (width < 6em) { .accel-note { visibility: hidden; } }
+.accel-knob .widget-html-content:has(> .accel-note) {
+  overflow: hidden;
+  text-overflow: ellipsis;
+  white-space: nowrap;
+}
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-controls .widget-readout { min-width: 5em; }
 .accel-controls .widget-inline-hbox { margin: 2px; }

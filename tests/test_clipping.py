@@ -1,7 +1,6 @@
 """The rules equal PyTorch's in float64, on odd gradients too; a bad batch is fatal without them."""
 
 import math
-from contextlib import closing
 from itertools import islice
 
 import pytest
@@ -20,13 +19,16 @@ from accel_lab.clipping import (
     clip_value_,
     clipped_update,
     flat_gradients,
-    global_norm,
     gradients_of,
     naive_clip_global_norm_,
     plain_update,
 )
+from accel_lab.experiments import clipping as experiment
+from accel_lab.experiments.clipping import MISTAKES, Knobs, angle, outcomes, run
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
+from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.proof import prove, trajectory
 
 SMALL_KNOBS = {"seed": 1, "batch_size": 32}  # the chapter in little, for papermill
@@ -318,3 +320,205 @@ def test_on_a_gpu_it_is_the_same(limit):
     torch.testing.assert_close(norms[0], norms[1].cpu())
     for gradient, other in zip(gradients, on_gpu, strict=True):
         torch.testing.assert_close(gradient, other.cpu())
+
+
+# ---- the bad batch ----
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit", "seeds"),
+    [
+        ("none", 1.0, 5),
+        ("global norm", 1.0, 5),
+        ("global norm", 5.0, 2),
+        ("each norm", 1.0, 2),
+        ("value", 0.01, 2),
+    ],
+)
+def test_one_bad_batch_is_fatal_without_clipping_alone(rule, limit, seeds):
+    for found in outcomes(Knobs(rule=rule, limit=limit, device="cpu"), seeds):
+        assert found.before < 0.6
+        if rule == "none":
+            assert found.after > 2.0
+            assert found.end == pytest.approx(experiment.CHANCE, abs=0.05)
+            assert found.accuracy < 15
+        else:
+            assert found.after < 0.6
+            assert found.end < 0.3
+            assert found.accuracy > 80
+
+
+def test_a_run_that_explodes_counts_as_chance(monkeypatch):
+    nothing = torch.tensor(math.nan)
+    monkeypatch.setattr(experiment, "clipped_update", lambda *_, **options: (nothing, nothing))
+    (found,) = outcomes(Knobs(device="cpu"), seeds=1)
+    assert (found.end, found.accuracy) == (math.inf, 10)
+
+
+def test_a_milder_batch_is_not_fatal():
+    (mild,) = outcomes(Knobs(rule="none", spike=30.0, device="cpu"), seeds=1, updates=400)
+    assert mild.accuracy > 70
+
+
+def steps_of(count: int = 110, **knobs) -> list:
+    return list(islice(run(Knobs(device="cpu", **knobs)), count))
+
+
+def test_no_update_is_longer_than_predicted():
+    knobs = Knobs(device="cpu", watch=True)
+    moved = [step.metrics["moved"] for step in islice(run(knobs), 110)]
+    assert 0.1 < max(moved) <= experiment.longest_step(knobs)
+    unclipped = [step.metrics["moved"] for step in steps_of(rule="none", watch=True)]
+    assert max(unclipped) > 10 * experiment.longest_step(knobs)
+
+
+def test_the_global_norm_alone_keeps_the_direction():
+    turned = {
+        rule: steps_of(101, rule=rule, limit=limit, watch=True)[100].metrics["angle"]
+        for rule, limit in (("value", 0.01), ("each norm", 1.0), ("global norm", 1.0))
+    }
+    assert turned["global norm"] < 1e-3
+    assert turned["value"] > 20
+    assert turned["each norm"] > 10
+    for factor in (1.0, 255.0):
+        found = experiment.angles(Knobs(device="cpu"), factor, updates=30)
+        assert found["global norm"] < 1e-3
+        assert min(found["value"], found["each norm"]) > 8
+
+
+def test_the_angle_is_exact():
+    along, across = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1e-3])
+    assert angle([along], [5 * along]) == 0
+    assert angle([along], [across]) == pytest.approx(90)
+    assert angle([along], [-along]) == pytest.approx(180)
+    assert angle([along], [along + across]) == pytest.approx(math.degrees(1e-3), rel=1e-5)
+    assert math.isnan(angle([along], [0 * along]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "limits"), [("value", (0.01, 0.1)), ("each norm", (0.5, 1)), ("global norm", (1, 2))]
+)
+def test_the_share_of_clipped_updates_is_predicted(rule, limits):
+    for limit in limits:
+        steps = steps_of(150, rule=rule, limit=limit, spike=1.0)
+        share = sum(step.metrics["clipped"] for step in steps) / 150
+        predicted = experiment.predicted_share_clipped(Knobs(rule=rule, limit=limit, device="cpu"))
+        assert share == pytest.approx(predicted, abs=0.2)
+    assert experiment.predicted_share_clipped(Knobs(rule="none", device="cpu")) == 0
+
+
+def test_sgd_that_is_always_clipped_knows_only_rate_times_limit():
+    def losses(**knobs):
+        return [step.metrics["loss"] for step in steps_of(40, **knobs)]
+
+    assert losses(limit=0.001, learning_rate=5.0) == pytest.approx(
+        losses(limit=0.005, learning_rate=1.0), rel=1e-2
+    )
+
+
+def test_adam_divides_the_limit_out():
+    adam = {"optimizer": "adam", "learning_rate": 1e-3}
+    one, other = (steps_of(100, limit=limit, **adam) for limit in (0.01, 0.001))
+    assert one[-1].metrics["loss"] == pytest.approx(other[-1].metrics["loss"], rel=0.05)
+
+
+def test_units_die_of_the_bad_batch():
+    def alive(**knobs):
+        over_time = experiment.units_over_time(Knobs(device="cpu", **knobs), 130)
+        return [float((units > 0).double().mean()) for units in over_time]
+
+    dying, kept = alive(rule="none"), alive()
+    assert min(dying[99], *kept[99:]) > 0.9
+    assert dying[-1] < 0.5
+
+
+def test_clipping_widens_the_learning_rates_of_a_recurrent_network():
+    assert experiment.recurrent_loss(0.1, None) > 2.2
+    assert experiment.recurrent_loss(0.1, 0.25) < 1.6
+
+
+# ---- mistakes ----
+
+
+def update_errors(**knobs) -> list[float]:
+    return [step.metrics["update_error"] for step in steps_of(101, twin=True, **knobs)]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "at_the_bad_batch"),
+    [
+        ("before unscale", (0.9, 1.1)),
+        ("each micro-batch", (0.2, 1.0)),
+        ("after the step", (30, 1000)),
+        ("added norms", (0.1, 1.0)),
+        ("always scaled", (0, 1e-4)),  # right, for what is above the limit
+    ],
+)
+def test_a_mistake_is_as_wrong_as_it_is_said_to_be(mistake, at_the_bad_batch):
+    errors = update_errors(mistake=mistake)
+    least, most = at_the_bad_batch
+    assert least <= errors[100] <= most
+    assert max(errors) > 0.05
+    assert max(update_errors()) == 0
+
+
+def test_clipping_before_unscaling_learns_nothing():
+    (found,) = outcomes(Knobs(mistake="before unscale", device="cpu"), seeds=1)
+    assert found.end == pytest.approx(experiment.CHANCE, abs=0.02)
+
+
+def test_every_mistake_can_be_chosen():
+    assert set(Knobs.model_fields["mistake"].annotation.__args__) == {"none", *MISTAKES}
+    assert set(Knobs.model_fields["rule"].annotation.__args__) == {"none", *experiment.RULES}
+
+
+# ---- run ----
+
+
+def test_run_trains_and_reports():
+    steps = steps_of(101)
+    assert [step.index for step in steps] == list(range(101))
+    assert {step.samples for step in steps} == {64}
+    bad = steps[100].metrics
+    assert bad["norm"] > 50
+    assert (bad["clipped"], bad["skipped"]) == (1, 0)
+    assert steps[0].metrics["test_accuracy"] < 0.5 < bad["test_accuracy"]
+    assert "test_accuracy" not in steps[99].metrics
+    assert not {"angle", "moved", "update_error"} & set(bad)
+    assert all(step.metrics["clipped"] == 0 for step in steps_of(20, rule="none"))
+
+
+def test_the_same_knobs_train_the_same_model():
+    def losses(**knobs):
+        return [step.metrics["loss"] for step in steps_of(5, **knobs)]
+
+    assert losses() == losses()
+    assert losses(watch=True) == losses(twin=True) == losses()
+    assert losses(seed=1) != losses()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line(monkeypatch):
+    nothing = torch.tensor(math.nan)
+    monkeypatch.setattr(experiment, "clipped_update", lambda *_, **options: (nothing, nothing))
+    with pytest.raises(NonFiniteLoss, match=r"^the loss is \S+ at step \d+: lower") as error:
+        steps_of(1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "line"),
+    [
+        ({"limit": 0}, "limit: should be greater than or equal to 0.001 (largest value or norm"),
+        ({"limit": -1}, "limit: should be greater than or equal to 0.001"),
+        ({"limit": float("nan")}, "limit: should be a finite number"),
+        ({"spike": 1000}, "spike: should be less than or equal to 255"),
+        ({"rule": "norm"}, "rule: should be 'none', 'value', 'each norm' or 'global norm'"),
+        ({"limits": 1}, "no knob is called 'limits'; did you mean 'limit'?"),
+        ({"watch": True, "mistake": "added norms"}, "watch: a mistake is not watched"),
+    ],
+)
+def test_a_wrong_knob_is_named_in_one_line(knobs, line):
+    with pytest.raises(KnobError) as error:
+        Knobs(**knobs)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)

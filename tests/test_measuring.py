@@ -186,13 +186,13 @@ def test_low_ratio_high_and_the_interval_lie_in_order(pairs):
 
 def test_what_it_says():
     nine = [(1.3 + 0.01 * i, 1.0) for i in range(9)]
-    assert str(Comparison.of(nine)) == "ours takes 1.34× the time of peer, 1.30–1.37 over 9 pairs"
+    assert str(Comparison.of(nine)) == "ours takes 1.34 × the time of peer, 1.30–1.37 over 9 pairs"
     assert (
         Comparison.of(nine).line("small", "torch")
         == "small: ratio 1.34 (1.30–1.38 of 9 pairs) vs torch"
     )
     equal = Comparison.of([(1.0 + 0.02 * (i - 4), 1.0) for i in range(9)], ("A", "B"))
-    assert str(equal) == "no difference shown between A and B: 1.00×, 0.93–1.07 over 9 pairs"
+    assert str(equal) == "no difference shown between A and B: 1.00 ×, 0.93–1.07 over 9 pairs"
     assert (
         str(Comparison.of(nine[:7])) == "no verdict: 7 pairs of ours and peer are too few to tell"
     )

@@ -423,9 +423,9 @@ def test_the_baseline_follows_every_knob_but_its_own(compared, world):
     assert (first.knobs, first.label) == (Some(parts=1), "one part")
     compared.start()
     until(lambda: compared._headline.value)
-    assert "0.5× the bytes of one part" in compared._headline.value
+    assert "0.5 × the bytes of one part" in compared._headline.value
     turn(compared, parts=4)  # its own: the baseline stays
-    until(lambda: compared.live.knobs.parts == 4 and "0.25×" in compared._headline.value)
+    until(lambda: compared.live.knobs.parts == 4 and "0.25 ×" in compared._headline.value)
     assert compared.baselines["one part"] is first
     turn(compared, fault="other")
     until(lambda: compared.live.knobs.fault == "other" and compared.live.samples > 0)
@@ -498,7 +498,7 @@ def test_headlines_in_words():
     )
     slow.label = "one part"
     assert Headline("bytes", "bytes").say(fast, slow) == (
-        "3× the bytes of one part (half of the windows within 3–3×)"
+        "3 × the bytes of one part (half of the windows within 3–3 ×)"
     )
     assert Headline("share", "accuracy", points=True).say(slow, fast) == (
         "40.0 points less accuracy than parts 2, at update 6"

@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from html import unescape
 from itertools import islice, repeat
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,7 +21,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint_sequential
 
-from accel_lab.workbench import granted, models
+from accel_lab.workbench import granted, models, watched
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.drawing.record import Record
@@ -596,3 +599,27 @@ def test_a_quick_look_measures_a_curve_at_its_ends(monkeypatch):
     for asked, share, values in (("0", 1.0, (1, 2, 4)), ("1", 0.25, (1, 4))):
         monkeypatch.setenv("ACCEL_LAB_QUICK", asked)
         assert (effort(), tuple(along((1, 2, 4)))) == (share, values)
+
+
+def test_a_long_cell_tells_a_reader_what_it_is_at(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda html: shown.append(html.data))
+
+    def display(html, display_id):
+        shown.append(html.data)
+        return handle
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(watched, "FIRST", 0.0)
+    monkeypatch.setattr(watched, "EVERY", 0.0)
+    for headless, said in (("1", []), ("0", ["<i> and b: pair 1 …", "<i> and b: pair 2 …", ""])):
+        monkeypatch.setenv("ACCEL_LAB_HEADLESS", headless)
+        with watched.telling("<i> and b") as say:
+            say("pair 1")
+            say("pair 2")
+        assert [unescape(re.sub("<.*?>", "", html)) for html in shown] == said
+    shown.clear()
+    monkeypatch.setattr(watched, "FIRST", 60.0)
+    with watched.telling("short") as say:
+        say("pair 1")
+    assert shown == []

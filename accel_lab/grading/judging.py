@@ -5,6 +5,7 @@ for practice and for a mark.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from itertools import takewhile
@@ -65,12 +66,14 @@ class Verdict:
         )
 
 
-def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
+def judge(
+    exercise: Exercise, side: Side, seed: int, say: Callable[[str], None] = lambda how_far: None
+) -> Verdict:
     """All points when every case comes out as the reference's, and the target is met where there is
     one; none otherwise.
 
     The smallest of the cases that differ is explained, up to the first that fails: that one may
-    have spoiled the later ones.
+    have spoiled the later ones. say: is told how far it is.
     """
 
     def refused(reason: str, hint: str = "", *more: str) -> Verdict:
@@ -78,7 +81,8 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
 
     rng = random.Random(seed)
     cases, got = list(exercise.cases(rng)), []
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
+        say(f"case {number} of {len(cases)}")
         got.append(assessed(exercise, side.ask(exercise, case), case))
         if isinstance(got[-1], Failure) and got[-1].kind in LASTING:
             break
@@ -97,8 +101,10 @@ def judge(exercise: Exercise, side: Side, seed: int) -> Verdict:
         hint = hints.hint(exercise, cases, got, right)
         already = shown.right_already(reasons, got[told], right[told][0], exercise.tolerance)
         return refused(reasons[told], hint, report, already, shown.brief(cases[told]))
-    if exercise.target and (reason := targets.missed(exercise, side, rng)):
-        return refused(reason, exercise.target.refuses.hint)
+    if exercise.target:
+        say("the target")
+        if reason := targets.missed(exercise, side, rng):
+            return refused(reason, exercise.target.refuses.hint)
     return Verdict(exercise.name, exercise.points, exercise.points)
 
 

@@ -19,6 +19,7 @@ from accel_lab.grading import lookup, worked
 from accel_lab.grading.judging import Verdict, judge
 from accel_lab.grading.sides import Here
 from accel_lab.workbench.notebook import points
+from accel_lab.workbench.watched import telling
 
 __all__ = ["Practice", "check", "exercises"]
 
@@ -64,7 +65,9 @@ class Practice:
                 f"{type(answer).__name__}"
             )
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        verdict, name = judge(self.exercise, Here(answer, SECONDS), seed), self.exercise.name
+        name = self.exercise.name
+        with telling(f"checking {name}") as say:
+            verdict = judge(self.exercise, Here(answer, SECONDS), seed, say)
         if verdict.points == verdict.most:
             points.keep(name, verdict.points)
             return Feedback(**vars(verdict))

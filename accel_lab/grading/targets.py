@@ -67,4 +67,4 @@ def _too_much_time(
             break
     if comparison.ratio <= target.ratio:
         return ""
-    return f"right, but slow: {comparison}; the target is {target.ratio:g}×"
+    return f"right, but slow: {comparison}; the target is {target.ratio:g} ×"

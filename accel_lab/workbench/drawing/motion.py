@@ -179,7 +179,7 @@ def draw_two_ways(
         low, high = interval or (middle, middle)
         found.plot([low, high], [place, place], color=BLUE, linewidth=2)
         found.plot(middle, place, "o", color=BLUE)
-    names = [f"{title}\n{middle:.2f}×" for title, (middle, _) in estimates.items()]
+    names = [f"{title}\n{middle:.2f} ×" for title, (middle, _) in estimates.items()]
     found.set_yticks(range(len(names)), names)
     found.set(xlim=ratios, ylim=(len(names) - 0.5, -0.6), xlabel="time of ours, × the peer's")
     found.set_title("found; dashed: the truth", loc="left", fontsize=10)

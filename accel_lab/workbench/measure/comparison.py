@@ -40,6 +40,7 @@ import torch
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.measure.load import BUSY, busy_words, under_watch
 from accel_lab.workbench.measure.quiet import make_quiet
+from accel_lab.workbench.watched import telling
 
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
@@ -52,6 +53,8 @@ MOST_CALLS = 2**20
 PAIR_SECONDS = 0.1
 MOST_ROUNDS = 7
 
+Pair = tuple[float, float]  # seconds of ours, of the peer
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
@@ -62,17 +65,14 @@ class Comparison:
     other programs used meanwhile.
     """
 
-    pairs: list[tuple[float, float]]
+    pairs: list[Pair]
     names: tuple[str, str] = ("ours", "peer")
     sure: float = SURE
     others: float = 0.0
 
     @classmethod
     def of(
-        cls,
-        pairs: Iterable[tuple[float, float]],
-        names: tuple[str, str] = ("ours", "peer"),
-        sure: float = SURE,
+        cls, pairs: Iterable[Pair], names: tuple[str, str] = ("ours", "peer"), sure: float = SURE
     ) -> Comparison:
         """From pairs already measured: each within moments of each other, the order within a pair
         left to chance.
@@ -142,8 +142,8 @@ class Comparison:
         if self.others > BUSY:
             spread += f" ({busy_words(self.others)})"
         if self.differs:
-            return f"{ours} takes {self.ratio:.2f}× the time of {peer}, {spread}"
-        return f"no difference shown between {ours} and {peer}: {self.ratio:.2f}×, {spread}"
+            return f"{ours} takes {self.ratio:.2f} × the time of {peer}, {spread}"
+        return f"no difference shown between {ours} and {peer}: {self.ratio:.2f} ×, {spread}"
 
     __repr__ = __str__
 
@@ -181,11 +181,11 @@ def compare(
     for program, name in zip((ours, peer), names, strict=True):
         _refuse_what_does_not_run(program, name)
     make_quiet()
-    with under_watch() as load:
+    with under_watch() as load, telling(f"{names[0]} and {names[1]} take turns") as say:
         for _ in range(warmup):
             ours(), peer()
         start, patience = perf_counter(), patience * effort()
-        measured = _measure(ours, peer)
+        measured = _counted(_measure(ours, peer), say)
         taken = list(islice(measured, pairs))
         for most in (2 * pairs, 4 * pairs):
             if Comparison.of(taken, names, sure).settled:
@@ -193,6 +193,12 @@ def compare(
             while len(taken) < most and perf_counter() - start < patience:
                 taken.append(next(measured))
     return replace(Comparison.of(taken, names, sure), others=load.others)
+
+
+def _counted(pairs: Iterator[Pair], say: Callable[[str], None]) -> Iterator[Pair]:
+    for number, pair in enumerate(pairs, start=1):
+        say(f"pair {number}")
+        yield pair
 
 
 def _refuse_what_does_not_run(program: Callable[[], object], name: str) -> None:
@@ -210,9 +216,7 @@ def _refuse_what_does_not_run(program: Callable[[], object], name: str) -> None:
             )
 
 
-def _measure(
-    ours: Callable[[], object], peer: Callable[[], object]
-) -> Iterator[tuple[float, float]]:
+def _measure(ours: Callable[[], object], peer: Callable[[], object]) -> Iterator[Pair]:
     """Pairs of seconds a call, without end."""
     coin = random.Random()  # not the global one: a learner's seed stays untouched
     programs = (ours, peer)

@@ -22,6 +22,7 @@ from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import telling
 
 Way = TypeVar("Way", bound=Hashable)
 Run = Callable[[Knobs], Generator[Step, None, None]]
@@ -40,8 +41,10 @@ def race(
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
         stack.enter_context(under_watch())
+        say = stack.enter_context(telling("the ways take turns"))
         runs = {way: stack.enter_context(closing(run(knobs))) for way, knobs in ways.items()}
-        for _ in range(1 + rounds):
+        for number in range(1 + rounds):
+            say(f"round {number} of {rounds}")
             for way in random.sample(list(runs), len(runs)):
                 next(runs[way]), next(runs[way])
                 seconds[way].append(min(next(runs[way]).seconds for _ in range(updates)))

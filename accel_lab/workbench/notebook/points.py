@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accel_lab.workbench.notebook import reader
-from accel_lab.workbench.notebook.watched import someone_watches
+from accel_lab.workbench.watched import someone_watches
 
 TABLE, COLUMNS = "points", ("exercise", "points")
 

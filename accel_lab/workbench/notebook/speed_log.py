@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from accel_lab.workbench.measure.load import BUSY, busiest, busy_words
 from accel_lab.workbench.notebook import reader
 from accel_lab.workbench.notebook.guesses import table_of_guesses
-from accel_lab.workbench.notebook.watched import someone_watches
+from accel_lab.workbench.watched import someone_watches
 
 TABLE, COLUMNS = "speed_log", ("when", "technique", "verdict")
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from accel_lab.workbench.drawing.chart import Badge, Chart
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.base import Baselines
 from accel_lab.workbench.panel.headline import SPEED, Headline
 from accel_lab.workbench.panel.live_panel import LivePanel
@@ -17,6 +16,7 @@ from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.sliders import Sliders
 from accel_lab.workbench.panel.still_panel import StillPanel
 from accel_lab.workbench.panel.trainer import Run
+from accel_lab.workbench.watched import someone_watches
 
 __all__ = ["Headline", "LivePanel", "Panel", "Prediction", "Sliders", "StillPanel"]
 

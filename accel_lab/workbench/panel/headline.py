@@ -15,7 +15,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric of the run at hand against the baseline's: ``2.1× the samples/s of one rank``.
+    """A metric of the run at hand against the baseline's: ``2.1 × the samples/s of one rank``.
 
     what: the metric's name in that sentence · points: the difference in hundredths, at the same
     update, in place of the ratio: for a share, ``3.1 points more test accuracy than …``
@@ -34,8 +34,8 @@ class Headline:
         if min(len(ours), len(theirs)) < FEWEST or theirs.min() <= 0:
             return ""
         low, middle, high = np.quantile(np.divide.outer(ours, theirs), (0.25, 0.5, 0.75))
-        spread = f"half of the windows within {times(low)}–{times(high)}×"
-        return f"{times(middle)}× the {self.what} of {baseline.label} ({spread})"
+        spread = f"half of the windows within {times(low)}–{times(high)} ×"
+        return f"{times(middle)} × the {self.what} of {baseline.label} ({spread})"
 
     def _difference(self, live: Record, baseline: Record) -> str:
         (at, ours), (theirs_at, theirs) = (one.points(self.metric) for one in (live, baseline))

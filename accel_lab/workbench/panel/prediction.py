@@ -10,8 +10,8 @@ from IPython.display import HTML, display
 
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.notebook.guesses import Guess, Measured, hold, in_unit, keep, kept
-from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.output import show
+from accel_lab.workbench.watched import someone_watches
 
 STYLE = (
     "<style>.accel-ask .widget-button.mod-primary:enabled { background: #0b62a4; color: #fff; "

@@ -12,10 +12,10 @@ import ipywidgets as w
 from IPython.display import display
 
 from accel_lab.workbench.drawing.figure import Picture
-from accel_lab.workbench.notebook.watched import someone_watches
 from accel_lab.workbench.panel.controls import LABEL
 from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
+from accel_lab.workbench.watched import someone_watches
 
 Values = tuple[float, float, float] | range | Sequence[str]
 SECONDS_TO_PLAY = 8  # for all steps, so far as a step is neither too short nor too long to be seen

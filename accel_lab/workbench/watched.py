@@ -1,0 +1,59 @@
+"""Whether somebody watches the notebook around a chapter, and a line for who waits.
+
+IPython is there already where there is a notebook; ranks do without its memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from html import escape
+from time import monotonic
+
+FIRST, EVERY = 2.0, 1.0  # seconds until a line appears, and until it changes
+
+
+def someone_watches() -> bool:
+    """Whether a person sits at the front end: one who could answer an ``input()``.
+    ACCEL_LAB_HEADLESS=1 or 0 overrides.
+    """
+    if (told := os.environ.get("ACCEL_LAB_HEADLESS")) is not None:
+        return told == "0"
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "get_parent"):
+        return False
+    return bool(shell.get_parent().get("content", {}).get("allow_stdin"))
+
+
+@contextmanager
+def telling(what: str) -> Generator[Callable[[str], None]]:
+    """Tell who watches a long cell what it is at, in one line that goes when it is done.
+
+    Yields ``say(how_far)``, which costs nothing where nobody watches.
+    """
+    line, due = None, monotonic() + FIRST
+    watched = someone_watches()
+
+    def say(how_far: str) -> None:
+        nonlocal line, due
+        if not watched or monotonic() < due:
+            return
+        from IPython.display import HTML, display
+
+        due = monotonic() + EVERY
+        shown = HTML(f'<span role="status">{escape(f"{what}: {how_far} …")}</span>')
+        if line is None:
+            line = display(shown, display_id=True)
+        else:
+            line.update(shown)
+
+    try:
+        yield say
+    finally:
+        if line is not None:
+            from IPython.display import HTML
+
+            line.update(HTML(""))

@@ -280,6 +280,10 @@ BEYOND_THE_LIBRARY = {
     "cut",
     "backward_again",
     "bias_for_share",
+    "debiased_ema",  # of states that pass by, not of a model
+    "train_averaged",
+    "sort_units",  # by nearest weights, of units that are nearly equal
+    "ema_update",
 }
 
 

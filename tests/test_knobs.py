@@ -101,7 +101,8 @@ def test_a_chapter_sets_what_its_reader_does_not():
 )
 def test_a_parameter_that_nothing_reads_is_named(monkeypatch, cell, line):
     history = SimpleNamespace(input_hist_raw=["", "knobs = {}", cell, "settings(Some, knobs)"])
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(history_manager=history))
+    around = SimpleNamespace(history_manager=history, get_parent=dict)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: around)
     if not line:
         assert settings(Some, {}) == Some()
         return

@@ -1,7 +1,4 @@
-"""Whether somebody watches the notebook around a chapter, and a line for who waits.
-
-IPython is there already where there is a notebook; ranks do without its memory.
-"""
+"""The notebook around a chapter: whether somebody watches it, and a line for who waits."""
 
 from __future__ import annotations
 
@@ -11,8 +8,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from html import escape
 from time import monotonic
+from typing import Any
 
 FIRST, EVERY = 2.0, 1.0  # seconds until a line appears, and until it changes
+
+
+def kernel() -> Any:
+    """IPython's shell of a notebook, None elsewhere. Where there is one IPython is there already;
+    ranks do without its memory.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell if hasattr(shell, "get_parent") else None
 
 
 def someone_watches() -> bool:
@@ -21,11 +28,8 @@ def someone_watches() -> bool:
     """
     if (told := os.environ.get("ACCEL_LAB_HEADLESS")) is not None:
         return told == "0"
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None or not hasattr(shell, "get_parent"):
-        return False
-    return bool(shell.get_parent().get("content", {}).get("allow_stdin"))
+    shell = kernel()
+    return shell is not None and bool(shell.get_parent().get("content", {}).get("allow_stdin"))
 
 
 @contextmanager

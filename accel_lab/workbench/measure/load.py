@@ -13,9 +13,9 @@ from collections.abc import Generator
 from time import monotonic
 
 import psutil
-from IPython import get_ipython
 
 from accel_lab.workbench.granted import usable_cores
+from accel_lab.workbench.watched import kernel
 
 BUSY = 0.25  # of the machine's cores: as much of a core of two as halves the speed of one program
 LEAST_SECONDS = 0.5  # the system counts in hundredths of a second
@@ -62,8 +62,8 @@ def busiest() -> float:
 
 def _this_cell() -> tuple[str, int]:
     """Which cell of a notebook runs, and its execution count; ("", 0) elsewhere."""
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "get_parent"):
+    shell = kernel()
+    if shell is None:
         return "", 0
     parent = shell.get_parent()
     told = parent.get("metadata", {}).get("cellId") or parent.get("content", {}).get("code", "")

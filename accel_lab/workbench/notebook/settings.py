@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from accel_lab.workbench.knobs import KnobError, Knobs, no_such
+from accel_lab.workbench.watched import kernel
 
 K = TypeVar("K", bound=Knobs)
 EXAMPLE = '{"width": 512}'
@@ -35,9 +36,7 @@ def settings(kind: type[K], knobs: Mapping[str, Any] | str, **of_the_chapter: An
 
 def _injected() -> set[str]:
     """The names that papermill's cell gives values to; where it has added none there are none."""
-    from IPython import get_ipython  # which a rank does not need
-
-    history = getattr(get_ipython(), "history_manager", None)
+    history = getattr(kernel(), "history_manager", None)
     for cell in reversed(history.input_hist_raw if history else []):
         if cell.startswith(INJECTED):
             return {

@@ -268,6 +268,9 @@ LIBRARY = {
 }
 # What these ask for, no function of the library does: it is the next thought, not the chapter's.
 BEYOND_THE_LIBRARY = {
+    "clip_accumulated",  # the library's update has one batch, and no scale
+    "train_clipped",
+    "clip_sharded",
     "measure_pairs",  # compare() has a clock of its own
     "paired_speedup",
     "intensity_of_linear",

@@ -48,6 +48,8 @@ STYLE = """<style>
 }
 .accel-controls .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 12px; }
 .accel-controls .widget-toggle-buttons > :is(.widget-button, div) { min-width: 0; flex-wrap: wrap; }
+/* Play's third button leads back to the start: it looks so, and not like an end. */
+.accel-sliders .widget-play .fa-stop::before { content: "\\f049"; }
 /* for screen readers: what is in the picture now */
 .accel-said { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; }
 .accel-sliders > .widget-html { margin: 0; height: 0; overflow: hidden; }

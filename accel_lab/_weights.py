@@ -49,5 +49,6 @@ def at(places: dict[str, Place]) -> list[Tensor]:
 
 
 def not_finite(places: dict[str, Place]) -> str:
-    """The first name of a tensor that holds NaN or infinity."""
-    return next(name for name, (table, key) in places.items() if not table[key].isfinite().all())
+    """The first name of a tensor that holds NaN or infinity, "" if none does."""
+    named = ((name, table[key]) for name, (table, key) in places.items())
+    return next((name for name, tensor in named if not tensor.isfinite().all()), "")

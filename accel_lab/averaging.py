@@ -77,8 +77,8 @@ class Average:
         if model is not self._theirs.model:
             self._theirs = Weights(model).like(self._ours)
         means, now = at(self._ours.floats), at(self._theirs.floats)
-        if self._check and not torch.stack(torch._foreach_norm(now)).isfinite().all():
-            name = not_finite(self._theirs.floats)
+        norms_finite = not self._check or torch.stack(torch._foreach_norm(now)).isfinite().all()
+        if not norms_finite and (name := not_finite(self._theirs.floats)):  # and no overflow
             raise ValueError(f"average: {name} is not finite, so it was not taken in")
         if self.updates:
             now = [w.float() if w.dtype in HALF else w for w in now]

@@ -14,7 +14,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from accel_lab.averaging import EMA, SWA, Average, mean_of
+from accel_lab.averaging import EMA, SWA, Average, fresh_statistics, mean_of, sorted_like
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -23,9 +23,11 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.step import Step
 
-EVALUATE_EVERY = 10  # updates
+EVALUATE_EVERY = 20  # updates
+MOMENT_EVERY = 10  # updates of a walk
 MICRO_BATCHES = 4  # of the mistake that averages after each
 CHECKPOINTS = 10  # of "last ten"
+SECONDS = ("same start", "other start", "other start, units sorted")
 OTHER_SEED = 1000  # added to a seed: another start, or another order of the data
 
 
@@ -57,7 +59,11 @@ class Knobs(TrainingKnobs):
         "constant", panel=False, description="learning rate over the run; cosine falls to zero"
     )
     updates: int = dial(
-        800, ge=10, le=100_000, panel=False, description="length of the cosine schedule"
+        800,
+        ge=10,
+        le=100_000,
+        panel=False,
+        description="length of a run of the chapter, and of the cosine schedule",
     )
     start_at: int = dial(
         400, ge=0, le=100_000, panel=False, description="updates before SWA takes in its first"
@@ -148,16 +154,17 @@ MISTAKES: dict[str, type[EMA]] = {
 }
 
 
-def average_of(knobs: Knobs, model: nn.Module) -> Average | LastTen | None:
+def average_of(knobs: Knobs, model: nn.Module, check: bool = True) -> Average | LastTen | None:
     """Make the average that the knobs ask for; None for none."""
     if knobs.average == "none":
         return None
     if knobs.average == "SWA":
-        return SWA(model)
+        return SWA(model, check=check)
     if knobs.average == "last ten":
         return LastTen(knobs.window)
     start = "first weights" if knobs.mistake == "no warm-up" else knobs.start
-    return MISTAKES.get(knobs.mistake, EMA)(model, 1 - knobs.every / knobs.window, start=start)
+    kind, decay = MISTAKES.get(knobs.mistake, EMA), 1 - knobs.every / knobs.window
+    return kind(model, decay, start=start, check=check)
 
 
 # ---- the experiment ----
@@ -167,7 +174,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     """Train a small network on 4,000 MNIST digits: until the generator is closed, or with the
     cosine schedule for ``updates``.
 
-    Metrics of each Step: loss. Of every tenth, evaluated outside the timed update:
+    Metrics of each Step: loss. Of every twentieth, evaluated outside the timed update:
     accuracy: of the average on 1,000 test digits, 0 to 1; of the last weights where there is none.
     last_accuracy: of the last weights.
     gain: the difference, in points.
@@ -310,7 +317,9 @@ def gain(knobs: Knobs, averages: dict[str, Knobs]) -> Gain:
     """Train once, with several averages watching: the same weights for all of them."""
     digits, updates = data(knobs), updates_of(knobs)
     training = Training(knobs.turned(average="none", updates=updates), digits)
-    watching = {name: average_of(turned, training.model) for name, turned in averages.items()}
+    watching = {
+        name: average_of(turned, training.model, check=False) for name, turned in averages.items()
+    }
     tail = []
     for done in range(1, updates + 1):
         training.advance()
@@ -323,7 +332,7 @@ def gain(knobs: Knobs, averages: dict[str, Knobs]) -> Gain:
     return Gain(sum(tail) / len(tail), min(tail), max(tail), found)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # of a quarter of a megabyte
 def trained(knobs: Knobs, start: int = 0, order: int = 0) -> nn.Module:
     """A model as it is after the chapter's number of updates: its last weights."""
     turned = knobs.turned(average="none")
@@ -343,6 +352,53 @@ def along(one: nn.Module, other: nn.Module, shares: list[float], knobs: Knobs) -
     """Accuracy in percent on the straight line between two models: {share of the other: %}."""
     between = {share: mean_of([one, other], [1 - share, share]) for share in shares}
     return {share: 100 * accuracy(model, data(knobs)) for share, model in between.items()}
+
+
+def between(knobs: Knobs, shares: list[float], seeds: range) -> dict[str, dict[float, list]]:
+    """Accuracy in percent between a model and a second one, one value for each seed.
+
+    Returns {second model: {its share in the mean: [%, …]}}; the last second model is the one of
+    another start, with its units sorted like the first one's.
+    """
+    found: dict[str, dict[float, list]] = {}
+    for seed in seeds:
+        turned = knobs.turned(seed=knobs.seed + seed)
+        first, same, other = parents(turned).values()
+        alike = sorted_like(first, other)
+        for name, second in zip(SECONDS, (same, other, alike), strict=True):
+            for share, value in along(first, second, shares, turned).items():
+                found.setdefault(name, {}).setdefault(share, []).append(value)
+    return found
+
+
+def shares(average: Average, updates: int) -> list[float]:
+    """The share of each update in an average of so many, the oldest first."""
+    found = [1.0]
+    for before in range(1, updates):
+        new = average.weight(before)
+        found = [*((1 - new) * share for share in found), new]
+    return found
+
+
+def statistics(knobs: Knobs) -> dict[str, float]:
+    """Accuracy in percent of an SWA with batch normalization: the same averaged parameters, with
+    different running statistics.
+    """
+    turned = knobs.turned(network="mlp with batch norm", average="none")
+    training = Training(turned, data(turned))
+    first = copy.deepcopy(training.model)
+    half = updates_of(turned) // 2
+    average = SWA(training.advance(half).model)
+    for _ in range(half):
+        average.update(training.advance().model)
+    found = {}
+    for name, source in (("the start", first), ("the last weights", training.model)):
+        model = copy.deepcopy(average.model)
+        _restore(model.buffers(), source.buffers())
+        found[name] = 100 * accuracy(model, training.digits)
+    found["their average"] = 100 * accuracy(average.model, training.digits)
+    fresh_statistics(average.model, training.digits.train_x.split(500))
+    return found | {"measured anew": 100 * accuracy(average.model, training.digits)}
 
 
 def early(knobs: Knobs, starts: tuple[str, ...], at: tuple[int, ...]) -> dict[str, dict]:
@@ -386,10 +442,23 @@ def walk(knobs: Knobs, updates: int = 400, some: int = 4096) -> Walk:
         training.advance()
         for model, kept in zip((training.model, training.averaged), seen, strict=True):
             kept.append(nn.utils.parameters_to_vector(model.parameters()).detach()[drawn])
-        if place % EVALUATE_EVERY == 0:
+        if place % MOMENT_EVERY == 0:
             last[place] = 100 * accuracy(training.model, training.digits)
             average[place] = 100 * accuracy(training.averaged, training.digits)
     return Walk(torch.stack(seen[0]), torch.stack(seen[1]), last, average)
+
+
+def plane(found: Walk) -> tuple[Tensor, Tensor]:
+    """The walk seen from above, [updates, 2] each: last weights, and average. Across: the direction
+    in which the average went. Up: the one in which the noise is largest.
+    """
+    ahead = found.averaged[-1] - found.averaged[0]
+    ahead = ahead / ahead.norm()
+    rest = noise(found.weights).float()
+    rest = rest - (rest @ ahead)[:, None] * ahead
+    aside = torch.linalg.svd(rest, full_matrices=False).Vh[0]
+    axes = torch.stack([ahead, aside], 1)
+    return (found.weights - found.averaged[0]) @ axes, (found.averaged - found.averaged[0]) @ axes
 
 
 def noise(weights: Tensor, around: int = 50) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-Place = tuple[dict[str, Tensor | None], str]  # the dict in which a module keeps it, and its key
+Place = tuple[dict[str, Any], str]  # the dict in which a module keeps it, and its key
 
 
 class Weights:

@@ -104,7 +104,7 @@ class EMA(Average):
     """An exponential moving average: the last 1/(1 − decay) updates count most.
 
     start: how it takes in its first weights, see above; "first weights" is the formula at its word,
-    in which the first weights count until about 3/(1 − decay) updates later.
+    so the first weights keep a share of decayᵗ.
     Raises ValueError unless 0 <= decay < 1.
     """
 
@@ -142,17 +142,20 @@ def mean_of(models: Sequence[nn.Module], shares: Sequence[float] | None = None) 
 
     shares: of each model, divided by their sum; equal ones by default.
     Returns a copy of the first model with its integer buffers, summed in float64.
-    Raises ValueError for no models, for as many shares as there are not, and for other tensors.
+    Raises ValueError without models, unless there is a share for each, and for other tensors.
     """
     shares = [1.0] * len(models) if shares is None else list(shares)
     if not models or len(shares) != len(models) or sum(shares) <= 0:
-        raise ValueError(f"mean_of: {len(shares)} shares, {sum(shares):g} in all, of {len(models)}")
+        said = f"{len(models)} models and {len(shares)} shares, {sum(shares):g} in all"
+        raise ValueError(f"mean_of: {said}; give each of one or more models a share above zero")
     mean = copy.deepcopy(models[0])
     ours = Weights(mean)
     theirs = [Weights(model).like(ours).named() for model in models]
     for name, (table, key) in ours.floats.items():
-        parts = (share * one[name].double() for share, one in zip(shares, theirs, strict=True))
-        table[key].copy_(sum(parts) / sum(shares))
+        total = torch.zeros_like(table[key], dtype=torch.float64)
+        for share, one in zip(shares, theirs, strict=True):
+            total += share / sum(shares) * one[name]
+        table[key].copy_(total)
     return mean
 
 
@@ -199,10 +202,13 @@ def sorted_like(model: nn.Module, other: nn.Module, rounds: int = 8) -> nn.Modul
 
 
 def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    layers = [layer for layer in model.modules() if list(layer.parameters(recurse=False))]
-    for layer in layers:
+    layers = []
+    for layer in model.modules():
+        if not list(layer.parameters(recurse=False)):
+            continue
         if not isinstance(layer, nn.Linear) or layer.bias is None:
             raise ValueError(f"sorted_like: {layer} is not a linear layer with a bias")
+        layers.append(layer)
     return layers
 
 
@@ -230,11 +236,13 @@ def fresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean
         layer.train()
-    for x in batches:
-        model(x)
-        seen += 1
-    model.train(training)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+    try:
+        for x in batches:
+            model(x)
+            seen += 1
+    finally:
+        model.train(training)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
     if not seen:
         raise ValueError("batches: there are none; a generator can be read only once")

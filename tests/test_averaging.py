@@ -391,7 +391,7 @@ def test_a_greedy_soup_leaves_out_what_harms():
         return model
 
     several = [scalar(value) for value in (-9.0, 1.2, 0.7, 5.0)]
-    soup, chosen = greedy_soup(several, lambda model: -abs(float(model.weight) - 1))
+    soup, chosen = greedy_soup(several, lambda model: -abs(model.weight.item() - 1))
     assert chosen == [1, 2]
     assert float(soup.weight) == pytest.approx(0.95)
     alone, chosen = greedy_soup(several[:1], lambda model: 0.0)

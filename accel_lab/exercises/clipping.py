@@ -253,6 +253,8 @@ def train_clipped_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def train_clipped_drive(answer, case):
+    import warnings
+
     import torch
 
     weight = case["weight"]
@@ -264,7 +266,9 @@ def train_clipped_drive(answer, case):
     scaler = torch.amp.GradScaler("cpu", init_scale=case["scale"])
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.8)
     batches = [[(x, y) for x, y in batch] for batch in case["batches"]]
-    answer(model, optimizer, scaler, schedule, batches, case["max_norm"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a generator that has been read: the verdict says more
+        answer(model, optimizer, scaler, schedule, batches, case["max_norm"])
     return {
         "weight": model.weight.detach().clone(),
         "bias": model.bias.detach().clone(),

@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
 CHANCE = math.log(10)  # the loss of guessing among ten classes
 EVALUATE_EVERY = 10  # updates
 LOSS_SCALE = 65_536.0  # what a loop for float16 multiplies the loss by, to begin with
-MICRO_BATCHES = 8
+MICRO_BATCHES = 4
 
 
 def unclipped(gradients: Iterable[Tensor], limit: float) -> Tensor:
@@ -71,7 +71,7 @@ def before_unscale(
 def each_micro_batch(
     model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, rule: Rule, limit: float
 ) -> tuple[Tensor, Tensor]:
-    """Clip what each of 8 micro-batches brings, and average: less than what the limit allows."""
+    """Clip what each of 4 micro-batches brings, and average: less than what the limit allows."""
     optimizer.zero_grad()
     losses, norms, total = [], [], []
     for x_i, y_i in zip(x.tensor_split(MICRO_BATCHES), y.tensor_split(MICRO_BATCHES), strict=True):
@@ -296,7 +296,7 @@ class Watch:
 
 def angle(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
     """Degrees between two gradients, 0 to 180; NaN where one of them is 0 or not finite."""
-    a, b = (torch.cat([part.double().flatten() for part in parts]) for parts in (one, other))
+    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (one, other))
     a, b = a / a.norm(), b / b.norm()
     return float(torch.rad2deg(2 * torch.atan2((a - b).norm(), (a + b).norm())))  # exact near 0
 

@@ -99,13 +99,15 @@ norm = lab.Curve(
     limit=(base.limit, f"{base.limit:g}, the limit to begin with"),
     summary="max",
 )
+
+# %%
 share_clipped = lab.Sweep(
     "limit",
     "clipped",
     "updates clipped, %",
     scale=100,
     predicted=experiment.predicted_share_clipped,
-    formula="predicted from a run without clipping",
+    formula="predicted",
     summary="mean",
 )
 
@@ -123,7 +125,6 @@ panel = lab.Panel(
     baselines={"no clipping": {"rule": "none"}},
     headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[base.turned(watch=True, rule="value", limit=0.01), base.turned(watch=True)],
-    seconds=1.5,
 )
 panel
 
@@ -136,7 +137,7 @@ panel
 # - Each rule survives, if its limit is low enough to clip. So survival does not tell them apart.
 # - The angle does. The global norm stays at 0°: it shortens the gradient and does not turn it.
 # - At a limit of 1 the global norm clips many *good* batches, too. The dots say how many; the line
-#   predicts it from the norms of a run without clipping.
+#   predicts it from the norms of a run without clipping and without a bad batch.
 
 # %% [markdown]
 # ### Why does the run not recover?
@@ -170,9 +171,9 @@ def hidden_units(update=base.spike_at + 20):
 lab.Sliders(hidden_units, update=range(max(0, base.spike_at - 4), until))
 
 # %% [markdown]
-# Press **Play**. One update throws the weights so far that a unit's sum is negative for every
-# picture, or as good as every one. Momentum goes on pushing the same way for some ten updates. What
-# is left in the end is the bias of the last layer: it gives every picture the same ten
+# Press **Play**. One update moves the weights so far that a unit's sum is negative for every
+# picture, or as good as every one. Momentum keeps moving them the same way for some ten updates. In
+# the end little more is left than the bias of the last layer: it gives every picture the same ten
 # probabilities.
 
 # %%
@@ -225,17 +226,16 @@ for name, rule in experiment.RULES.items():
 # %% jupyter={"source_hidden": true}
 def arrows(limit=2.0):
     picture, (axes,) = lab.figure.axes(6, 3.2)
-    gradient = [torch.tensor([5.0]), torch.tensor([1.5])]
-    axes.annotate("", (5, 1.5), (0, 0), arrowprops={"arrowstyle": "->", "color": lab.figure.GREY})
-    told = []
-    for name, color in (("value", lab.figure.ORANGE), ("global norm", lab.figure.BLUE)):
+    gradient, told = [torch.tensor([5.0]), torch.tensor([1.5])], []
+    rules = {"before": experiment.unclipped, **experiment.RULES}
+    for name, color in (("before", "GREY"), ("value", "ORANGE"), ("global norm", "BLUE")):
         clipped = [part.clone() for part in gradient]
-        experiment.RULES[name](clipped, limit)
-        end = tuple(map(float, clipped))
-        axes.annotate("", end, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": 2})
-        told.append(f"{name}: turned {experiment.angle(gradient, clipped):.0f}°")
+        rules[name](clipped, limit)
+        style = {"arrowstyle": "->", "color": getattr(lab.figure, color), "lw": 2}
+        axes.annotate("", tuple(map(float, clipped)), (0, 0), arrowprops=style)
+        told.append(f"{color.lower()}, {name}: {experiment.angle(gradient, clipped):.0f}°")
     axes.set(xlim=(0, 5.5), ylim=(0, 2.2), xlabel="first number", ylabel="second number")
-    axes.set_title(f"limit {limit:g} · orange, {told[0]} · blue, {told[1]}", fontsize=9)
+    axes.set_title(f"limit {limit:g} · {' · '.join(told[1:])}", fontsize=9)
     return picture
 
 
@@ -401,23 +401,23 @@ guess_plain.against(rises["none"])
 guess_clipped.against(rises["global norm"])
 
 # %% [markdown]
-# **A single batch ends the run that does not clip; with any of the three rules, five updates later
-# nothing of it is left in the loss.** (At the bad batch itself the loss is high, with clipping as
-# well: the pixels are what they are.)
+# **A single bad batch can end a run that does not clip. With any of the three rules, five updates
+# later nothing of it is left in the loss.** (At the bad batch itself the loss is high, with clipping
+# as well: the pixels are what they are.)
 #
-# How deadly it is depends on the knobs. At a fifth of the learning rate, or without momentum, the
-# unclipped run may limp back. Look:
+# How deadly the batch is depends on the knobs. And a limit of 1, right for a norm, is far too high
+# for a single number. Two seeds each:
 
 # %%
 milder = {
-    "as above": {},
-    "learning rate / 5": {"learning_rate": base.learning_rate / 5},
-    "no momentum": {"momentum": 0.0},
-    "pixels × 30": {"spike": 30.0},
+    "value, limit 1": {"rule": "value", "limit": 1.0},
+    "no clipping, learning rate / 5": {"learning_rate": base.learning_rate / 5},
+    "no clipping, no momentum": {"momentum": 0.0},
+    "no clipping, pixels × 30": {"spike": 30.0},
 }
 for name, changes in milder.items():
-    runs = experiment.outcomes(base.turned(rule="none", **changes), seeds=2)
-    print(f"no clipping, {name:<18}", *(f"{run.accuracy:3.0f} %" for run in runs))
+    runs = experiment.outcomes(base.turned(**{"rule": "none", **changes}), seeds=2)
+    print(f"{name:<30}", *(f"{run.accuracy:3.0f} %" for run in runs))
 
 # %% [markdown]
 # ### The direction
@@ -458,13 +458,14 @@ picture
 # less: it shifts the weight between layers. The global norm does not turn at all.
 #
 # So the first sentence from the start describes the rule *value*, and the code beside it is *each
-# norm*. The rule that is meant most often is neither of them.
+# norm*. PyTorch's `clip_grad_norm_`, and the paper that made clipping known (Pascanu et al., 2013),
+# limit the global norm, which is neither of them.
 #
 # ### The price
 #
 # Clipping reads every gradient once, and writes it when it clips. How long does that take, beside
-# PyTorch's own function and beside the whole update? Nothing is clipped here, as in most updates of
-# a calm run.
+# PyTorch's own function and beside the whole update? The limit is so high here that nothing is
+# clipped.
 
 # %%
 model = lab.models.mlp(784, 128, 128, 10)
@@ -479,17 +480,18 @@ programs = {
     "ours": lambda: clipping.clip_global_norm_(gradients, 1e9),
     "naive": lambda: clipping.naive_clip_global_norm_(gradients, 1e9),
     "one buffer": lambda: clipping.clip_flat_(flat, 1e9),
+    "a whole update": lambda: clipping.plain_update(model, optimizer, x, y),
 }
 
+
 # %%
-theirs = programs["clip_grad_norm_"]
-prices = {
-    name: lab.compare(program, theirs, names=(name, "clip_grad_norm_"), patience=1.0)
-    for name, program in programs.items()
-    if name != "clip_grad_norm_"
-}
-update = lambda: clipping.plain_update(model, optimizer, x, y)  # noqa: E731
-share = lab.compare(programs["ours"], update, names=("ours", "a whole update"), patience=1.0)
+def price(name, other):
+    pair = (programs[name], programs[other])
+    return lab.compare(*pair, names=(name, other), patience=1.0)
+
+
+prices = {name: price(name, "clip_grad_norm_") for name in ("ours", "naive", "one buffer")}
+share = price("ours", "a whole update")
 print(*prices.values(), share, sep="\n")
 
 # %% [markdown]
@@ -502,15 +504,17 @@ print(*prices.values(), share, sep="\n")
 # Five famous mistakes. Each update is repeated from the same weights by the right rule, and the
 # difference is drawn: the *error of the update*, 1 meaning that all of it is wrong.
 #
-# Press **Start**, then click through them. Which would you have noticed from the loss? Set
-# **spike** to 1 and look again.
+# Here the bad batch comes at update 50. Press **Start**, then click through them. Which would you
+# have noticed from the loss? Set **spike** to 1 and look again.
 
 # %%
-broken = base.turned(twin=True)
+broken = base.turned(twin=True, spike_at=50)
 right = lab.Badge("update_error", 1e-4, "every update is the right one", "not the right update")
 error = lab.Curve(
     "update_error", "error of the update", over="updates", log=(1e-8, 1e3), summary="max"
 )
+
+# %%
 break_it = lab.Panel(
     experiment.run,
     broken,
@@ -519,7 +523,7 @@ break_it = lab.Panel(
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
     tour=[broken.turned(mistake=mistake) for mistake in experiment.MISTAKES],
-    seconds=1.0,
+    seconds=1.2,
     badge=right,
 )
 break_it
@@ -533,7 +537,8 @@ break_it
 #   directions.
 # - **after the step.** The optimizer has used the gradient already. With good batches this is no
 #   clipping, and nobody sees it.
-# - **added norms** takes the norm for larger than it is, so every step is too short.
+# - **added norms** takes the norm for larger than it is: it clips updates that are short enough,
+#   and leaves too little of the others.
 # - **always scaled** forgets the `min(1, …)`: short gradients are made longer. It is right for
 #   every gradient above the limit.
 
@@ -621,16 +626,17 @@ print(f"limits from 1 to 0.001, no bad batch: losses within {max(calm) / min(cal
 
 # %% [markdown]
 # Under Adam the value of the limit says little, and a run without a bad batch gains nothing from
-# it. With one, compare the columns: clipping still spares Adam the detour, but look whether Adam
-# would have come back without it.
+# it. With one, compare the columns: clipping keeps the loss from rising. But Adam comes back without
+# it, too, because its own division limits what the bad batch does.
 #
 # ### SGD that always clips
 #
 # When every update is clipped, the size of the gradient is gone: each step is *learning rate ×
-# limit* long, and only this product counts. The same limit of 0.01 with two learning rates:
+# limit* long, and only this product counts. No bad batch this time; two seeds each:
 
 # %%
 ways = {
+    "no clipping": {"rule": "none"},
     "limit 1,    rate × 1": {},
     "limit 0.01, rate × 1": {"limit": 0.01},
     "limit 0.01, rate × 100": {"limit": 0.01, "learning_rate": min(10, 100 * base.learning_rate)},
@@ -648,10 +654,10 @@ for name, runs in always.items():
 #
 # ### Does it speed up training?
 #
-# The second sentence from the start. For this network no: without a bad batch, the unclipped run is
-# as good. The sentence comes from recurrent networks, where gradients multiply through many steps.
-# This one reads a digit row by row. Each learning rate, without clipping and with a limit of 0.25,
-# two seeds:
+# The second sentence from the start. For this network, compare the first two lines above: without a
+# bad batch, clipping gains nothing. The sentence comes from recurrent networks, where gradients
+# multiply through many steps. This one reads a digit row by row. Each learning rate, without
+# clipping and with a limit of 0.25, two seeds:
 
 # %%
 rates = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -402,8 +402,8 @@ guess_clipped.against(rises["global norm"])
 
 # %% [markdown]
 # **A single bad batch can end a run that does not clip. With any of the three rules, five updates
-# later nothing of it is left in the loss.** (At the bad batch itself the loss is high, with clipping
-# as well: the pixels are what they are.)
+# later nothing of it is left in the loss.** (At the bad batch itself the loss is high, clipped or
+# not: the pixels are what they are.)
 #
 # How deadly the batch is depends on the knobs. And a limit of 1, right for a norm, is far too high
 # for a single number. Two seeds each:
@@ -626,8 +626,8 @@ print(f"limits from 1 to 0.001, no bad batch: losses within {max(calm) / min(cal
 
 # %% [markdown]
 # Under Adam the value of the limit says little, and a run without a bad batch gains nothing from
-# it. With one, compare the columns: clipping keeps the loss from rising. But Adam comes back without
-# it, too, because its own division limits what the bad batch does.
+# it. With one, compare the columns: clipping keeps the loss from rising. But Adam comes back
+# without it, too, because its own division limits what the bad batch does.
 #
 # ### SGD that always clips
 #

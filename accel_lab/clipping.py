@@ -122,7 +122,7 @@ def clip_global_norm_(gradients: Iterable[Tensor], limit: float, order: float = 
     if norm.is_cuda:  # reading the norm would make the CPU wait for the GPU: multiply by 1 instead
         torch._foreach_mul_(gradients, (limit / (norm + EPSILON)).clamp(max=1))
     elif 0 < (scale := limit / (norm.item() + EPSILON)) < 1:
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, norm.new_tensor(scale))  # faster than by a Python number
     return norm
 
 
@@ -131,9 +131,10 @@ def global_norm(gradients: Iterable[Tensor], order: float = 2) -> Tensor:
     gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return torch.zeros(())
-    dtype = reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
-    norms = torch.stack(torch._foreach_norm(gradients, order, dtype))
-    return torch.linalg.vector_norm(norms, order)
+    dtypes = {gradient.dtype for gradient in gradients}
+    exact = reduce(torch.promote_types, dtypes, torch.float32)
+    norms = torch._foreach_norm(gradients, order, None if dtypes == {exact} else exact)
+    return torch.linalg.vector_norm(torch.stack(norms), order)
 
 
 def _checked(gradients: Iterable[Tensor], limit: float) -> list[Tensor]:

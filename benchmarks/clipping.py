@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
@@ -14,6 +14,7 @@ from accel_lab.clipping import (
     clip_flat_,
     clip_global_norm_,
     flat_gradients,
+    gradients_of,
     naive_clip_global_norm_,
     plain_update,
 )
@@ -46,15 +47,19 @@ class Gradients:
     """Equal gradients for each contestant, and what clips them."""
 
     def __init__(self, model: nn.Module):
-        ours, theirs, naive, flat = (copy.deepcopy(model) for _ in range(4))
-        for one in (ours, theirs, naive):
-            for parameter, original in zip(one.parameters(), model.parameters(), strict=True):
-                parameter.grad = original.grad.clone()
-        self.parameters = {"theirs": list(theirs.parameters()), "ours": list(ours.parameters())}
-        self.parameters["naive"] = list(naive.parameters())
-        self.flat, self.parameters["flat"] = flat_gradients(flat), list(flat.parameters())
-        for parameter, original in zip(flat.parameters(), model.parameters(), strict=True):
-            parameter.grad.copy_(original.grad)
+        models = {who: copy.deepcopy(model) for who in ("theirs", "ours", "naive", "flat")}
+        self.flat = flat_gradients(models["flat"])
+        self.parameters = {who: list(one.parameters()) for who, one in models.items()}
+        originals = gradients_of(model)
+        for who, parameters in self.parameters.items():
+            for parameter, original in zip(parameters, originals, strict=True):
+                parameter.grad = original.clone() if who != "flat" else parameter.grad
+        for gradient, original in zip(self.gradients("flat"), originals, strict=True):
+            gradient.copy_(original)
+
+    def gradients(self, who: str) -> list[Tensor]:
+        """As ``gradients_of`` collects them, from a list, which is what PyTorch's gets as well."""
+        return [one.grad for one in self.parameters[who] if one.grad is not None]
 
     def clip(self, who: str, limit: float) -> None:
         if who == "flat":
@@ -63,7 +68,7 @@ class Gradients:
             clip_grad_norm_(self.parameters[who], limit)
         else:
             rule = {"ours": clip_global_norm_, "naive": naive_clip_global_norm_}[who]
-            rule([parameter.grad for parameter in self.parameters[who]], limit)
+            rule(self.gradients(who), limit)
 
     def prove(self) -> None:
         """All of them leave the same gradients, where nothing is clipped and where all is."""
@@ -71,9 +76,9 @@ class Gradients:
             for who in self.parameters:
                 self.clip(who, limit)
             for who in ("ours", "naive", "flat"):
-                pairs = zip(self.parameters[who], self.parameters["theirs"], strict=True)
+                pairs = zip(self.gradients(who), self.gradients("theirs"), strict=True)
                 for one, two in pairs:
-                    torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-9)
+                    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-9)
 
     def clipping(self, who: str, every_time: bool) -> Callable[[], None]:
         """A program that clips: never, or every time, by a limit that falls slowly."""
@@ -91,8 +96,8 @@ class Gradients:
         return program
 
     def renew(self, who: str) -> None:
-        for parameter in self.parameters[who]:
-            parameter.grad.mul_(1e8)
+        for gradient in self.gradients(who):
+            gradient.mul_(1e8)
 
 
 def cases() -> Iterator[str]:

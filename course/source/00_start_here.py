@@ -165,11 +165,17 @@ lab.SpeedLog.of_the_reader()
 #   *p* ranks.
 # - **data parallelism** ([16](16_ddp.ipynb)): Each rank holds the whole model and takes a part of
 #   every batch.
+# - **exponential moving average** ([14](14_averaging.ipynb)): A running mean in which each value
+#   counts less the older it is; EMA for short.
 # - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or multiplication;
 #   FLOP/s is how many a second.
+# - **global norm** ([12](12_clipping.ipynb)): The length of all gradients taken as one vector: the
+#   root of the sum of all squares.
 # - **GPipe** ([18](18_pipeline.ipynb)): A pipeline schedule: all forwards, then all backwards.
 # - **gradient accumulation** ([11](11_accumulation.ipynb)): The gradients of several micro-batches
 #   are added up, and the weights are updated once.
+# - **gradient clipping** ([12](12_clipping.ipynb)): Gradients that are larger than a limit are made
+#   smaller before the optimizer's step.
 # - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
 #   pairs leave possible, with 99 % certainty.
 # - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;

@@ -549,6 +549,6 @@ check(fewest_micro_batches)
 # and 3 · Y. Huang et al., *GPipe*, 2019, arXiv:1811.06965, for micro-batches · Hugging Face,
 # *Fixing Gradient Accumulation*, October 2024, for the token count.
 #
-# **Next.** The micro-batches stood in a row because there was one worker. What if two workers each
-# took half of every batch? That is data parallelism, [chapter 16](16_ddp.ipynb). The other chapters
-# are listed on the [first page](00_start_here.ipynb).
+# **Next.** An update takes the gradient as it comes, from one batch or from its parts. What can a
+# single bad batch do to the weights? [Chapter 12](12_clipping.ipynb) sets it a limit. The other
+# chapters are listed on the [first page](00_start_here.ipynb).

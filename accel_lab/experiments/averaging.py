@@ -461,13 +461,13 @@ def plane(found: Walk) -> tuple[Tensor, Tensor]:
     return (found.weights - found.averaged[0]) @ axes, (found.averaged - found.averaged[0]) @ axes
 
 
-def noise(weights: Tensor, around: int = 50) -> Tensor:
+def noise(weights: Tensor, around: int | None = None) -> Tensor:
     """What of each update's weights [updates, …] is not trend, the mean from ``around`` updates
-    before to as many behind. Returns [updates − 2 · around, …].
+    before to as many behind, by default an eighth of all. Returns [updates − 2 · around, …].
     """
-    sums = torch.cat(
-        [torch.zeros_like(weights[:1], dtype=torch.float64), weights.double().cumsum(0)]
-    )
+    around = around or len(weights) // 8
+    sums = weights.double().cumsum(0)
+    sums = torch.cat([torch.zeros_like(sums[:1]), sums])
     trend = (sums[2 * around + 1 :] - sums[: -2 * around - 1]) / (2 * around + 1)
     return weights[around : len(weights) - around].double() - trend
 

@@ -228,9 +228,12 @@ for name, found in young.items():
 # the one in which the average went; up, the one in which the weights shake most.
 
 # %%
-recorded = experiment.walk(base, min(400, base.updates // 2))
+recorded = experiment.walk(base, max(100, min(400, base.updates // 2)))
 last, average = experiment.plane(recorded)
 moments = list(recorded.last)
+both = torch.cat([last, average])
+low, high = both.min(0).values, both.max(0).values
+ends = torch.stack([low - 0.05 * (high - low), high + 0.05 * (high - low)], 1).tolist()
 for name, path in (("last weights", recorded.weights), ("average", recorded.averaged)):
     steps, came = (path[1:] - path[:-1]).norm(dim=1).sum(), (path[-1] - path[0]).norm()
     print(f"{name:<12} walked {steps:5.1f}, came {came:.1f} far: {steps / came:.1f} × the way")
@@ -249,9 +252,6 @@ def draw_walk(update=moments[-1]):
     return picture
 
 
-both = torch.cat([last, average])
-low, high = both.min(0).values, both.max(0).values
-ends = torch.stack([low - 0.05 * (high - low), high + 0.05 * (high - low)], 1).tolist()
 lab.Sliders(draw_walk, update=range(0, moments[-1] + 1, experiment.MOMENT_EVERY))
 
 # %% [markdown]
@@ -572,8 +572,8 @@ break_it
 # %% [markdown]
 # - **buffers of the start**: the loop over `parameters()` above. The averaged weights meet running
 #   statistics that never moved.
-# - **buffers of the last**: copied from the last model. They do not belong to the averaged weights;
-#   the longer the window, the more it matters.
+# - **buffers of the last**: copied from the last model. They do not belong to the averaged weights.
+#   In this panel the harm is small; for SWA it is measured below.
 # - **no warm-up**: set the window to 1,000 as well. The average is still mostly the random start.
 # - **per micro-batch**: with gradient accumulation the weights do not change between micro-batches.
 #   An average that is updated after each of them has a window as many times shorter.
@@ -663,8 +663,6 @@ for seed in seeds:
         mixed[name] += 2 in chosen and len(chosen) > 1
         told = " and ".join(("first", "same start", name)[index] for index in chosen)
         print(f"{reported(soup):.1f} % from: {told}")
-
-# %%
 for name, count in mixed.items():
     print(f"{name}: mixed with another model in {count} of {len(seeds)} soups")
 
@@ -779,7 +777,7 @@ check(ema_update)
 # %% [markdown]
 # **What would prove this wrong?** Two networks from different starts, wide enough to learn the
 # task, whose mean works as well as they do without any sorting. Very wide networks come closer to
-# it: try one.
+# it (Ainsworth et al., 2022).
 
 # %% [markdown]
 # **Sources.** B. Polyak and A. Juditsky, *Acceleration of stochastic approximation by averaging*,

@@ -1235,3 +1235,21 @@ def test_practice_and_mark_agree(factory):
         assert here.points == there.points == 0
         if "randn" not in code:
             assert here.reason.partition(" in line")[0] == there.reason.partition(" in line")[0]
+
+
+GRID = torch.arange(20.0).reshape(4, 5)
+VIEWS = [
+    GRID.T,
+    GRID[::2],
+    GRID[1:2, 2],
+    GRID[:1, :1].T,
+    GRID[3, 4],
+    GRID[:0],
+    GRID[:1, :1].expand(2, 2),
+]
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: f"{tuple(view.shape)} {view.stride()}")
+def test_any_view_of_a_tensor_travels(view):
+    _, header, *body = frames.parts(view)
+    assert torch.equal(frames.unpack(header, b"".join(body)), view)

@@ -80,7 +80,8 @@ def _encode(thing: object, body: list[memoryview], depth: int) -> object:
     if kind is torch.Tensor and thing.layout is torch.strided and str(thing.dtype)[6:] in DTYPES:
         plain = thing.detach().cpu().contiguous()
         if plain.numel():
-            body.append(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+            row = plain.as_strided((plain.numel(),), (1,))  # a lone number may have any stride
+            body.append(memoryview(row.view(torch.uint8).numpy()))
         return {"tensor": [str(thing.dtype)[6:], list(thing.shape)]}
     name = {int: "an integer of more than 64 bits", torch.Tensor: "a tensor of this kind"}.get(
         kind, f"a {kind.__name__}"

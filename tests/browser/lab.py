@@ -138,6 +138,18 @@ def open_notebook(page: Page, lab: str, path: str) -> None:
     )
 
 
+def close_and_open(page: Page) -> None:
+    """Close the notebook's tab, whose kernel goes on, and open the notebook again."""
+    path = page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.close()")
+    page.locator(".jp-NotebookPanel").wait_for(state="detached")
+    page.evaluate(
+        "async path => { await window.jupyterapp.commands.execute('docmanager:open', { path }) }",
+        path,
+    )
+    page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for(timeout=60_000)
+
+
 def run_all(page: Page, timeout: float = 300) -> None:
     """Run all cells and wait until the last one has ended."""
     page.evaluate(

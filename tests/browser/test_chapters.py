@@ -1,5 +1,7 @@
 """Every chapter as its reader meets it; some are walked from end to end."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.browser.lab import (
     ask_kernel,
     barriers,
+    close_and_open,
     end_kernels,
     open_notebook,
     picture,
@@ -289,6 +292,34 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
     )
     expect(status(panel)).to_be_hidden()  # it would say that it still trains
     picture_of(page, artefacts, "11_accumulation.ipynb")("7-restarted")
+
+
+def test_a_tab_that_is_closed_while_it_trains_and_a_kernel_that_is_killed(
+    page: Page, lab, complaints, artefacts
+):
+    """The panel is there again and still trains; of a kernel that is gone one sentence tells."""
+    chapter = "11_accumulation.ipynb"
+    open_notebook(page, lab, chapter)
+    run_cell(page, "panel = lab.Panel(", above=True)
+    panel = page.locator(".accel-panel").first
+    panel.scroll_into_view_if_needed()
+    start(panel)
+    trust(page)  # as a reader's own copy is
+    save(page)
+    close_and_open(page)
+    panel.scroll_into_view_if_needed()
+    expect(status(panel)).to_contain_text("running", timeout=30_000)
+    wait_until_it_moves(panel.locator(".bqplot").first)
+    picture_of(page, artefacts, chapter)("8-opened-again")
+    stop(panel)
+    assert complaints == []
+
+    start(panel)
+    os.kill(int(ask_kernel(page, "import os; print(os.getpid())")), signal.SIGKILL)
+    gone = page.locator(".accel-gone").first
+    expect(gone).to_contain_text("The kernel behind these controls has ended.", timeout=60_000)
+    expect(status(panel)).to_be_hidden()
+    picture_of(page, artefacts, chapter)("9-killed")
 
 
 def test_a_slider_moved_or_played_draws_the_picture_anew(page: Page, lab, complaints, artefacts):

@@ -29,6 +29,7 @@ from accel_lab.pipeline import (
 )
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.measure import load, quiet
 from accel_lab.workbench.measure.proof import prove, snapshot
 from accel_lab.workbench.ranks.launch import RankFailed, launch
 from accel_lab.workbench.ranks.rank import RanksDiffer
@@ -723,3 +724,22 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path):
     resumed = some_steps(6, **dials)
     assert [step.index for step in resumed] == [4, 5, 6, 7, 8, 9]
     assert [step.metrics["loss"] for step in resumed] == pytest.approx(whole[4:], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda knobs: experiment.race(knobs, [1], rounds=1),
+        lambda knobs: experiment.waiting_stages(2, "gpipe", [1], updates=1),
+        lambda knobs: experiment.computing_stages(knobs, updates=3),
+    ],
+    ids=["race", "waiting", "computing"],
+)
+def test_what_ranks_measure_stops_who_trains_and_notes_the_load(measure, monkeypatch):
+    """Else a verdict from a busy machine is written down."""
+    stopped = []
+    monkeypatch.setattr(quiet, "_stop", [lambda: stopped.append(True)])
+    monkeypatch.setattr(load, "_of_cells", {})
+    measure(Knobs(width=16, depth=4, batch_size=32, micro_batches=4))
+    assert stopped == [True]
+    assert len(load._of_cells) == 1

@@ -24,6 +24,7 @@ from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
+from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
 
 EVALUATE_EVERY = 25  # updates
@@ -167,7 +168,8 @@ def worth(accuracy: float, by_pictures: Mapping[int, float], pictures: int = 10)
 
 def augmentation_share(knobs: Knobs, updates: int = 40) -> tuple[float, float]:
     """Return median seconds of augmenting a batch, and of the update it feeds; 5 warm up."""
-    steps = list(islice(run(knobs), updates))[5:]
+    with under_watch(), closing(run(knobs)) as running:
+        steps = list(islice(running, updates))[5:]
     return (
         median(step.metrics["augment_seconds"] for step in steps),
         median(step.seconds for step in steps),

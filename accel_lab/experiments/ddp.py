@@ -34,6 +34,7 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
+from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.ranks.checkpoint import Checkpoint
 from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die
@@ -270,7 +271,7 @@ def predicted_bytes_sent(knobs: Knobs) -> float:
 
 def typical_update(knobs: Knobs, updates: int = 14, warmup: int = 4) -> Step:
     """Run some updates; return the one that takes the median time."""
-    with closing(run(knobs)) as steps:
+    with under_watch(), closing(run(knobs)) as steps:
         taken = list(islice(steps, updates))[warmup:]
     return sorted(taken, key=lambda step: step.seconds)[len(taken) // 2]
 

@@ -32,6 +32,7 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError, dial
 from accel_lab.workbench.loop import train
+from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.measure.race import race_on_ranks
@@ -409,7 +410,8 @@ def waiting_stages(
     ranks: int, schedule: str, counts: Sequence[int], updates: int = 2
 ) -> dict[int, list[Span]]:
     """Run a pipeline of stages that only wait; return {micro-batches: spans of one update}."""
-    heard = collect(_wait_in_line, ranks, schedule, counts, updates)
+    with under_watch():
+        heard = collect(_wait_in_line, ranks, schedule, counts, updates)
     everyone = [list(chain(*parts)) for parts in zip(*heard.values(), strict=True)]
     return {
         m: least_disturbed(everyone[place * updates : (place + 1) * updates])
@@ -430,7 +432,7 @@ def _wait_in_line(schedule: str, counts: Sequence[int], updates: int) -> Iterato
 
 def computing_stages(knobs: Knobs, updates: int = 10, warmup: int = 2) -> list[Span]:
     """Run some updates; return the forwards and backwards of the fastest one."""
-    with closing(run(knobs)) as steps:
+    with under_watch(), closing(run(knobs)) as steps:
         return least_disturbed([step.spans for step in islice(steps, updates)][warmup:])
 
 
@@ -476,7 +478,9 @@ Way = str | int  # "one process", "threads", or a number of micro-batches
 def race(knobs: Knobs, counts: Sequence[int], rounds: int = 9) -> dict[Way, list[float]]:
     """Let one process and the pipeline take turns: {way: seconds of a forward and backward}."""
     digits = datasets.mnist5k()
-    return collect(_race, knobs.ranks, knobs, counts, rounds, digits, timeout=300.0)[0][0]
+    with under_watch():
+        heard = collect(_race, knobs.ranks, knobs, counts, rounds, digits, timeout=300.0)
+    return heard[0][0]
 
 
 def _race(

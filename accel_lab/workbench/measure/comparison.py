@@ -39,7 +39,6 @@ import torch
 
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.measure.load import BUSY, busy_words, under_watch
-from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.watched import telling
 
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
@@ -180,7 +179,6 @@ def compare(
         raise ValueError(f"pairs: {pairs}; a comparison needs at least one")
     for program, name in zip((ours, peer), names, strict=True):
         _refuse_what_does_not_run(program, name)
-    make_quiet()
     with under_watch() as load, telling(f"{names[0]} and {names[1]} take turns") as say:
         for _ in range(warmup):
             ours(), peer()

@@ -15,6 +15,7 @@ from time import monotonic
 import psutil
 
 from accel_lab.workbench.granted import usable_cores
+from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.watched import kernel
 
 BUSY = 0.25  # of the machine's cores: as much of a core of two as halves the speed of one program
@@ -45,7 +46,10 @@ class Load:
 
 @contextlib.contextmanager
 def under_watch() -> Generator[Load]:
-    """Remember for ``busiest`` how busy the machine was, until this cell is run again."""
+    """For whatever is to be measured: stop who trains, and remember for ``busiest`` how busy the
+    machine was meanwhile, until this cell is run again.
+    """
+    make_quiet()
     load = Load()
     yield load
     cell, execution = _this_cell()

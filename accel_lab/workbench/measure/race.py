@@ -20,7 +20,6 @@ from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.load import under_watch
-from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.step import Step
 from accel_lab.workbench.watched import telling
 
@@ -36,7 +35,6 @@ def race(
     Two updates before these are not timed: they were begun while another way was. One whole round
     warms up. A quick look takes fewer rounds, see ``effort``.
     """
-    make_quiet()
     rounds = _fewer(rounds)
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:

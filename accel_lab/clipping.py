@@ -17,8 +17,8 @@ The traps:
 - The norm is that of the gradient which the optimizer gets: sum it over micro-batches, average it
   over ranks and divide it by the loss scale first.
 - ‖g‖² is the sum of the squares of the parts' norms. The sum of the norms is larger.
-- A norm that is NaN or infinite scales nothing: it makes every gradient NaN or zero. The update has
-  to be skipped.
+- No factor repairs a gradient whose norm is NaN or infinite: scaled by it, every number becomes NaN
+  or zero. The update has to be skipped.
 - A negative limit turns the gradient round, and the training climbs.
 
 Sources: Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks",
@@ -80,7 +80,10 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
 
 
 def clip_value_(gradients: Iterable[Tensor], limit: float) -> Tensor:
-    """Limit each number to −limit…limit. Arguments and errors: see ``clip_global_norm_``."""
+    """Limit each number to −limit…limit, infinity too; NaN stays NaN.
+
+    Arguments, what is returned and errors: see ``clip_global_norm_``.
+    """
     gradients = _checked(gradients, limit)
     norm = global_norm(gradients)
     for gradient in gradients:
@@ -114,8 +117,8 @@ def clip_global_norm_(gradients: Iterable[Tensor], limit: float, order: float = 
     limit: above zero; infinity measures and clips nothing.
     order: of the norm; 2 for its length, infinity for its largest number.
     Returns the norm [] before. On a CPU, a gradient whose norm is not finite stays as it is.
-    Raises ValueError for a limit that is not above zero, and for sparse or complex gradients. Warns
-    when there are no gradients.
+    Raises ValueError for a limit that is not above zero, for parameters in place of gradients, and
+    for gradients that are None, sparse, complex or integers. Warns when there are no gradients.
     """
     gradients = _checked(gradients, limit)
     norm = global_norm(gradients, order)
@@ -143,9 +146,16 @@ def _checked(gradients: Iterable[Tensor], limit: float) -> list[Tensor]:
         raise ValueError(
             f"limit: {limit} is not above zero; to keep weights as they are, freeze them instead"
         )
+    if strangers := [one for one in gradients if not isinstance(one, Tensor)]:
+        kind = type(strangers[0]).__name__
+        raise ValueError(f"gradients: {kind} is not a tensor; gradients_of(model) leaves out None")
+    if any(gradient.is_leaf and gradient.requires_grad for gradient in gradients):
+        raise ValueError("gradients: these are parameters; hand over gradients_of(model) instead")
     kinds = {(gradient.layout, gradient.dtype) for gradient in gradients}
-    if any(layout != torch.strided or dtype.is_complex for layout, dtype in kinds):
-        raise ValueError("gradients: sparse or complex ones cannot be clipped; make them dense")
+    if any(layout != torch.strided or not dtype.is_floating_point for layout, dtype in kinds):
+        raise ValueError(
+            "gradients: sparse, complex or integer ones cannot be clipped; make them dense and real"
+        )
     if not gradients:
         warnings.warn(
             "there are no gradients to clip: call backward() first, and hand over a list, for a "
@@ -163,12 +173,16 @@ def flat_gradients(model: nn.Module) -> Tensor:
 
     Returns the buffer [numbers], zeros at first. Every ``.grad`` is a view of it, as long as it is
     cleared by ``zero_grad(set_to_none=False)``. The gradient of an unused parameter is 0, not None.
-    Raises ValueError unless all of them are float32, or all float64, on one device.
+    Raises ValueError unless all of them, and at least one, are float32, or all float64, on one
+    device.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
     if len(kinds) != 1 or not {dtype for dtype, _ in kinds} <= EXACT:
-        raise ValueError("model: one buffer holds float32 or float64 parameters of one device")
+        raise ValueError(
+            "model: one buffer holds float32 or float64 parameters of one device, at least one of "
+            "them trained"
+        )
     sizes = [parameter.numel() for parameter in parameters]
     flat = parameters[0].new_zeros(sum(sizes))
     for parameter, part in zip(parameters, flat.split(sizes), strict=True):

@@ -264,8 +264,21 @@ def test_sparse_and_complex_gradients_are_refused_in_one_line():
     embedding = nn.Embedding(9, 4, sparse=True)
     embedding(torch.tensor([1, 1])).sum().backward()
     for gradients in (gradients_of(embedding), [torch.ones(2, dtype=torch.complex64)]):
-        with pytest.raises(ValueError, match=r"^gradients: sparse or complex .*dense$"):
+        with pytest.raises(ValueError, match=r"^gradients: sparse, complex or .*dense and real$"):
             clip_global_norm_(gradients, 1.0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_no_gradient_is_refused_in_one_line(rule):
+    model = nn.Linear(2, 2)
+    weights = model.weight.detach().clone()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^gradients: .*gradients_of\(model\)"):
+        rule(model.parameters(), 1e-3)  # would clip the weights
+    assert torch.equal(model.weight, weights)
+    with pytest.raises(ValueError, match=r"^gradients: NoneType is not a tensor; .*None$"):
+        rule([parameter.grad for parameter in model.parameters()], 1.0)
+    with pytest.raises(ValueError, match=r"^gradients: .* integer ones cannot be clipped"):
+        rule([torch.tensor([3, 4])], 1.0)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -122,6 +122,10 @@ def _clips_each_by_itself(model, optimizer, micro_batches, max_norm, scale):
     return norm
 
 
+UNSCALE = """\
+    for gradient in gradients:
+        gradient.div_(scale)
+"""
 CLIP = """\
     if norm > max_norm:
         for gradient in gradients:
@@ -161,6 +165,13 @@ of zeros would still move the weights, by the momentum; so there is no step at a
             "You clip the gradient of the scaled loss and unscale it afterwards: what is left is "
             "max_norm / scale long. Divide by the scale first, or multiply the limit by it.",
         ),
+        Wrong.changed(
+            clip_accumulated,
+            UNSCALE,
+            "",
+            "The gradients are never divided by the scale, so the norm that you measure is scale "
+            "times too large. Unscale after the last micro-batch, before you measure and clip.",
+        ),
         Wrong(
             _clips_each_micro_batch,
             "You clip .grad after each micro-batch, while the gradient is still incomplete. Clip "
@@ -178,6 +189,13 @@ of zeros would still move the weights, by the momentum; so there is no step at a
             "        gradient.mul_((max_norm / gradient.norm()).clamp(max=1))\n",
             "Each tensor is clipped by its own norm, which turns the gradient. One factor, from "
             "the norm of all tensors together, is for all of them.",
+        ),
+        Wrong.changed(
+            clip_accumulated,
+            CLIP,
+            "    for gradient in gradients:\n        gradient.clamp_(-max_norm, max_norm)\n",
+            "You limit each number by itself: the norm may still exceed max_norm, and the gradient "
+            "turns. Multiply all gradients by one factor.",
         ),
         Wrong.changed(
             clip_accumulated,
@@ -213,6 +231,13 @@ of zeros would still move the weights, by the momentum; so there is no step at a
             "for gradient in gradients]).sum()",
             "You add up the norms of the tensors. The global norm is the root of the sum of their "
             "squares, which is smaller.",
+        ),
+        Wrong.changed(
+            clip_accumulated,
+            "* len(y) / samples",
+            "",
+            "You add up the mean losses of the micro-batches, which is too large. Weigh each by "
+            "its share of the samples, len(y) / samples.",
         ),
         Wrong.changed(
             clip_accumulated,
@@ -429,6 +454,8 @@ def clip_sharded_assess(returned, case: Case):
         for what, value in found.items()
     }
     sent = [sum(tensor.numel() for tensor in tensors) for tensors in returned["messages"]]
+    if len(sent) == 1:  # a rank by itself need not send anything
+        return ranks
     return {**ranks, "numbers sent by a rank": max(sent)}
 
 
@@ -541,6 +568,21 @@ the same factor, and the replicated part stays the same everywhere.""",
             "        replicated.mul_(max_norm / norm)\n",
             "    piece.mul_(max_norm / norm)\n    replicated.mul_(max_norm / norm)\n",
             "A gradient shorter than max_norm is made longer. Clipping only shortens.",
+        ),
+        Wrong.changed(
+            clip_sharded,
+            "        piece.mul_(max_norm / norm)\n        replicated.mul_(max_norm / norm)\n",
+            "        piece = piece * (max_norm / norm)\n"
+            "        replicated = replicated * (max_norm / norm)\n",
+            "The norm is right, but neither tensor has changed: `piece = piece * factor` makes a "
+            "new one. Write into the old one, with `piece.mul_(factor)`.",
+        ),
+        Wrong.changed(
+            clip_sharded,
+            "    return norm",
+            "    return norm.clamp(max=max_norm)",
+            "The gradients are right, but you return the norm after clipping. Return what was "
+            "measured before.",
         ),
         Wrong(
             _counts_the_ranks,

@@ -88,14 +88,14 @@ guess_clipped
 # one that clips.
 #
 # Last, take the rule `none` and lower **spike**, the factor of the bad batch, until the run
-# survives.
+# survives. Press **Stop** soon after the peak: a long run squeezes it to the left.
 
 # %%
 norm = lab.Curve(
     "norm",
     "gradient norm before clipping",
     over="updates",
-    log=(1e-2, 1e3),
+    log=(1e-3, 1e3),
     limit=(base.limit, f"{base.limit:g}, the limit to begin with"),
     summary="max",
 )
@@ -116,7 +116,7 @@ panel = lab.Panel(
     experiment.run,
     base.turned(watch=True),
     [
-        lab.Curve("loss", "loss", over="updates", log=(1e-1, 1e2), limit=chance),
+        lab.Curve("loss", "loss", over="updates", log=(1e-3, 1e2), limit=chance),
         norm,
         lab.Curve("angle", "gradient turned by, degrees", over="updates", ends=(0, 90)),
         share_clipped,
@@ -150,7 +150,7 @@ panel
 until = base.spike_at + 24
 units = {
     "no clipping": experiment.units_over_time(base.turned(rule="none"), until),
-    "global norm": experiment.units_over_time(base, until),
+    "global norm": experiment.units_over_time(base.turned(rule="global norm"), until),
 }
 
 
@@ -171,8 +171,8 @@ def hidden_units(update=base.spike_at + 20):
 lab.Sliders(hidden_units, update=range(max(0, base.spike_at - 4), until))
 
 # %% [markdown]
-# Press **Play**. One update moves the weights so far that a unit's sum is negative for every
-# picture, or as good as every one. Momentum keeps moving them the same way for some ten updates. In
+# Press **Play**. One update moves the weights so far that most units' sums are negative for every
+# picture, or nearly every one. Momentum keeps moving them the same way for some ten updates. In
 # the end little more is left than the bias of the last layer: it gives every picture the same ten
 # probabilities.
 
@@ -261,18 +261,18 @@ lab.show_source(clipping.clip_global_norm_, clipping.global_norm, docstring=Fals
 # %% [markdown]
 # ### The longest step
 #
-# A clipped gradient is at most *c* long. With SGD, learning rate η and momentum µ, a bad batch
-# therefore moves the weights by
+# With the global norm, a clipped gradient is at most *c* long. An update of SGD, with learning rate
+# η and momentum µ, adds up this gradient, µ times the one before, µ² times the one before that, and
+# so on. Therefore its length is at most
 #
 # $$\|\Delta w\| \le \eta \, c \, (1 + \mu + \mu^2 + \dots) = \frac{\eta \, c}{1 - \mu}$$
 #
-# at most, however large its gradient was. Measure it: the longest of all updates, the bad batch
-# included.
+# however large the gradients were. Measure it: the longest of all updates, the bad batch included.
 
 # %%
 lengths = {}
-for name, settings in (("no clipping", base.turned(rule="none")), ("global norm", base)):
-    steps = islice(experiment.run(settings.turned(watch=True)), until)
+for name, rule in (("global norm", "global norm"), ("no clipping", "none")):
+    steps = islice(experiment.run(base.turned(rule=rule, watch=True)), until)
     lengths[name] = [step.metrics["moved"] for step in steps]
     print(f"{name:<12} longest update {max(lengths[name]):6.2f}")
 print(f"{'formula':<12} at most        {experiment.longest_step(base):6.2f}, with the global norm")
@@ -387,7 +387,7 @@ lab.figure.draw_over_seeds(
     axes, {rule: [run.accuracy for run in runs] for rule, runs in found.items()}
 )
 axes.set(ylabel="test accuracy after 300\nupdates, %: mean, all seeds", ylim=(0, 100))
-axes.axhline(10, **lab.figure.LIMIT)
+lab.figure.limit_line(axes, 10, "chance, 10 %")
 picture
 
 # %%
@@ -447,8 +447,9 @@ picture, (axes,) = lab.figure.axes(8, 3)
 colors = (lab.figure.ORANGE, lab.figure.GREEN, lab.figure.BLUE)
 for (rule, cases), color, mark in zip(turned.items(), colors, ("-s", "-D", "-o")):
     lab.figure.draw_over_seeds(axes, cases, label=rule, color=color, style=mark)
-axes.set(ylabel="turned by, degrees:\nmean, all seeds", ylim=(-5, 100))
-axes.axhline(90, **lab.figure.LIMIT)
+axes.set(ylabel="turned by, degrees:\nmean, all seeds", ylim=(-5, 120))
+axes.set_yticks(range(0, 91, 30))
+lab.figure.limit_line(axes, 90, "90°, a right angle")
 axes.legend(frameon=False, loc="upper left", ncols=3, fontsize=8)
 picture
 
@@ -504,12 +505,13 @@ print(*prices.values(), share, sep="\n")
 # Five famous mistakes. Each update is repeated from the same weights by the right rule, and the
 # difference is drawn: the *error of the update*, 1 meaning that all of it is wrong.
 #
-# Here the bad batch comes at update 50. Press **Start**, then click through them. Which would you
-# have noticed from the loss? Set **spike** to 1 and look again.
+# Here the bad batch comes at update 50. Press **Start**, then choose one **mistake** after the
+# other. The badge judges the latest updates only, so look at the curve, too. Which mistake would
+# you have noticed from the loss? Set **spike** to 1 and look again.
 
 # %%
 broken = base.turned(twin=True, spike_at=50)
-right = lab.Badge("update_error", 1e-4, "every update is the right one", "not the right update")
+right = lab.Badge("update_error", 1e-4, "latest updates right", "latest updates not right")
 error = lab.Curve(
     "update_error", "error of the update", over="updates", log=(1e-8, 1e3), summary="max"
 )
@@ -518,7 +520,7 @@ error = lab.Curve(
 break_it = lab.Panel(
     experiment.run,
     broken,
-    [error, lab.Curve("loss", "loss", over="updates", log=(1e-1, 1e2), limit=chance)],
+    [error, lab.Curve("loss", "loss", over="updates", log=(1e-3, 1e2), limit=chance)],
     controls=["mistake", "limit", "spike"],
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
@@ -594,7 +596,7 @@ bad_x, bad_y = mnist.train_x[:8].clone(), mnist.train_y[:8]
 bad_x[0, 0, 0, 0] = float("nan")
 weights = lab.snapshot(model)
 _, spoilt = clipping.clipped_update(
-    model, optimizer, bad_x, bad_y, rule=clipping.clip_global_norm_, limit=1.0
+    model, sgd(model), bad_x, bad_y, rule=clipping.clip_global_norm_, limit=1.0
 )
 kept = all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 print(f"norm {spoilt:.0f}, weights kept: {kept}")
@@ -631,8 +633,9 @@ print(f"limits from 1 to 0.001, no bad batch: losses within {max(calm) / min(cal
 #
 # ### SGD that always clips
 #
-# When every update is clipped, the size of the gradient is gone: each step is *learning rate ×
-# limit* long, and only this product counts. No bad batch this time; two seeds each:
+# When every update is clipped, the size of the gradient is gone: each gradient enters the step with
+# the length *learning rate × limit*, and only this product counts. No bad batch this time; two
+# seeds each:
 
 # %%
 ways = {
@@ -690,8 +693,8 @@ for name, rate in best.items():
 
 # %% [markdown]
 # Clipping makes larger learning rates possible here: that is where a gain can come from. It takes a
-# network whose gradient now and then is far steeper than usual, as theory demands (Zhang et al.,
-# 2020), and a learning rate chosen anew.
+# network whose loss now and then is far steeper than usual, and more curved there, as theory
+# assumes (Zhang et al., 2020), and a learning rate chosen anew.
 #
 # So, about the sentences from the start, the verdict for this machine:
 
@@ -782,7 +785,7 @@ check(clip_sharded)
 
 # %% [markdown]
 # Known from elsewhere, and not measured here: *adaptive clipping* limits the gradient of each unit
-# relative to the norm of its weights (A. Brock et al., 2021, arXiv:2102.06171, section 4.1). Why
+# relative to the norm of its weights (A. Brock et al., 2021, arXiv:2102.06171, section 4). Why
 # and when clipping speeds up training: J. Zhang et al., 2020, arXiv:1905.11881. With noisy
 # gradients, clipping leads to a slightly different solution: A. Koloskova et al., 2023,
 # arXiv:2305.01588. On several ranks that hold different parts of a model, the squares of the norms

@@ -527,3 +527,18 @@ def test_an_end_of_an_axis_that_is_left_open_follows_what_is_drawn_later():
     one.plot([1], [60])
     figure.png(drawn)
     assert one.get_ylim() == (1, 50)
+
+
+def test_a_prediction_is_of_the_run_at_hand_or_of_the_one_that_would_begin(runs):
+    """Not of a baseline with other knobs, which stands there before the first start."""
+    sweep = Sweep("parts", "loss", "loss", predicted=lambda knobs: 1.0 + knobs.rate)
+    live = live_chart(sweep, Every())
+    for shown, rate in (
+        (Runs(Every(rate=0.5), runs.pinned), 0.5),
+        (Runs(Every(rate=0.5), runs.pinned, live=record(Every(rate=0.25))), 0.25),
+    ):
+        _, one = figure.axes()
+        sweep.draw(one[0], shown)
+        assert set(one[0].lines[0].get_ydata()) == {1.0 + rate}
+        live.keep(shown)
+        assert set(live._formula.y) == {1.0 + rate}

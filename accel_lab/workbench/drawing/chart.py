@@ -55,6 +55,11 @@ class Runs:
         return self.staying(former) + ([Styled(self.live, BLUE, "-", 2.2)] if self.live else [])
 
     @property
+    def foreseen(self) -> Knobs:
+        """For which knobs to predict: those of the run at hand, or those with which one would begin."""
+        return self.live.knobs if self.live else self.knobs
+
+    @property
     def shown(self) -> Record | None:
         """The one run to draw where there is room for one: the run at hand, else the last kept."""
         return self.live or (self.pinned[-1] if self.pinned else None)

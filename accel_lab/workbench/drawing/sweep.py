@@ -76,7 +76,7 @@ class Sweep:
         styled = runs.styled()
         line = ([], [])
         if self.predicted:
-            line = self.predicted_line(styled[-1].record.knobs if styled else runs.knobs)
+            line = self.predicted_line(runs.foreseen)
             axes.plot(*line, **LIMIT)
         dots = []
         for one in styled:

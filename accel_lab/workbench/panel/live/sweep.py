@@ -47,8 +47,7 @@ class LiveSweep:
         for styled in runs.staying():
             if at := self._chart.dot(styled.record):
                 dots.setdefault(styled.color, []).append(at)
-        styled = runs.styled()
-        self._predict(styled[-1].record.knobs if styled else runs.knobs)
+        self._predict(runs.foreseen)
         marks = [self._formula, self._formula_name] if self._chart.predicted else []
         for color, places in dots.items():
             mark = self._dots(color, 45 if color == GREY else 80)

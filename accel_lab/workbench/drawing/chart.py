@@ -56,7 +56,7 @@ class Runs:
 
     @property
     def foreseen(self) -> Knobs:
-        """For which knobs to predict: those of the run at hand, or those with which one would begin."""
+        """The knobs to predict for: those of the run at hand, else of the one that would begin."""
         return self.live.knobs if self.live else self.knobs
 
     @property

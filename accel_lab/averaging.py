@@ -39,6 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from accel_lab._weights import Weights, at, not_finite
 
 HALF = (torch.float16, torch.bfloat16)
+STARTS = ("warm-up", "debiased", "first weights")
 
 
 def naive_ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -105,7 +106,7 @@ class EMA(Average):
 
     start: how it takes in its first weights, see above; "first weights" is the formula at its word,
     so the first weights keep a share of decayᵗ.
-    Raises ValueError unless 0 <= decay < 1.
+    Raises ValueError unless 0 <= decay < 1, and for any other start.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class EMA(Average):
     ):
         if not 0 <= decay < 1:
             raise ValueError(f"decay: {decay} is not in [0, 1); 0.99 averages about 100 updates")
+        if start not in STARTS:
+            raise ValueError(f"start: {start!r} is not one of {', '.join(STARTS)}")
         super().__init__(model, check=check)
         self.decay, self.start = decay, start
 
@@ -145,7 +148,7 @@ def mean_of(models: Sequence[nn.Module], shares: Sequence[float] | None = None) 
     Raises ValueError without models, unless there is a share for each, and for other tensors.
     """
     shares = [1.0] * len(models) if shares is None else list(shares)
-    if not models or len(shares) != len(models) or sum(shares) <= 0:
+    if not models or len(shares) != len(models) or not 0 < sum(shares) < torch.inf:
         said = f"{len(models)} models and {len(shares)} shares, {sum(shares):g} in all"
         raise ValueError(f"mean_of: {said}; give each of one or more models a share above zero")
     mean = copy.deepcopy(models[0])
@@ -166,7 +169,10 @@ def greedy_soup(
 
     score: of a model, more is better; on data that is neither trained nor tested on.
     Returns the mean, and the indices of the models in it.
+    Raises ValueError without models.
     """
+    if not models:
+        raise ValueError("greedy_soup: no models; give it one or more")
     ranked = sorted(range(len(models)), key=lambda index: score(models[index]), reverse=True)
     chosen, best = ranked[:1], score(models[ranked[0]])
     for index in ranked[1:]:
@@ -183,7 +189,8 @@ def sorted_like(model: nn.Module, other: nn.Module, rounds: int = 8) -> nn.Modul
     It answers as ``other`` does. Two units are alike when their weights, in and out, point the same
     way; each layer is matched while the others stay, a few rounds long.
     model, other: chains of linear layers with an activation between them.
-    Raises ValueError for any other kind of model, and for other shapes.
+    Raises ValueError for any other kind of model, other shapes, tied layers, and weights that are
+    not finite.
     """
     Weights(other).like(Weights(model))
     copied = copy.deepcopy(other)
@@ -209,12 +216,16 @@ def _linear_layers(model: nn.Module) -> list[nn.Linear]:
         if not isinstance(layer, nn.Linear) or layer.bias is None:
             raise ValueError(f"sorted_like: {layer} is not a linear layer with a bias")
         layers.append(layer)
+    if len({id(p) for layer in layers for p in layer.parameters()}) < 2 * len(layers):
+        raise ValueError("sorted_like: two layers share a weight, so it has no order of its own")
     return layers
 
 
 def matching(alike: Tensor) -> Tensor:
     """Pair rows [n] with columns [n], the most alike first: return the column of each row."""
-    alike, order = alike.clone(), torch.zeros(len(alike), dtype=torch.int64)
+    if not alike.isfinite().all():
+        raise ValueError("matching: a likeness is not finite; do the models hold NaN or infinity?")
+    alike, order = alike.to(torch.float64, copy=True), torch.zeros(len(alike), dtype=torch.int64)
     for _ in range(len(alike)):
         row, column = divmod(int(alike.argmax()), len(alike))
         order[row] = column

@@ -663,3 +663,25 @@ def test_a_wrong_knob_is_named_in_one_line(knobs, line):
         Knobs(**knobs)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+def tied_chain():
+    one = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    one[2].weight = one[0].weight
+    return one
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: EMA(torch.nn.Linear(1, 1), 0.9, start="warmup"), "start: 'warmup' is not one of"),
+        (lambda: greedy_soup([], lambda model: 0.0), "greedy_soup: no models"),
+        (lambda: sorted_like(tied_chain(), tied_chain()), "sorted_like: two layers share a weight"),
+        (lambda: matching(torch.full((2, 2), torch.nan)), "matching: a likeness is not finite"),
+        (lambda: mean_of([torch.nn.Linear(1, 1)], [torch.nan]), "mean_of: "),
+    ],
+)
+def test_what_would_go_wrong_in_silence_is_one_clear_line(ask, said):
+    with pytest.raises(ValueError, match="^" + said) as told:
+        ask()
+    assert "\n" not in str(told.value)

@@ -312,7 +312,9 @@ torch.manual_seed(0)
 start = lab.models.cnn(4, batch_norm=True).double()
 ema = averaging.EMA(start, 0.9, start="first weights")
 ways = {
-    "Σ (1−d)·dᵏ·w": by_formula(lambda t: experiment.shares(ema, t)),
+    "Σ (1−d)·dᵏ·w": by_formula(
+        lambda t: [0.9 ** (t - 1), *(0.1 * 0.9**k for k in range(t - 2, -1, -1))]
+    ),
     "ours": ours(ema),
     "PyTorch's EMA": pytorchs(multi_avg_fn=get_ema_multi_avg_fn(0.9)),
 }
@@ -449,8 +451,8 @@ print(
 line = [place / 8 for place in range(9)]
 found = experiment.between(base, line, seeds)
 for name, values in found.items():
-    ends = [*values[0.0], *values[1.0]]
-    print(f"{name}: the models themselves {lab.figure.tell_over_seeds(ends, '%')}")
+    parents = [*values[0.0], *values[1.0]]
+    print(f"{name}: the models themselves {lab.figure.tell_over_seeds(parents, '%')}")
     print(f"{'their mean':>{len(name) + 12}} {lab.figure.tell_over_seeds(values[0.5], '%')}")
 
 # %% jupyter={"source_hidden": true} tags=["hero"]
@@ -576,9 +578,11 @@ break_it
 #   In this panel the harm is small; for SWA it is measured below.
 # - **no warm-up**: set the window to 1,000 as well. The average is still mostly the random start.
 # - **per micro-batch**: with gradient accumulation the weights do not change between micro-batches.
-#   An average that is updated after each of them has a window as many times shorter.
+#   An average that is updated after each of them has a window as many times shorter. The curve need
+#   not show it: a shorter window is still a window.
 # - **never swapped back**: the average is loaded into the model to evaluate it, and the training
-#   goes on from there. Every evaluation throws the latest progress away.
+#   goes on from there. Every evaluation throws the latest progress away: compare the loss. The
+#   average is never far behind with these knobs, so the accuracy suffers little.
 
 # %%
 lab.show_source(experiment.BuffersOfTheStart, experiment.BuffersOfTheLast)
@@ -595,7 +599,7 @@ lab.show_source(experiment.PerMicroBatch, experiment.never_swapped_back, docstri
 sources = [experiment.statistics(base.turned(seed=base.seed + seed)) for seed in seeds[:3]]
 buffers = {name: [found[name] for found in sources] for name in sources[0]}
 for name, values in buffers.items():
-    print(f"statistics of {name:<17} {lab.figure.tell_over_seeds(values, '%')}")
+    print(f"{name:<17} {lab.figure.tell_over_seeds(values, '%')}")
 
 # %%
 lab.show_source(averaging.fresh_statistics, docstring=False)
@@ -662,7 +666,7 @@ for seed in seeds:
         soup, chosen = averaging.greedy_soup([one, same, third], judged)
         mixed[name] += 2 in chosen and len(chosen) > 1
         told = " and ".join(("first", "same start", name)[index] for index in chosen)
-        print(f"{reported(soup):.1f} % from: {told}")
+        print(f"offered {name + ':':<26} {reported(soup):.1f} % from {told}")
 for name, count in mixed.items():
     print(f"{name}: mixed with another model in {count} of {len(seeds)} soups")
 

@@ -29,14 +29,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from accel_lab._sorting import sorted_like
 from accel_lab._weights import Weights, at, not_finite
+
+__all__ = ["EMA", "SWA", "Average", "fresh_statistics", "greedy_soup", "mean_of"]
+__all__ += ["naive_ema_update", "sorted_like"]
 
 HALF = (torch.float16, torch.bfloat16)
 STARTS = ("warm-up", "debiased", "first weights")
@@ -148,9 +152,10 @@ def mean_of(models: Sequence[nn.Module], shares: Sequence[float] | None = None) 
     Raises ValueError without models, unless there is a share for each, and for other tensors.
     """
     shares = [1.0] * len(models) if shares is None else list(shares)
-    if not models or len(shares) != len(models) or not 0 < sum(shares) < torch.inf:
+    fit = len(shares) == len(models) and all(share >= 0 for share in shares)
+    if not fit or not 0 < sum(shares) < torch.inf:
         said = f"{len(models)} models and {len(shares)} shares, {sum(shares):g} in all"
-        raise ValueError(f"mean_of: {said}; give each of one or more models a share above zero")
+        raise ValueError(f"mean_of: {said}; give each of one or more models a share, 0 or more")
     mean = copy.deepcopy(models[0])
     ours = Weights(mean)
     theirs = [Weights(model).like(ours).named() for model in models]
@@ -183,57 +188,6 @@ def greedy_soup(
 
 
 @torch.no_grad()
-def sorted_like(model: nn.Module, other: nn.Module, rounds: int = 8) -> nn.Module:
-    """Return a copy of ``other`` whose hidden units stand in the order of ``model``'s.
-
-    It answers as ``other`` does. Two units are alike when their weights, in and out, point the same
-    way; each layer is matched while the others stay, a few rounds long.
-    model, other: chains of linear layers with an activation between them.
-    Raises ValueError for any other kind of model, other shapes, tied layers, and weights that are
-    not finite.
-    """
-    Weights(other).like(Weights(model))
-    copied = copy.deepcopy(other)
-    ours, theirs = _linear_layers(model), _linear_layers(copied)
-    for _ in range(rounds):
-        for (a, after_a), (b, after_b) in zip(pairwise(ours), pairwise(theirs), strict=True):
-            order = matching(
-                a.weight @ b.weight.T  # [unit of model, unit of other]
-                + a.bias[:, None] * b.bias
-                + after_a.weight.T @ after_b.weight
-            )
-            b.weight.copy_(b.weight[order])
-            b.bias.copy_(b.bias[order])
-            after_b.weight.copy_(after_b.weight[:, order])
-    return copied
-
-
-def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    layers = []
-    for layer in model.modules():
-        if not list(layer.parameters(recurse=False)):
-            continue
-        if not isinstance(layer, nn.Linear) or layer.bias is None:
-            raise ValueError(f"sorted_like: {layer} is not a linear layer with a bias")
-        layers.append(layer)
-    if len({id(p) for layer in layers for p in layer.parameters()}) < 2 * len(layers):
-        raise ValueError("sorted_like: two layers share a weight, so it has no order of its own")
-    return layers
-
-
-def matching(alike: Tensor) -> Tensor:
-    """Pair rows [n] with columns [n], the most alike first: return the column of each row."""
-    if not alike.isfinite().all():
-        raise ValueError("matching: a likeness is not finite; do the models hold NaN or infinity?")
-    alike, order = alike.to(torch.float64, copy=True), torch.zeros(len(alike), dtype=torch.int64)
-    for _ in range(len(alike)):
-        row, column = divmod(int(alike.argmax()), len(alike))
-        order[row] = column
-        alike[row], alike[:, column] = -torch.inf, -torch.inf
-    return order
-
-
-@torch.no_grad()
 def fresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Measure batch normalization's mean and variance anew, as the mean over these batches.
 
@@ -241,19 +195,21 @@ def fresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises ValueError when there are none.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    momenta, training, seen = [layer.momentum for layer in layers], model.training, 0
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    batches = iter(batches)
+    if (first := next(batches, None)) is None:
+        raise ValueError("batches: there are none; a generator can be read only once")
     model.eval()  # dropout stays off
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean
         layer.train()
     try:
-        for x in batches:
+        for x in chain([first], batches):
             model(x)
-            seen += 1
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    if not seen:
-        raise ValueError("batches: there are none; a generator can be read only once")

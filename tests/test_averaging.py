@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from accel_lab._sorting import matching
 from accel_lab.averaging import (
     EMA,
     SWA,
     fresh_statistics,
     greedy_soup,
-    matching,
     mean_of,
     naive_ema_update,
     sorted_like,
@@ -349,7 +349,7 @@ def test_large_weights_are_finite_although_their_norm_is_not():
 
 def test_shares_that_do_not_fit_are_refused():
     model = nn.Linear(2, 2)
-    for models_, shares in (([], None), ([model], [0.5, 0.5]), ([model, model], [1, -1])):
+    for models_, shares in (([], None), ([model], [0.5, 0.5]), ([model, model], [2, -1])):
         with pytest.raises(ValueError, match=r"^mean_of: "):
             mean_of(models_, shares)
 
@@ -478,9 +478,20 @@ def test_fresh_statistics_are_those_without_dropout():
     torch.testing.assert_close(model[1].running_var, x.var(0))
 
 
-def test_no_batches_are_said():
+def test_fresh_statistics_leave_each_layer_in_its_mode():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+    model[0].eval()  # as frozen ones are
+    fresh_statistics(model, [torch.randn(8, 3)])
+    assert [layer.training for layer in model] == [False, True, True]
+
+
+def test_no_batches_are_said_and_the_statistics_kept():
+    model = start("batch norm")
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"^batches: there are none"):
-        fresh_statistics(start("batch norm"), iter([]))
+        fresh_statistics(model, iter([]))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 # ---- the experiment ----

@@ -74,6 +74,11 @@ _IN_THEIR_OWN_DTYPE = changed(
     "",
 )
 
+
+def _as_they_are(states, decay):
+    return list(states)
+
+
 DEBIASED_EMA = Exercise(
     name="debiased_ema",
     points=3,
@@ -99,6 +104,11 @@ difference, is below its last digit.""",
             "",
             "Not debiased: the shares of t states add up to 1 - decay**t, so a young average is "
             "too small. Divide by that.",
+        ),
+        Wrong(
+            _as_they_are,
+            "The states come back as they came: nothing is averaged. And the tensors in all of "
+            "them hold the last state by now: the model's own.",
         ),
         Wrong.changed(
             debiased_ema,
@@ -335,6 +345,8 @@ def sort_units_cases(rng: random.Random) -> Iterator[Case]:
     for hidden in (1, 2, 3):
         widths = [5, *(rng.randrange(6, 10) for _ in range(hidden)), 4]
         a = [[normal(rng, after, before), normal(rng, after)] for before, after in pairwise(widths)]
+        for weight, bias in a[:-1]:  # a unit so weak that its product with others is the larger one
+            weight[0], bias[0] = 0.05 * weight[0], 0.05 * bias[0]
         b = [[weight.clone(), bias.clone()] for weight, bias in a]
         for layer in range(hidden):
             order = shuffled(rng, widths[layer + 1])
@@ -416,6 +428,13 @@ classes, which have an order already.""",
             "[order]",
             "You moved rows of the next layer. What it reads from a unit is a column of its "
             "weight: [:, order].",
+        ),
+        Wrong.changed(
+            sort_units,
+            "torch.cdist(ours, theirs).argmin(1)",
+            "(ours @ theirs.T).argmax(1)",
+            "A product says how far two units point the same way, and a large one has large "
+            "products with all. Nearest is a distance: torch.cdist.",
         ),
         Wrong(
             _the_last_layer_too,

@@ -224,8 +224,9 @@ for name, found in young.items():
 # ### The walk
 #
 # Why should a mean be better than the models it is made of? Look at the weights themselves. The
-# next cells record the second half of a run. The picture shows two directions of the many: across,
-# the one in which the average went; up, the one in which the weights shake most.
+# next cells record the last part of one run. The picture shows two directions of the many: across,
+# the one in which the average went; up, the one in which the weights shake most. (The two axes have
+# different scales.)
 
 # %%
 recorded = experiment.walk(base, max(100, min(400, base.updates // 2)))
@@ -645,9 +646,11 @@ print(f"EMA at a constant rate: {ema:.1f} %; last weights of the falling rate: {
 print(f"so here averaging brings {abs(ema - decayed):.1f} points {better} than the decay")
 
 # %% [markdown]
-# An average is a learning rate decay that you do not have to plan: it can be read at any time, and
-# the training goes on at full speed. Where the rate has fallen already there is little left to
-# average. Where more noise is in the gradients, as with wrong labels, more can be gained.
+# An average takes out the shaking, as a falling rate does, and needs no plan: it can be read at any
+# time, and the training goes on at full speed. The two need not come out alike. A falling rate also
+# takes smaller steps towards the goal, and that tells in a run as short as this one. Where the rate
+# has fallen already there is little left to average. Where more noise is in the gradients, as with
+# wrong labels, more can be gained.
 
 # %% [markdown]
 # ### Strangers in the soup
@@ -762,8 +765,8 @@ check(ema_update)
 #
 # - At a constant learning rate the weights shake, and their average along the run is a better model
 #   than the last one. It costs one copy of the weights.
-# - An average is a learning rate decay that needs no plan. With a rate that has fallen to zero it
-#   gains nothing.
+# - It takes out what a falling learning rate takes out, without a plan. Where the rate has fallen to
+#   zero it gains nothing.
 # - Choose how an EMA starts: warm-up or debiased. The first weights are random numbers.
 # - Buffers belong to the average. Batch normalization's statistics are averaged, or measured anew.
 # - The mean of two independent runs collapses, because their hidden units stand in another order.

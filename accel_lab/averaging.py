@@ -36,11 +36,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from accel_lab._sorting import sorted_like
+from accel_lab._sorting import matching, sorted_like
 from accel_lab._weights import Weights, at, not_finite
 
 __all__ = ["EMA", "SWA", "Average", "fresh_statistics", "greedy_soup", "mean_of"]
-__all__ += ["naive_ema_update", "sorted_like"]
+__all__ += ["matching", "naive_ema_update", "sorted_like"]
 
 HALF = (torch.float16, torch.bfloat16)
 STARTS = ("warm-up", "debiased", "first weights")

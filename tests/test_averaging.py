@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from accel_lab._sorting import matching
 from accel_lab.averaging import (
     EMA,
     SWA,
     fresh_statistics,
     greedy_soup,
+    matching,
     mean_of,
     naive_ema_update,
     sorted_like,

@@ -765,8 +765,8 @@ check(ema_update)
 #
 # - At a constant learning rate the weights shake, and their average along the run is a better model
 #   than the last one. It costs one copy of the weights.
-# - It takes out what a falling learning rate takes out, without a plan. Where the rate has fallen to
-#   zero it gains nothing.
+# - It takes out what a falling learning rate takes out, without a plan. Where the rate has fallen
+#   to zero it gains nothing.
 # - Choose how an EMA starts: warm-up or debiased. The first weights are random numbers.
 # - Buffers belong to the average. Batch normalization's statistics are averaged, or measured anew.
 # - The mean of two independent runs collapses, because their hidden units stand in another order.

@@ -363,9 +363,9 @@ def double(x):
     ),
     "empty files": (
         """\
-import os
+import os, tempfile
 def double(x):
-    for i in range(10_000): os.mknod(f'/tmp/{i}')
+    for i in range(10_000): os.mknod(f'{tempfile.gettempdir()}/{i}')
     return x * 2""",
         "No space left on device",
     ),
@@ -401,10 +401,11 @@ def double(x):
     ),
     "disk": (
         """\
+import tempfile
 def double(x):
-    with open('/tmp/large', 'wb') as file:
+    with open(tempfile.gettempdir() + '/large', 'wb') as file:
         while True: file.write(bytes(1 << 20))""",
-        "OSError",
+        "No space left on device|File too large",
     ),
     "reply": (
         """\
@@ -826,8 +827,9 @@ def double(x):
     for i in range(0, 16 << 20, 4096): m[i] = 1
     return x.mul_(2)""",
     "a file": """\
+import tempfile
 def double(x):
-    with open('/tmp/a', 'wb') as file: file.write(bytes(1 << 20))
+    with open(tempfile.gettempdir() + '/a', 'wb') as file: file.write(bytes(1 << 20))
     return x.mul_(2)""",
     "another process": """\
 import os

@@ -1,6 +1,7 @@
 """Every chapter as its reader meets it; some are walked from end to end."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ def status(panel: Locator) -> Locator:
 
 
 def button(panel: Locator, name: str) -> Locator:
-    return panel.get_by_role("button", name=name)
+    """By its whole name, before which an icon may stand."""
+    return panel.get_by_role("button", name=re.compile(rf"^\W*{re.escape(name)}$"))
 
 
 def start(panel: Locator) -> None:

@@ -1,0 +1,464 @@
+"""Recomputed gradients are bitwise those of the whole graph; sharded weights bitwise DDP's."""
+
+import copy
+import sys
+from contextlib import nullcontext
+from itertools import islice
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from accel_lab.ddp import DataParallel
+from accel_lab.memory import (
+    ShardedInSharedMemory,
+    ShardedOptimizer,
+    best_segments,
+    cut,
+    in_segments,
+    keep_all,
+    peak_tensors,
+    recompute,
+    step_in_backward,
+)
+from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.measure.memory_meter import ActivationMeter
+from accel_lab.workbench.measure.proof import prove, trajectory
+from accel_lab.workbench.ranks.launch import collect, failure_of, launch
+from accel_lab.workbench.ranks.rank import RanksDiffer
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
+
+SMALL_KNOBS = {"blocks": 9, "batch_size": 64, "seed": 1}  # the chapter in little, for papermill
+
+
+class Residual(nn.Module):
+    """x + relu(Linear(x)), as it may have a dropout, batch norm or a frozen layer inside."""
+
+    def __init__(self, width=8, *inside):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(width, width), *inside)
+
+    def forward(self, x):
+        return x + torch.relu(self.branch(x))
+
+
+def shared(n):
+    block = Residual()
+    return [block] * n
+
+
+CHAINS = {
+    "plain": lambda: [Residual() for _ in range(7)],
+    "dropout": lambda: [Residual(8, nn.Dropout(0.5)) for _ in range(7)],
+    "batch norm": lambda: [Residual(8, nn.BatchNorm1d(8)) for _ in range(7)],
+    "frozen": lambda: [Residual().requires_grad_(i % 2 == 0) for i in range(7)],
+    "shared": lambda: shared(7),
+    "transformer": lambda: [models.transformer_block(8, 2, dropout=0.2) for _ in range(5)],
+    "spectral norm": lambda: [
+        nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)) for _ in range(4)
+    ],
+}
+
+
+class Chain(nn.Module):
+    """[n, …, 8] → [n, 3], through blocks that are run by a rule."""
+
+    def __init__(self, blocks, rule, first=True):
+        super().__init__()
+        self.first = nn.Linear(8, 8) if first else nn.Identity()
+        self.blocks, self.head, self.rule = nn.ModuleList(blocks), nn.Linear(8, 3), rule
+
+    def forward(self, x):
+        x = self.rule(self.blocks, self.first(x))
+        return self.head(x.flatten(1, -2).mean(1) if x.dim() > 2 else x)
+
+
+def torchs(reentrant):
+    return lambda blocks, x: checkpoint_sequential(list(blocks), 3, x, use_reentrant=reentrant)
+
+
+def segments(k, **options):
+    return lambda blocks, x: in_segments(blocks, x, k, **options)
+
+
+def every_one(blocks, x):
+    """The last one too."""
+    for block in blocks:
+        x = recompute(block, x)
+    return x
+
+
+def after_backward(name, rule, *, dtype=torch.float32, cast=False, first=True):
+    """Loss, gradients, buffers, and what the generator draws next."""
+    torch.manual_seed(0)
+    model = Chain(CHAINS[name](), rule, first).to(dtype)
+    x = torch.randn(6, 5, 8, dtype=dtype) if name == "transformer" else torch.randn(6, 8).to(dtype)
+    y = torch.randint(3, (6,))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16) if cast else nullcontext():
+        loss = cross_entropy(model(x), y)
+    loss.backward()
+    gradients = [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
+    return [loss.detach(), *gradients, *model.buffers(), torch.rand(3)]
+
+
+def assert_equal(ours, truth, atol=0.0):
+    assert len(ours) == len(truth)
+    for one, other in zip(ours, truth, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+def rounding(name):
+    """A shared weight's gradient is a sum over its uses, which segments add up in another order."""
+    return 1e-5 if name == "shared" else 0.0
+
+
+# ---- recomputation ----
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("first", [True, False], ids=["", "x without gradient"])
+def test_gradients_buffers_and_draws_are_bitwise_those_of_the_whole_graph(name, first):
+    truth = after_backward(name, keep_all, first=first)
+    n = len(CHAINS[name]())
+    for k in (1, 2, 3, n):  # 2 and 3 do not divide 7
+        assert_equal(after_backward(name, segments(k), first=first), truth, rounding(name))
+    assert_equal(after_backward(name, every_one, first=first), truth, rounding(name))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["plain", "dropout", "shared", "transformer"])
+def test_gradients_are_bitwise_torchs(name, reentrant):
+    theirs = after_backward(name, torchs(reentrant))
+    assert_equal(after_backward(name, segments(3)), theirs, rounding(name))
+
+
+@pytest.mark.parametrize("name", ["plain", "shared", "dropout"])
+def test_under_autocast_they_are_those_of_the_whole_graph(name):
+    truth = after_backward(name, keep_all, cast=True)
+    for k in (2, 7):
+        ours = after_backward(name, segments(k), cast=True)
+        for one, other in zip(ours, truth, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
+        assert all(gradient.abs().sum() > 0 for gradient in ours[1:-1])
+
+
+@pytest.mark.parametrize("name", ["dropout", "batch norm", "shared"])
+def test_ten_updates_in_float64(name):
+    torch.manual_seed(0)
+    start = Chain(CHAINS[name](), keep_all).double()
+    batches = [(torch.randn(6, 8).double(), torch.randint(3, (6,))) for _ in range(10)]
+
+    def way(rule):
+        def update(model, optimizer, x, y):
+            model.rule = rule
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        torch.manual_seed(2)
+        yield from trajectory(start, lambda m: torch.optim.Adam(m.parameters()), update, batches)
+
+    ways = {"keep all": list(way(keep_all)), "ours": list(way(segments(3)))}
+    proof = prove(ways, tolerance=1e-12)
+    assert proof.holds, proof
+
+
+def test_within_one_another_and_with_torchs():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(CHAINS["dropout"]()[:3])
+
+        def forward(self, x):
+            x = checkpoint(self.blocks[0], x, use_reentrant=False)
+            return in_segments(self.blocks[1:], x, 2)
+
+    def gradients(rule):
+        torch.manual_seed(0)
+        run, x = Inner(), torch.randn(4, 8, requires_grad=True)
+        torch.manual_seed(1)
+        rule(run, x).square().sum().backward()
+        return [x.grad, *(p.grad for p in run.parameters())]
+
+    assert_equal(gradients(recompute), gradients(lambda run, x: keep_all(run.blocks, x)))
+
+
+def test_gradients_can_be_asked_for_one_by_one_and_hooks_hear_of_them():
+    torch.manual_seed(0)
+    block, x = Residual(), torch.randn(4, 8, requires_grad=True)
+    wanted = [x, block.branch[0].weight]
+    truth = torch.autograd.grad(block(x).sum(), wanted)
+    assert_equal(torch.autograd.grad(recompute(block, x).sum(), wanted), truth)
+    heard = []
+    block.branch[0].weight.register_post_accumulate_grad_hook(lambda p: heard.append(p.grad))
+    recompute(block, x).sum().backward()
+    assert_equal(heard, truth[1:])
+
+
+def test_backward_twice_with_retain_graph():
+    torch.manual_seed(0)
+    block, x = Residual(8, nn.BatchNorm1d(8)), torch.randn(4, 8, requires_grad=True)
+    loss = recompute(block, x).square().sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    assert_equal(torch.autograd.grad(loss, x), first)
+
+
+def test_where_nothing_is_to_be_learned_it_is_the_call():
+    block, x = Residual(), torch.randn(4, 8)
+    with torch.no_grad():
+        assert recompute(block, x).grad_fn is None
+        assert torch.equal(recompute(block.eval(), x), block(x))
+    assert recompute(block.requires_grad_(False), x).grad_fn is None
+
+
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "line"),
+    [
+        (Pair(8, 8), TypeError, "recompute: the module returns tuple, not one tensor; wrap it"),
+        (
+            nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)),
+            RuntimeError,
+            "recompute: the module changes its input in place, so it cannot be computed again",
+        ),
+    ],
+)
+def test_what_cannot_be_run_again_is_refused_in_one_line(run, error, line):
+    with pytest.raises(error) as caught:
+        recompute(run, torch.randn(4, 8))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["input", "weight"])
+def test_what_is_changed_before_backward_is_refused(what):
+    block, x = Residual(), torch.randn(4, 8)
+    loss = recompute(block, x).sum()
+    with torch.no_grad():
+        (x if what == "input" else block.branch[0].weight).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("k", [0, -1, 8])
+def test_segments_that_do_not_fit_are_refused(k):
+    with pytest.raises(ValueError, match=rf"^segments: {k} do not fit 7 blocks; choose 1 to 7$"):
+        in_segments(CHAINS["plain"](), torch.randn(2, 8), k)
+
+
+# ---- bytes ----
+
+
+@given(n=st.integers(1, 60), k=st.integers(1, 60))
+def test_cut_loses_nothing_and_is_as_equal_as_can_be(n, k):
+    if k > n:
+        with pytest.raises(ValueError, match="do not fit"):
+            cut(range(n), k)
+        return
+    parts = cut(range(n), k)
+    assert [block for part in parts for block in part] == list(range(n))
+    assert [len(part) for part in parts] == [n // k + (place < n % k) for place in range(k)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), s=st.integers(1, 20))
+def test_the_best_number_of_segments_is_near_the_root(n, s):
+    best = peak_tensors(n, s, best_segments(n, s))
+    assert best == min(peak_tensors(n, s, k) for k in range(1, n + 1))
+    near = min(n, max(1, round((s * n) ** 0.5)))
+    assert best <= peak_tensors(n, s, near) <= s * -(-n // near) + near - 1
+
+
+def bytes_kept(rule, n):
+    torch.manual_seed(0)
+    blocks, x = nn.Sequential(*(Residual(16) for _ in range(n))), torch.randn(32, 16) + 0
+    with ActivationMeter(blocks) as meter:
+        rule(blocks, x).sum().backward()
+    return meter.peak, meter.held
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 12])
+def test_the_formula_is_what_is_counted(k):
+    assert bytes_kept(segments(k), 12) == (4 * 32 * 16 * peak_tensors(12, 2, k), 0)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_torchs_keeps_as_many_bytes(reentrant):
+    """Its first input needs a gradient, or its reentrant way would find no parameter's."""
+
+    def theirs(blocks, x):
+        return checkpoint_sequential(blocks, 3, x.requires_grad_(), use_reentrant=reentrant)
+
+    assert bytes_kept(theirs, 12)[0] == bytes_kept(segments(3), 12)[0]
+
+
+# ---- gradients freed early ----
+
+
+def test_a_step_in_backward_is_the_step_after_it_and_frees_the_gradients():
+    torch.manual_seed(0)
+    start, adam = models.mlp(64, 20, 20, 10).double(), lambda p: torch.optim.Adam(p, lr=0.01)
+    most = 0
+
+    def early(batches):
+        nonlocal most
+        model = copy.deepcopy(start)
+        parameters = list(model.parameters())
+        for parameter in parameters:  # heard before the update's own hook
+            parameter.register_post_accumulate_grad_hook(lambda _: count(parameters))
+        step_in_backward(parameters, adam)
+        for x, y in batches:
+            cross_entropy(model(x), y).backward()
+            yield {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def count(parameters):
+        nonlocal most
+        most = max(most, sum(p.grad is not None for p in parameters))
+
+    def plain(model, optimizer, x, y):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    batches = [(x.double(), y) for x, y in islice(datasets.digits().batches(32), 10)]
+    ways = {
+        "after": trajectory(start, lambda m: adam(m.parameters()), plain, batches),
+        "in backward": early(batches),
+    }
+    assert prove(ways).holds
+    assert most == 1
+
+
+def test_its_hooks_can_be_removed():
+    layer = nn.Linear(3, 2)
+    for hook in step_in_backward(layer.parameters(), lambda p: torch.optim.SGD(p, lr=1.0)):
+        hook.remove()
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.grad is not None
+
+
+# ---- the optimizer's state on ranks ----
+
+MAKE = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = models.mlp(12, 7, 5, 3)
+    model[3].bias.requires_grad_(False)
+    return model
+
+
+def train_on_rank(kind, make, max_norm=None, steps=5):
+    """Yields all weights after each step; of a sharded optimizer also its state's bytes at last."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model = forward = network(rank)  # ranks start apart
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if kind == "torch":
+        forward, optimizer = DistributedDataParallel(model), MAKE[make](trained)
+    elif kind == "ddp":
+        DataParallel(model)
+        optimizer = MAKE[make](trained)
+    else:
+        optimizer = kind(model, MAKE[make])
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        x = torch.randn(6 * world, 12, generator=generator)[rank::world]
+        y = torch.randint(3, (6 * world,), generator=generator)[rank::world]
+        optimizer.zero_grad()
+        cross_entropy(forward(x), y).backward()
+        if isinstance(optimizer, ShardedOptimizer):
+            optimizer.step(max_norm)
+        else:
+            if max_norm:
+                nn.utils.clip_grad_norm_(trained, max_norm)
+            optimizer.step()
+        yield nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    if isinstance(optimizer, ShardedOptimizer):
+        yield optimizer.state_bytes()
+
+
+@pytest.mark.parametrize("kind", [ShardedOptimizer, ShardedInSharedMemory])
+@pytest.mark.parametrize("make", MAKE)
+def test_two_ranks_end_bitwise_where_ddp_ends(kind, make):
+    truth = collect(train_on_rank, 2, "torch", make)[0]
+    for rank, ours in collect(train_on_rank, 2, kind, make).items():
+        assert_equal(ours[:-1], truth)
+        n = sum(p.numel() for p in network().parameters() if p.requires_grad)
+        share = -(-n // 2) if rank == 1 else n // 2  # the first piece, the larger one, is rank 1's
+        assert ours[-1] == 4 * share * (2 if make == "adam" else 1) + 4 * (make == "adam")
+
+
+@pytest.mark.parametrize("kind", [ShardedOptimizer, ShardedInSharedMemory])
+@pytest.mark.parametrize("world", [1, 3])
+def test_other_worlds_and_clipping_by_the_whole_norm(kind, world):
+    truth = collect(train_on_rank, world, "torch", "adam", 0.1)[0]
+    for ours in collect(train_on_rank, world, kind, "adam", 0.1).values():
+        for one, other in zip(ours[:-1], truth, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def cleared_by_the_model():
+    """``model.zero_grad()`` sets gradients to None, so backward puts new ones in their place."""
+    model = network()
+    optimizer = ShardedOptimizer(model, MAKE["momentum"])
+    x, y = torch.randn(4, 12), torch.randint(3, (4,))
+    before = model[1].weight.detach().clone()
+    for _ in range(2):
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return not torch.equal(before, model[1].weight)
+
+
+def test_gradients_that_the_model_has_cleared_are_found():
+    assert dict(launch(cleared_by_the_model, 1)) == {0: True}
+
+
+def sharding(what):
+    model = network()
+    if what == "ranks differ" and dist.get_rank() == 1:
+        model = models.mlp(12, 8, 5, 3)
+    if what == "two dtypes":
+        model[1].double()
+    if what == "too few weights":
+        model = nn.Linear(1, 1, bias=False)
+    make = MAKE["adam"]
+    if what == "another optimizer":
+        extra = nn.Parameter(torch.zeros(1))
+        make = lambda parameters: torch.optim.SGD([*parameters, extra], lr=0.1)  # noqa: E731
+    ShardedOptimizer(model, make)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "line"),
+    [
+        ("ranks differ", RanksDiffer, "rank 1 has 1.weight [8, 12]"),
+        ("two dtypes", ValueError, "model: its weights are torch.float32 on cpu and torch.float64"),
+        ("too few weights", ValueError, "model: 1 weights to train cannot be dealt out to 2 ranks"),
+        ("another optimizer", ValueError, "make: should return an optimizer of the piece"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_in_one_line(what, error, line):
+    failed = failure_of(launch(sharding, 2, what))
+    assert isinstance(failed.cause, error)
+    assert str(failed.cause).startswith(line)

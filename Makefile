@@ -25,6 +25,8 @@ TWO_AT_A_TIME := -n 2 --no-loadscope-reorder
 # so it runs beside all the others.
 APART := browser or alone
 BROWSER_LOG := artefacts/browser.log
+# The notebooks run at a quick look, all of them in less time: a build runs them at full length, and no
+# notebook that is out of date passes the tests.
 NOTEBOOKS = --nbval-lax --nbval-current-env --nbval-cell-timeout=180 $(wildcard course)
 
 # A thread of torch that waits for another spins for a moment, then sleeps. By default it spins so
@@ -49,7 +51,8 @@ test: .venv/installed-test
 	$(BIN)/pytest -m "alone" $(TWO_AT_A_TIME) $(PYTEST_ARGS) tests || test $$? -eq 5 || failed=1; \
 	$(BIN)/pytest -m "browser" $(PYTEST_ARGS) tests > $(BROWSER_LOG) 2>&1 & browser=$$!; \
 	trap 'kill $$browser; exit 1' INT TERM; \
-	$(BIN)/pytest -m "not ($(APART))" $(TWO_AT_A_TIME) $(NOTEBOOKS) $(PYTEST_ARGS) tests \
+	ACCEL_LAB_QUICK=1 $(BIN)/pytest -m "not ($(APART))" $(TWO_AT_A_TIME) $(NOTEBOOKS) \
+		$(PYTEST_ARGS) tests \
 		|| test $$? -eq $(if $(PYTEST_ARGS),5,0) || failed=1; \
 	wait $$browser || test $$? -eq 5 || failed=1; \
 	cat $(BROWSER_LOG); \

@@ -43,9 +43,10 @@ def the_environment_stays_as_it_is():
 
 @pytest.fixture(autouse=True)
 def a_reader_without_a_past(tmp_path_factory, monkeypatch):
-    """What a test writes into a speed log is nobody's, and no verdict is kept back for how busy the
-    machine was in tests before it.
+    """What a test writes into a speed log is nobody's, no verdict is kept back for how busy the
+    machine was in tests before it, and nobody has asked for a quick look.
     """
+    monkeypatch.delenv("ACCEL_LAB_QUICK", raising=False)
     monkeypatch.setattr("accel_lab.workbench.measure.load._of_cells", {})
     monkeypatch.setenv("ACCEL_LAB_HOME", str(tmp_path_factory.mktemp("reader")))
 

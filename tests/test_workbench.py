@@ -27,13 +27,15 @@ from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import kinds_of
-from accel_lab.workbench.effort import along, effort
+from accel_lab.workbench.effort import along, effort, some_seeds
+from accel_lab.workbench.interrupt import SLICE
 from accel_lab.workbench.knobs import Knobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure import machine
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, process_peak
 from accel_lab.workbench.measure.proof import Twin, prove, snapshot, trajectory
 from accel_lab.workbench.notebook.source import show_source
+from accel_lab.workbench.ranks.launch import collect
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
 
@@ -595,31 +597,49 @@ def test_what_goes_on_beside_other_work_gets_a_lane_of_its_own():
     }
 
 
-def test_a_quick_look_measures_a_curve_at_its_ends(monkeypatch):
-    for asked, share, values in (("0", 1.0, (1, 2, 4)), ("1", 0.25, (1, 4))):
+def test_a_quick_look_measures_a_curve_at_its_ends_and_repeats_less(monkeypatch):
+    for asked, share, values, seeds in (("0", 1.0, (1, 2, 4), [5, 3]), ("1", 0.25, (1, 4), [2, 1])):
         monkeypatch.setenv("ACCEL_LAB_QUICK", asked)
         assert (effort(), tuple(along((1, 2, 4)))) == (share, values)
+        assert [len(some_seeds(number)) for number in (5, 3)] == seeds
 
 
-def test_a_long_cell_tells_a_reader_what_it_is_at(monkeypatch):
+@pytest.fixture
+def lines_for_the_reader(monkeypatch):
+    """What long cells tell, from their first moment on; an empty line when they are done."""
     shown = []
-    handle = SimpleNamespace(update=lambda html: shown.append(html.data))
+
+    def tell(html):
+        shown.append(unescape(re.sub("<.*?>", "", html.data)))
 
     def display(html, display_id):
-        shown.append(html.data)
-        return handle
+        tell(html)
+        return SimpleNamespace(update=tell)
 
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(watched, "FIRST", 0.0)
     monkeypatch.setattr(watched, "EVERY", 0.0)
-    for headless, said in (("1", []), ("0", ["<i> and b: pair 1 …", "<i> and b: pair 2 …", ""])):
-        monkeypatch.setenv("ACCEL_LAB_HEADLESS", headless)
-        with watched.telling("<i> and b") as say:
-            say("pair 1")
-            say("pair 2")
-        assert [unescape(re.sub("<.*?>", "", html)) for html in shown] == said
-    shown.clear()
-    monkeypatch.setattr(watched, "FIRST", 60.0)
-    with watched.telling("short") as say:
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    return shown
+
+
+def test_a_long_cell_tells_a_reader_what_it_is_at(lines_for_the_reader, monkeypatch):
+    with watched.telling("<i> and b") as say:
         say("pair 1")
-    assert shown == []
+        say("pair 2")
+    assert lines_for_the_reader == ["<i> and b: pair 1 …", "<i> and b: pair 2 …", ""]
+    lines_for_the_reader.clear()
+    for first in (60.0, 0.0):
+        monkeypatch.setattr(watched, "FIRST", first)
+        with watched.telling("a short one, then one that nobody watches") as say:
+            say("pair 1")
+        monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
+    assert lines_for_the_reader == []
+
+
+def test_who_waits_for_ranks_is_told_so(lines_for_the_reader):
+    assert collect(sleep, 1, 3 * SLICE, backend=None) == {0: [None]}
+    *waiting, last = lines_for_the_reader
+    assert waiting
+    assert all(re.fullmatch(r"ranks at work: 1: for \d+ s …", line) for line in waiting)
+    assert last == ""

@@ -21,7 +21,7 @@ from accel_lab._wording import split_words
 from accel_lab.augmentation import Policy, augment, naive_augment
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize
-from accel_lab.workbench.effort import effort
+from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.measure.load import under_watch
@@ -139,7 +139,7 @@ def gains_over_seeds(
 ) -> dict[int, list[float]]:
     """Updates → by how many points the augmented run is better after so many, one for each seed."""
     gains: dict[int, list[float]] = {one: [] for one in updates}
-    for seed in range(seeds):
+    for seed in some_seeds(seeds):
         ours, theirs = (accuracies_at(one.turned(seed=seed), updates) for one in (augmented, plain))
         for place, one in enumerate(updates):
             gains[one].append(ours[place] - theirs[place])
@@ -149,7 +149,7 @@ def gains_over_seeds(
 def accuracies_over_seeds(ways: Mapping[Way, Knobs], seeds: int) -> dict[Way, list[float]]:
     """Way → ``accuracy_after`` for the seeds 0, 1, …, each with its own pictures and weights."""
     return {
-        way: [accuracy_after(knobs.turned(seed=seed)) for seed in range(seeds)]
+        way: [accuracy_after(knobs.turned(seed=seed)) for seed in some_seeds(seeds)]
         for way, knobs in ways.items()
     }
 

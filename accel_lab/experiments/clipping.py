@@ -29,7 +29,7 @@ from accel_lab.clipping import (
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.effort import effort
+from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure.proof import Twin
@@ -372,8 +372,8 @@ class Outcome:
 
 
 def outcomes(knobs: Knobs, seeds: int = 5, updates: int = 300) -> list[Outcome]:
-    """Train from several seeds. A loss that is not finite ends a run: inf, and chance."""
-    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in range(seeds)]
+    """Train from some seeds. A loss that is not finite ends a run: inf, and chance."""
+    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in some_seeds(seeds)]
 
 
 def outcome(knobs: Knobs, updates: int = 300) -> Outcome:

@@ -16,7 +16,7 @@ from accel_lab.distillation import distillation_loss, hint_loss, logits_of, perp
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.effort import effort
+from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.step import Step
@@ -202,7 +202,7 @@ def accuracy_after(knobs: Knobs, updates: int = 120) -> float:
 
 def over_seeds(knobs: Knobs, seeds: int) -> list[float]:
     """Return ``accuracy_after`` for the seeds 0, 1, …, each with its own weights and order."""
-    return [accuracy_after(knobs.turned(seed=seed)) for seed in range(seeds)]
+    return [accuracy_after(knobs.turned(seed=seed)) for seed in some_seeds(seeds)]
 
 
 @cache

@@ -23,7 +23,7 @@ from accel_lab.normalization import (
 )
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.effort import effort
+from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.step import Step
@@ -233,7 +233,7 @@ def accuracies(knobs: Knobs, updates: int = 250, seeds: int = 3) -> list[float]:
     updates: a multiple of ``EVALUATE_EVERY``.
     """
     found = []
-    for seed in range(math.ceil(seeds * effort())):
+    for seed in some_seeds(seeds):
         *_, last = islice(run(knobs.turned(seed=knobs.seed + seed)), updates + 1)
         found.append(100 * last.metrics["test_accuracy"])
     return found

@@ -22,7 +22,7 @@ from accel_lab.workbench.drawing.histogram import Histogram
 from accel_lab.workbench.drawing.pareto import Pareto
 from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.drawing.timeline import Timeline
-from accel_lab.workbench.effort import along, effort
+from accel_lab.workbench.effort import along, effort, some_seeds
 from accel_lab.workbench.granted import usable_cores
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.comparison import Comparison, compare, reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -15,6 +16,11 @@ def effort() -> float:
     undecided comparisons are given up sooner. Nothing is left out.
     """
     return QUICK if os.environ.get("ACCEL_LAB_QUICK") == "1" else 1.0
+
+
+def some_seeds(number: int) -> range:
+    """So many seeds, 0, 1, …, to repeat a run with; the first quarter of them for a quick look."""
+    return range(math.ceil(number * effort()))
 
 
 def along(values: Sequence[Value]) -> Sequence[Value]:

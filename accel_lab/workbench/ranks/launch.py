@@ -51,8 +51,9 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from accel_lab.workbench.interrupt import SLICE, go_on_or_raise
+from accel_lab.workbench.interrupt import SLICE, go_on_or_raise, meanwhile
 from accel_lab.workbench.ranks import rank as rank_side
+from accel_lab.workbench.watched import telling
 
 PRELOADED = ["torch", "torch.distributed", "accel_lab.workbench.ranks.fork_server"]
 GATHERING = 1.0  # seconds: how long to look for the cause when a rank has failed because of another
@@ -134,8 +135,13 @@ def collect(
     options, and what is raised: see ``launch``.
     """
     heard: dict[int, list[Any]] = {rank: [] for rank in range(world_size)}
-    for rank, value in launch(worker, world_size, *args, **options):
-        heard[rank].append(value)
+    began = monotonic()
+    with (
+        telling(f"ranks at work: {world_size}") as say,
+        meanwhile(lambda: say(f"for {monotonic() - began:.0f} s")),
+    ):
+        for rank, value in launch(worker, world_size, *args, **options):
+            heard[rank].append(value)
     return heard
 
 

@@ -86,7 +86,8 @@ class Average:
         if not norms_finite and (name := not_finite(self._theirs.floats)):  # and no overflow
             raise ValueError(f"average: {name} is not finite, so it was not taken in")
         if self.updates:
-            now = [w.float() if w.dtype in HALF else w for w in now]
+            pairs = zip(means, now, strict=True)
+            now = [w if w.dtype == mean.dtype else w.to(mean.dtype) for mean, w in pairs]
             torch._foreach_lerp_(means, now, self.weight(self.updates))
         else:
             torch._foreach_copy_(means, now)
@@ -178,9 +179,10 @@ def greedy_soup(
     """
     if not models:
         raise ValueError("greedy_soup: no models; give it one or more")
-    ranked = sorted(range(len(models)), key=lambda index: score(models[index]), reverse=True)
-    chosen, best = ranked[:1], score(models[ranked[0]])
-    for index in ranked[1:]:
+    scores = [score(model) for model in models]
+    first, *others = sorted(range(len(models)), key=scores.__getitem__, reverse=True)
+    chosen, best = [first], scores[first]
+    for index in others:
         found = score(mean_of([models[one] for one in [*chosen, index]]))
         if found >= best:
             chosen, best = [*chosen, index], found

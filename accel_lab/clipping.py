@@ -193,7 +193,8 @@ def flat_gradients(model: nn.Module) -> Tensor:
 def clip_flat_(flat: Tensor, limit: float) -> Tensor:
     """``clip_global_norm_`` on the buffer of ``flat_gradients``: one dot product reads it."""
     _checked([flat], limit)
-    norm = torch.dot(flat, flat).sqrt()
+    numbers = flat.reshape(-1)
+    norm = torch.dot(numbers, numbers).sqrt()
     if 0 < (scale := limit / (norm.item() + EPSILON)) < 1:
         flat.mul_(scale)
     return norm

@@ -391,9 +391,16 @@ def test_a_greedy_soup_leaves_out_what_harms():
         return model
 
     several = [scalar(value) for value in (-9.0, 1.2, 0.7, 5.0)]
-    soup, chosen = greedy_soup(several, lambda model: -abs(model.weight.item() - 1))
+    scored = []
+
+    def score(model):
+        scored.append(model.weight.item())
+        return -abs(scored[-1] - 1)
+
+    soup, chosen = greedy_soup(several, score)
     assert chosen == [1, 2]
     assert float(soup.weight) == pytest.approx(0.95)
+    assert len(scored) == 4 + 3  # each model, and each mean that was tried: an evaluation is dear
     alone, chosen = greedy_soup(several[:1], lambda model: 0.0)
     assert chosen == [0]
     assert float(alone.weight) == -9.0
@@ -674,6 +681,16 @@ def test_a_wrong_knob_is_named_in_one_line(knobs, line):
         Knobs(**knobs)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_changes_its_precision_is_averaged_on():
+    model = torch.nn.Linear(3, 2)
+    average, first = SWA(model), model.weight.detach().clone()
+    average.update(model)
+    average.update(model.double())
+    average.update(model.bfloat16())
+    assert average.model.weight.dtype == torch.float32
+    torch.testing.assert_close(average.model.weight, (2 * first + first.bfloat16().float()) / 3)
 
 
 def tied_chain():

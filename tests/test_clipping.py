@@ -249,6 +249,12 @@ def test_one_number_that_is_not_finite_spoils_no_other():
 # ---- wrong input ----
 
 
+def test_a_buffer_of_any_shape_is_clipped():
+    for flat in (torch.ones(9), torch.ones(3, 3), torch.ones(6, 6)[::2, ::2]):
+        assert float(clip_flat_(flat, 1.5)) == 3
+        torch.testing.assert_close(flat, torch.full_like(flat, 0.5))
+
+
 @pytest.mark.parametrize("limit", [0, -1.0, math.nan])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_limit_that_is_not_above_zero_is_refused_in_one_line(rule, limit):

@@ -543,7 +543,7 @@ break_it
 #
 # And *new = average(old + gradient × number of processes)*? Averaging the weights of ranks that
 # made the same kind of step is averaging their gradients, so the idea has a sound core. Three
-# things are wrong with it as it stands: the sign climbs, there is no learning rate, and the step
+# things are wrong with it: the sign climbs, there is no learning rate, and the step
 # grows with the number of ranks. Word for word it is this:
 
 # %%

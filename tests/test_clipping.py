@@ -344,6 +344,7 @@ def test_on_a_gpu_it_is_the_same(limit):
 # ---- the bad batch ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "limit", "seeds"),
     [

@@ -381,6 +381,7 @@ def test_a_container_counts_with_what_it_grants(monkeypatch):
         assert "free of" in machine.usable_memory()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way_in", ["accel_lab.workbench.chapter", "accel_lab.experiments.ddp"])
 def test_torch_takes_no_more_threads_than_the_cores_that_are_granted(way_in):
     """Whatever way a process of the course comes in: with more, an update took 7 times as long."""

@@ -48,7 +48,7 @@ class _Evidence:
         if not any(explained == self._off for _, explained, _ in shown):
             for pair in combinations(self._exercise.wrong, 2):
                 both = _combined(*pair)
-                if both and self._explained(self._outcomes(both))[0] == self._off:
+                if both and self._explains_all(both):
                     return list(pair)
         found, left = [], set(self._off)
         while left and len(found) < MOST:
@@ -65,6 +65,16 @@ class _Evidence:
 
     def _outcomes(self, answer: Answer) -> Cells:
         return _taken_apart([outcome(self._exercise, answer, case) for case in self._cases])
+
+    def _explains_all(self, answer: Answer) -> bool:
+        """Given up at the first case that it does not explain: there may be a hundred pairs."""
+        theirs: Cells = {}
+        for number, case in enumerate(self._cases):
+            for place, leaf in _leaves(outcome(self._exercise, answer, case), ()):
+                theirs[number, place] = leaf
+            if not all(self._alike(cell, theirs) for cell in self._off if cell[0] == number):
+                return False
+        return self._explained(theirs)[0] == self._off
 
     def _wrong_cells(self, cells: Cells) -> set[Cell]:
         both = {cell for cell in self._right.keys() & cells.keys() if self._differ(cell, cells)}

@@ -42,10 +42,12 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-LOW = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.bmm}
-LOW |= {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm, Tensor.bmm}
-LOW |= {F.scaled_dot_product_attention}
-FULL = {F.cross_entropy, F.nll_loss, F.mse_loss, F.binary_cross_entropy}
+LOW: set[Callable] = {
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.matmul, torch.mm, torch.bmm, torch.addmm, F.scaled_dot_product_attention),
+    *(Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm),
+}
+FULL: set[Callable] = {F.cross_entropy, F.nll_loss, F.mse_loss, F.binary_cross_entropy}
 SIXTEEN = (torch.bfloat16, torch.float16)
 SMALLEST_SCALE = 2.0**-32
 
@@ -64,14 +66,14 @@ class Mixed(TorchFunctionMode):
         self.dtype, self.copies = dtype, {}
 
     def __torch_function__(
-        self, function: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
+        self, func: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        dtype = self.dtype if function in LOW else torch.float32 if function in FULL else None
+        dtype = self.dtype if func in LOW else torch.float32 if func in FULL else None
         if dtype:
             args = [self.cast(value, dtype) for value in args]
             kwargs = {name: self.cast(value, dtype) for name, value in kwargs.items()}
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or value.dtype not in (torch.float32, *SIXTEEN):

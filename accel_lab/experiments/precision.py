@@ -58,14 +58,14 @@ class Rounded(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, function: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
+        self, func: Callable, types: Any, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
         low = [one.dtype for one in args if isinstance(one, Tensor) and one.dtype in SIXTEEN]
-        if function not in LOW or not low:
-            return function(*args, **kwargs)
+        if func not in LOW or not low:
+            return func(*args, **kwargs)
         kwargs = {name: _widened(value) for name, value in kwargs.items()}
-        return function(*map(_widened, args), **kwargs).to(low[0])
+        return func(*map(_widened, args), **kwargs).to(low[0])
 
 
 def _widened(value: Any) -> Any:
@@ -531,11 +531,11 @@ class Listening(TorchDispatchMode):
         self.seen: dict[str, set[str]] = {}
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: Sequence = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         first = result[0] if isinstance(result, tuple | list) else result
         if isinstance(first, Tensor) and first.is_floating_point():
-            name = function.overloadpacket.__name__
+            name = func.overloadpacket.__name__
             self.seen.setdefault(name, set()).add(str(first.dtype).removeprefix("torch."))
         return result

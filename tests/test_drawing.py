@@ -28,6 +28,7 @@ from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.roofline import Roofline
 from accel_lab.workbench.panel import live as live_charts
 from accel_lab.workbench.panel.live import live_chart
+from accel_lab.workbench.panel.live.frame import share
 from accel_lab.workbench.step import Span, Step
 
 
@@ -269,6 +270,24 @@ def test_a_chart_that_is_not_yet_measured_draws_nothing_and_later_it_all():
     (still,) = figure.draw([chart], Runs(Every(), live=old)).axes[0].lines
     assert line.x.tolist() == still.get_xdata().tolist() == old.points("late")[0].tolist()
     assert np.isfinite(line.y).all()
+
+
+def test_names_of_curves_stay_apart_when_the_axis_becomes_longer():
+    """Nearly equal runs, then one that dwarfs them: what was apart would lie on one another."""
+    def made(loss, name):
+        run = Record(Every(), name)
+        for index in range(40):
+            run.add(Step(index, 1, 1.0, {"loss": loss}))
+            run.close_window(index + 1.0)
+        return run
+
+    live = live_chart(Curve("loss", "loss", over="updates"), Every())
+    live.keep(Runs(Every(), former=[made(1.0 + 0.05 * number, str(number)) for number in range(3)]))
+    for loss in (1.0, 20.0):
+        live.move(made(loss, "now"))
+        heights = sorted(share(live._up.scale, y) for y in live._names["end"].y)
+        assert len(heights) == 3
+        assert min(np.diff(heights)) > 0.069
 
 
 def test_another_kind_is_two_more_files(monkeypatch):

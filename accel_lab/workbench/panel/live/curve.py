@@ -44,6 +44,7 @@ class LiveCurve:
         self._limit_name = write(self._scales)
         # What lies at the right end of the graph is named to the left.
         self._names = {align: write(self._scales, align, y_offset=-6) for align in ("start", "end")}
+        self._ends: list[tuple[float, float, str, str]] = []  # of the lines: x, y, name, color
         self._behind: list[bq.Mark] = []
         self._kept: list[np.ndarray] = [np.array([]), np.array([])]  # what stays: across, up
 
@@ -52,7 +53,7 @@ class LiveCurve:
         # are drawn when it rests.
         live = self._chart.points(runs.live) if runs.live else (np.array([]), np.array([]))
         _put(self._hover, *_some(live[0], self._front_of(live[1])))
-        marks, kept, ends = [], [[], []], []
+        marks, kept, self._ends = [], [[], []], []
         for record, color, style, _ in runs.staying(MOST_CURVES):
             xs, ys = self._chart.points(record)
             if not len(ys):
@@ -60,7 +61,8 @@ class LiveCurve:
             kept[0].append(xs[-1:])
             kept[1].append(np.array(self._chart.reach(ys)))
             ys = self._front_of(ys)
-            ends.append((xs[-1], ys[-1], shorten(record.label, 28, placeholder=" …"), color))
+            name = shorten(record.label, 28, placeholder=" …")
+            self._ends.append((xs[-1], ys[-1], name, color))
             line, points = self._line(color, style, 1.6), self._points(color)
             _put(line, xs, ys)
             _put(points, *_some(xs, ys))
@@ -70,8 +72,8 @@ class LiveCurve:
             marks += [self._limit, self._limit_name]
         self._kept = [np.concatenate(parts) if parts else np.array([]) for parts in kept]
         self._fit(np.array([]), np.array([]))
-        self._name(ends)
-        self._behind = marks + [label for label in self._names.values() if len(label.text)]
+        self._name()
+        self._behind = [*marks, *(self._names.values() if self._ends else ())]
         self._frame.show(self._behind)
 
     def move(self, record: Record) -> None:
@@ -89,18 +91,24 @@ class LiveCurve:
         return running_median(ys) if self._chart.smoothed else ys
 
     def _fit(self, xs: np.ndarray, ys: np.ndarray) -> None:
+        before = self._reach()
         self._across.fit([*self._kept[0], *xs])
         if len(ys):
             ys = np.array(self._chart.reach(ys))
         self._up.fit([*self._kept[1], *ys])
+        if self._reach() != before:
+            self._name()
         if self._chart.limit and (right := self._across.scale.max) != self._drawn_to():
             value, text = self._chart.limit
             _put(self._limit, np.array([0.0, right]), np.array([value, value]))
             say_at(self._limit_name, [(right, value, text)])
 
-    def _name(self, ends: list[tuple[float, float, str, str]]) -> None:
-        """Each line at its end, moved apart where names would touch."""
-        across, up = self._scales["x"], self._scales["y"]
+    def _reach(self) -> list[float]:
+        return [end for scale in self._scales.values() for end in (scale.min, scale.max)]
+
+    def _name(self) -> None:
+        """Each line at its end, moved apart where names would touch: where, the axes decide."""
+        ends, across, up = self._ends, self._scales["x"], self._scales["y"]
         wanted = [share(up, y) for _, y, *_ in ends]
         places = apart(wanted, [0.07] * len(ends))
         for align, label in self._names.items():

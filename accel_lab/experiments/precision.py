@@ -523,6 +523,35 @@ def outcomes(knobs: Knobs, updates: int, seeds: int = 5) -> list[Outcome]:
     return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in range(seeds)]
 
 
+def one_weight(start: float, update: float, updates: int, seed: int = 0) -> dict[str, list[float]]:
+    """One weight and equal updates of it: its value after each, stored in three ways."""
+    chance = torch.Generator().manual_seed(seed)
+    begin = torch.tensor([start]).bfloat16().float()
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "fp32": lambda w: w,
+        "bf16, nearest": lambda w: w.bfloat16().float(),
+        "bf16, by chance": lambda w: stochastic_round(w, chance).float(),
+    }
+    found = {}
+    for name, store in ways.items():
+        weight, path = begin, [float(begin)]
+        for _ in range(updates):
+            weight = store(weight + update)
+            path.append(float(weight))
+        found[name] = path
+    return found
+
+
+def speed_models() -> dict[str, tuple[nn.Module, int]]:
+    """Networks to time and to weigh, with the size of their batch."""
+    reader = [nn.Flatten(1, 2), nn.Linear(28, 32), models.transformer_block(32), nn.Flatten()]
+    return {
+        "mlp": (models.mlp(784, 128, 128, 10), 64),
+        "cnn": (models.cnn(8), 32),
+        "transformer": (nn.Sequential(*reader, nn.Linear(28 * 32, 10)), 32),
+    }
+
+
 class Listening(TorchDispatchMode):
     """Notes which operation gave results of which dtype: ``seen``, name → names of dtypes."""
 

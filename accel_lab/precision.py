@@ -195,11 +195,11 @@ def unscale_(gradients: Sequence[Tensor], scale: float) -> bool:
     it is not, finite numbers may have overflowed it, so each one is looked at.
     """
     gradients = list(gradients)
-    total = sum(gradient.sum() for gradient in gradients)
-    finite = bool(torch.as_tensor(total).isfinite()) or all(
-        bool(gradient.isfinite().all()) for gradient in gradients
-    )
-    if finite and gradients:
+    if not gradients:
+        return True
+    total = torch.stack([gradient.sum() for gradient in gradients]).sum()
+    finite = bool(total.isfinite()) or all(bool(one.isfinite().all()) for one in gradients)
+    if finite:
         torch._foreach_mul_(gradients, 1 / scale)
     return finite
 

@@ -288,6 +288,9 @@ BEYOND_THE_LIBRARY = {
     "train_averaged",
     "sort_units",  # by nearest weights, of units that are nearly equal
     "ema_update",
+    "recompute_with",  # the library's has one input
+    "sharded_update",  # the library's pieces are dealt out otherwise
+    "segments_for",  # the library looks for the lowest peak
 }
 
 

@@ -15,6 +15,7 @@ from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.look import BLUE, GREY
 from accel_lab.workbench.panel.live.frame import (
     DASHES,
+    INK,
     LIMIT,
     FittedAxis,
     Frame,
@@ -41,7 +42,6 @@ class LiveCurve:
         self._front = self._line(BLUE, "-", 2.5)
         self._hover = self._points(BLUE)
         self._limit = bq.Lines(x=[], y=[], scales=self._scales, **LIMIT)
-        self._limit_name = write(self._scales)
         # What lies at the right end of the graph is named to the left.
         self._names = {align: write(self._scales, align, y_offset=-6) for align in ("start", "end")}
         self._ends: list[tuple[float, float, str, str]] = []  # of the lines: x, y, name, color
@@ -69,11 +69,12 @@ class LiveCurve:
             marks += [line] if color == GREY else [line, points]
         if self._chart.limit:
             kept[1].append(np.array([self._chart.limit[0]]))
-            marks += [self._limit, self._limit_name]
+            marks.append(self._limit)
         self._kept = [np.concatenate(parts) if parts else np.array([]) for parts in kept]
         self._fit(np.array([]), np.array([]))
         self._name()
-        self._behind = [*marks, *(self._names.values() if self._ends else ())]
+        named = self._ends or self._chart.limit
+        self._behind = [*marks, *(self._names.values() if named else ())]
         self._frame.show(self._behind)
 
     def move(self, record: Record) -> None:
@@ -98,17 +99,17 @@ class LiveCurve:
         self._up.fit([*self._kept[1], *ys])
         if self._reach() != before:
             self._name()
-        if self._chart.limit and (right := self._across.scale.max) != self._drawn_to():
-            value, text = self._chart.limit
-            _put(self._limit, np.array([0.0, right]), np.array([value, value]))
-            say_at(self._limit_name, [(right, value, text)])
 
     def _reach(self) -> list[float]:
         return [end for scale in self._scales.values() for end in (scale.min, scale.max)]
 
     def _name(self) -> None:
-        """Each line at its end, moved apart where names would touch: where, the axes decide."""
-        ends, across, up = self._ends, self._scales["x"], self._scales["y"]
+        """The limit, and each line at its end; moved apart where names would touch."""
+        ends, across, up = [*self._ends], self._scales["x"], self._scales["y"]
+        if self._chart.limit:
+            value, name = self._chart.limit
+            _put(self._limit, np.array([0.0, across.max]), np.array([value, value]))
+            ends.append((across.max, value, name, INK))
         wanted = [share(up, y) for _, y, *_ in ends]
         places = apart(wanted, [0.07] * len(ends))
         for align, label in self._names.items():
@@ -119,9 +120,6 @@ class LiveCurve:
             ]
             label.colors = [color for *_, color in said] or [GREY]
             say_at(label, [at for *at, _ in said])
-
-    def _drawn_to(self) -> float | None:
-        return self._limit.x[-1] if len(self._limit.x) else None
 
     def _line(self, color: str, style: str, width: float, **more: object) -> bq.Lines:
         look = {"colors": [color], "line_style": DASHES[style], "stroke_width": width, **more}

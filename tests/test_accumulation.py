@@ -22,22 +22,9 @@ from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import Twin, prove, trajectory
+from tests.networks import Tied
 
 SMALL_KNOBS = {"batch_size": 64, "seed": 1}  # the chapter in little, for papermill
-
-
-class Tied(nn.Module):
-    """An input and an output layer that share a weight, and a frozen layer between them."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(64, 64)
-        self.frozen = nn.Linear(64, 64).requires_grad_(False)
-        self.last = nn.Linear(64, 64)
-        self.last.weight = self.first.weight
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.frozen(self.first(x.flatten(1)))))[:, :10]
 
 
 MODELS = {

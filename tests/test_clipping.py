@@ -30,27 +30,10 @@ from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.measure.proof import prove, trajectory
+from tests.networks import Awkward
 
 SMALL_KNOBS = {"seed": 1, "batch_size": 32}  # the chapter in little, for papermill
 RULES = [clip_value_, clip_each_norm_, naive_clip_global_norm_, clip_global_norm_]
-
-
-class Awkward(nn.Module):
-    """Tied weights, a frozen layer, an unused one, a scalar, and a parameter without elements."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(64, 64)
-        self.frozen = nn.Linear(64, 64).requires_grad_(False)
-        self.last = nn.Linear(64, 64)
-        self.last.weight = self.first.weight
-        self.unused = nn.Linear(3, 3)
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.empty = nn.Parameter(torch.zeros(0, 3))
-
-    def forward(self, x):
-        x = torch.tanh(self.frozen(self.first(x.flatten(1)))) + self.empty.sum()
-        return self.scale * self.last(x)[:, :10]
 
 
 MODELS = {

@@ -274,6 +274,7 @@ def test_a_chart_that_is_not_yet_measured_draws_nothing_and_later_it_all():
 
 def test_names_of_curves_stay_apart_when_the_axis_becomes_longer():
     """Nearly equal runs, then one that dwarfs them: what was apart would lie on one another."""
+
     def made(loss, name):
         run = Record(Every(), name)
         for index in range(40):

@@ -32,7 +32,6 @@ et al. 2019, "A study of bfloat16 for deep learning training", arXiv:1905.12322;
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -42,14 +41,21 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from accel_lab._numbers import (
+    SIXTEEN,
+    SMALLEST_SCALE,
+    check_dtype,
+    check_scale,
+    check_weights,
+    warn_of_nan,
+)
+
 LOW: set[Callable] = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.matmul, torch.mm, torch.bmm, torch.addmm, F.scaled_dot_product_attention),
     *(Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm),
 }
 FULL: set[Callable] = {F.cross_entropy, F.nll_loss, F.mse_loss, F.binary_cross_entropy}
-SIXTEEN = (torch.bfloat16, torch.float16)
-SMALLEST_SCALE = 2.0**-32
 
 
 class Mixed(TorchFunctionMode):
@@ -61,8 +67,7 @@ class Mixed(TorchFunctionMode):
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
-        if dtype not in SIXTEEN:
-            raise ValueError(f"dtype: {dtype} is not torch.bfloat16 or torch.float16; take one")
+        check_dtype(dtype)
         self.dtype, self.copies = dtype, {}
 
     def __torch_function__(
@@ -115,7 +120,7 @@ def mixed_update(
     Returns the mean loss [] and whether the weights were updated.
     Raises ValueError for another dtype, and for a model whose weights are 16-bit numbers already.
     """
-    _check_weights(model.parameters())
+    check_weights(model.parameters())
     optimizer.zero_grad()
     with Mixed(dtype):
         loss = F.cross_entropy(model(x), y)
@@ -145,20 +150,14 @@ class LossScaler:
         backoff: float = 0.5,
         interval: int = 2000,
     ):
-        if not (SMALLEST_SCALE <= scale < float("inf") and growth >= 1 and 0 < backoff <= 1):
-            raise ValueError(
-                f"scale, growth, backoff: {scale}, {growth}, {backoff}; take a scale above zero, a "
-                "growth from 1 on and a backoff from above 0 to 1"
-            )
-        if interval < 1:
-            raise ValueError(f"interval: {interval} updates; take 1 or more")
+        check_scale(scale, growth, backoff, interval)
         self.scale, self.growth, self.backoff, self.interval = scale, growth, backoff, interval
         self.in_a_row = 0
 
     def step(self, optimizer: Optimizer) -> bool:
         """Unscale, and step if all gradients are finite. Returns whether it stepped."""
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        _check_weights(parameters)
+        check_weights(parameters)
         finite = unscale_([one.grad for one in parameters if one.grad is not None], self.scale)
         if finite:
             optimizer.step()
@@ -170,13 +169,10 @@ class LossScaler:
         self.in_a_row = self.in_a_row + 1 if finite else 0
         if not finite:
             self.scale = max(self.scale * self.backoff, SMALLEST_SCALE)
+            if self.scale == SMALLEST_SCALE:
+                warn_of_nan()
         elif self.in_a_row == self.interval:
             self.scale, self.in_a_row = self.scale * self.growth, 0
-        if self.scale == SMALLEST_SCALE and not finite:
-            warnings.warn(
-                "the gradient is not finite at any scale: look for NaN in the data or the weights",
-                stacklevel=3,
-            )
 
 
 def naive_unscale_(gradients: Iterable[Tensor], scale: float) -> bool:
@@ -236,12 +232,3 @@ def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Ten
     noise = torch.randint(1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     rounded = ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
-
-
-def _check_weights(parameters: Iterable[Tensor]) -> None:
-    for parameter in parameters:
-        if parameter.dtype in SIXTEEN:
-            raise ValueError(
-                f"model: its weights are {parameter.dtype} already; keep them in float32, Mixed "
-                "casts them"
-            )

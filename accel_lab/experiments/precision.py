@@ -367,6 +367,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     Of every tenth Step, measured outside the timed update:
     lost_updates: share of the weights with a gradient that the update did not change, 0 to 1.
     lost_gradients: share of the weights' gradients that float32 has and that are 0 here, 0 to 1.
+    gradient_error: ‖g − g₃₂‖ / ‖g₃₂‖, g₃₂ what float32 computes from the same weights.
     test_accuracy: 0 to 1.
     Raises NonFiniteLoss when the loss explodes.
     """
@@ -410,7 +411,14 @@ class Watch:
         return {
             "lost_updates": same / max(1, sum(int(some.sum()) for some in there)),
             "lost_gradients": gone / max(1, sum(int((true != 0).sum()) for true in self.exact)),
+            "gradient_error": _relative([one.grad.float() for one in now], self.exact),
         }
+
+
+def _relative(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """‖found − exact‖ / ‖exact‖, over all tensors."""
+    off = sum(float((a - b).square().sum()) for a, b in zip(found, exact, strict=True))
+    return math.sqrt(off / max(sum(float(one.square().sum()) for one in exact), 1e-300))
 
 
 def exact_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -433,14 +441,22 @@ def predicted_lost(knobs: Knobs) -> float:
     """Predict the share of updates that vanish when the weights are rounded, 0 to 1.
 
     An update lr · g vanishes while it is less than half the spacing around its weight. Weights and
-    gradients are those of a float32 run with this learning rate, or with the nearest of a few.
+    gradients are those of a float32 run with this learning rate; between the rates of a few such
+    runs, the share is interpolated.
     """
     if not knobs.precision.startswith("pure"):
         return 0.0
-    rate = min(RATES, key=lambda one: abs(math.log(one / knobs.learning_rate)))
+    rate = knobs.learning_rate
+    below = max((one for one in RATES if one <= rate), default=RATES[0])
+    above = min((one for one in RATES if one >= rate), default=RATES[-1])
+    way = 0.5 if below == above else math.log(rate / below) / math.log(above / below)
+    return (1 - way) * _lost_at(rate, knobs, below) + way * _lost_at(rate, knobs, above)
+
+
+def _lost_at(rate: float, knobs: Knobs, like: float) -> float:
     dtype = DTYPES[knobs.precision.split()[-1]]
-    needed = _needed_rates(knobs.turned(**AS_FP32, learning_rate=rate), dtype)
-    return float((needed > knobs.learning_rate).double().mean())
+    needed = _needed_rates(knobs.turned(**AS_FP32, learning_rate=like), dtype)
+    return float((needed > rate).double().mean())
 
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -487,46 +503,52 @@ def _sizes(knobs: Knobs) -> Tensor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: mean loss of its last 20 updates, test accuracy and lost updates in %.
+    """A finished run: mean loss of its last 20 updates, and the rest in %.
 
-    skipped: updates that were skipped · curve: the loss after each update.
+    accuracy: of test digits · lost, lost_gradients, gradient_error: as the metrics of ``run`` say ·
+    skipped: number of updates that were · curve: the loss after each update.
     """
 
     loss: float
     accuracy: float
     lost: float
     lost_gradients: float
+    gradient_error: float
     skipped: int
     curve: tuple[float, ...]
 
 
 def outcome(knobs: Knobs, updates: int) -> Outcome:
     """Train for so many updates. A loss that is not finite ends the run: inf, and chance."""
-    training = start(knobs)
-    watch, lost, gone, steps = Watch(training.model), [], [], []
+    training, steps, founds = start(knobs), [], []
+    watch = Watch(training.model)
     try:
         for step in train(training.update, watch.ahead_of(training.batches), steps=updates):
             steps.append(step.metrics)
             if step.index % EVALUATE_EVERY == 0:
-                found = watch.found()
-                lost.append(100 * found["lost_updates"])
-                gone.append(100 * found["lost_gradients"])
+                founds.append(watch.found())
     except NonFiniteLoss:
-        return Outcome(math.inf, 10.0, math.nan, math.nan, 0, ())
+        return Outcome(math.inf, 10.0, math.nan, math.nan, math.nan, 0, ())
+    lost, gone, off = (
+        100 * fmean(found[name] for found in founds)
+        for name in ("lost_updates", "lost_gradients", "gradient_error")
+    )
     curve = tuple(step["loss"] for step in steps)
     skipped = round(sum(step.get("skipped", 0.0) for step in steps))
     reached = 100 * accuracy(training)
-    return Outcome(fmean(curve[-20:]), reached, fmean(lost), fmean(gone), skipped, curve)
+    return Outcome(fmean(curve[-20:]), reached, lost, gone, off, skipped, curve)
 
 
 def outcomes(knobs: Knobs, updates: int, seeds: int = 5) -> list[Outcome]:
     return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in range(seeds)]
 
 
-def one_weight(start: float, update: float, updates: int, seed: int = 0) -> dict[str, list[float]]:
-    """One weight and equal updates of it: its value after each, stored in three ways."""
-    chance = torch.Generator().manual_seed(seed)
-    begin = torch.tensor([start]).bfloat16().float()
+def one_weight(start: float, update: float, updates: int, draws: int = 8) -> dict[str, Tensor]:
+    """One weight and equal updates of it: its value after each, stored in three ways.
+
+    Returns name → [runs, updates + 1]: one run each, and by chance as many as there are draws.
+    """
+    chance = torch.Generator().manual_seed(0)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "fp32": lambda w: w,
         "bf16, nearest": lambda w: w.bfloat16().float(),
@@ -534,11 +556,12 @@ def one_weight(start: float, update: float, updates: int, seed: int = 0) -> dict
     }
     found = {}
     for name, store in ways.items():
-        weight, path = begin, [float(begin)]
+        weight = torch.full((draws if "chance" in name else 1,), start).bfloat16().float()
+        path = [weight]
         for _ in range(updates):
             weight = store(weight + update)
-            path.append(float(weight))
-        found[name] = path
+            path.append(weight)
+        found[name] = torch.stack(path, 1)
     return found
 
 

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from accel_lab.ddp import DataParallel
+from accel_lab.experiments import memory as experiment
+from accel_lab.experiments.memory import Knobs, ShardKnobs, predicted_activation_bytes, run
 from accel_lab.memory import (
     ShardedInSharedMemory,
     ShardedOptimizer,
@@ -30,6 +32,7 @@ from accel_lab.memory import (
 )
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
+from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import prove, trajectory
 from accel_lab.workbench.ranks.launch import collect, failure_of, launch
@@ -462,3 +465,142 @@ def test_what_cannot_be_sharded_is_refused_in_one_line(what, error, line):
     failed = failure_of(launch(sharding, 2, what))
     assert isinstance(failed.cause, error)
     assert str(failed.cause).startswith(line)
+
+
+# ---- the experiment ----
+
+LITTLE = {"blocks": 9, "batch_size": 32}
+
+
+@pytest.mark.parametrize("block", ["residual", "thin", "transformer"])
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_the_prediction_is_what_run_counts(block, k):
+    knobs = Knobs(**LITTLE, block=block, segments=k)
+    counted = next(run(knobs)).metrics["activation_bytes"]
+    assert counted == pytest.approx(predicted_activation_bytes(knobs), rel=0.01, abs=2000)
+
+
+def test_half_is_left_when_all_is_forgotten_and_a_fifth_near_the_root():
+    """The surprise: exact, and the same on every machine."""
+    peaks = [predicted_activation_bytes(Knobs(segments=k)) for k in (1, 8, 36)]
+    assert 0.5 < peaks[2] / peaks[0] < 0.55
+    assert peaks[1] / peaks[0] < 0.23
+    thin = [predicted_activation_bytes(Knobs(block="thin", segments=k)) for k in (1, 6, 36)]
+    assert thin[2] == thin[0]
+    assert thin[1] < thin[0] / 3
+
+
+def test_the_time_of_a_forward_pass_more_is_predicted():
+    assert experiment.predicted_time(Knobs(blocks=8, segments=1)) == 1
+    assert experiment.predicted_time(Knobs(blocks=8, segments=8)) == 1 + 7 / 8 / 3
+
+
+def losses(**knobs):
+    return [step.metrics["loss"] for step in islice(run(Knobs(**LITTLE, **knobs)), 4)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_forgotten_it_is_the_same_training(seed):
+    for options in ({"dropout": 0.3}, {"batch_norm": True}):
+        truth = losses(seed=seed, **options)
+        assert losses(seed=seed, segments=4, **options) == truth
+        assert losses(seed=seed, segments=9, last_too=True, **options) == truth
+    assert truth != losses(seed=seed + 1, batch_norm=True)
+
+
+def test_run_trains():
+    steps = list(islice(run(Knobs(segments=4, **LITTLE | {"batch_size": 128})), 40))
+    assert [step.index for step in steps] == list(range(40))
+    assert steps[-1].metrics["loss"] < 0.6 * steps[0].metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "least", "most"),
+    [
+        ("none", 0, 1e-7),
+        ("other masks", 0.05, 2),
+        ("statistics twice", 0.01, 1),
+        ("input without gradient", 0.1, 1.01),
+    ],
+)
+def test_a_mistake_is_as_wrong_as_it_is_said_to_be(mistake, least, most):
+    knobs = Knobs(**LITTLE, segments=3, dropout=0.3, batch_norm=True, twin=True, mistake=mistake)
+    with (
+        pytest.warns(UserWarning, match="None of the inputs")
+        if "input" in mistake
+        else (nullcontext())
+    ):
+        assert least <= next(run(knobs)).metrics["error"] <= most
+
+
+def test_one_block_several_times_has_its_weights_once():
+    several, one = (next(run(Knobs(**LITTLE, shared=shared))).metrics for shared in (False, True))
+    assert one["activation_bytes"] == several["activation_bytes"]
+    block = 4 * (128 * 128 + 128)
+    for name, times in (("weight_bytes", 1), ("gradient_bytes", 1)):
+        assert several[name] - one[name] == 8 * times * block
+    assert several["state_bytes"] - one["state_bytes"] == 8 * (2 * block + 2 * 4)
+
+
+def test_moments_tell_what_each_block_holds():
+    taken = experiment.moments(Knobs(**LITTLE, segments=3))
+    whats = [one.what for one in taken]
+    assert [whats.count(what) for what in ("forward", "forward again", "backward")] == [9, 6, 9]
+    unit = 4 * 32 * 128 / 2**20
+    before_backward = taken[8].held
+    assert before_backward == pytest.approx([unit, 0, 0, unit, 0, 0, 2 * unit, 2 * unit, 2 * unit])
+    assert taken[-1].held[1:] == [0] * 8
+    by_formula = unit * peak_tensors(9, 2, 3)
+    assert max(sum(one.held) for one in taken) == pytest.approx(by_formula)
+
+
+def test_gradients_over_time():
+    plain, early = (
+        experiment.gradient_bytes_over_time((784, 64, 64, 10), e) for e in (False, True)
+    )
+    assert plain == sorted(plain)
+    assert max(early) == pytest.approx(4 * 784 * 64 / 2**20)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "knob", "line"),
+    [
+        ({"segments": 9, "blocks": 8}, "segments", "segments: 9 do not fit 8 blocks"),
+        ({"segments": 0}, "segments", "segments: should be greater than or equal to 1"),
+        ({"block": "transformer", "batch_norm": True}, "batch_norm", "batch_norm: a transformer"),
+        ({"segment": 2}, "", "no knob is called 'segment'; did you mean 'segments'?"),
+    ],
+)
+def test_a_wrong_knob_is_named_in_one_line(knobs, knob, line):
+    with pytest.raises(KnobError) as error:
+        Knobs(**knobs)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    assert error.value.knob == knob
+
+
+def on_ranks(**knobs):
+    knobs = ShardKnobs(width=32, batch_size=30, twin=True, **knobs)
+    return list(islice(experiment.run_on_ranks(knobs), 8))[-1].metrics
+
+
+def test_on_ranks_the_state_is_dealt_out_and_the_weights_are_those_of_one_process():
+    whole = on_ranks(sharded="no")
+    for how in ("over the network", "in shared memory"):
+        ours = on_ranks(sharded=how)
+        assert ours["drift"] < 1e-4
+        assert ours["state_bytes"] <= 0.501 * whole["state_bytes"]
+        once = how == "in shared memory"
+        assert ours["weight_bytes"] == whole["weight_bytes"] / (2 if once else 1)
+        assert ours["bytes_sent"] == (0 if once else whole["bytes_sent"])
+
+
+@pytest.mark.parametrize(("mistake", "least"), [("own norm", 1e-3), ("not gathered", 0.1)])
+def test_mistakes_on_ranks_drift(mistake, least):
+    assert on_ranks(max_norm=0.1)["drift"] < 1e-4
+    assert on_ranks(max_norm=0.1, mistake=mistake)["drift"] > least
+
+
+def test_each_stage_of_zero_deals_out_one_thing_more():
+    totals = [sum(stage.values()) for stage in experiment.stages_of_zero(1e6, 4).values()]
+    assert totals == [16e6, 10e6, 7e6, 4e6]

@@ -77,8 +77,8 @@ def recompute_with_drive(answer, case):
             learned[f"weight {layer} of segment {place}"] = weight
         returned[f"running mean of segment {place}"] = segment.mean.clone()
     for name, tensor in learned.items():
-        none = torch.zeros_like(tensor)
-        returned[f"gradient of {name}"] = none if tensor.grad is None else tensor.grad
+        gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        returned[f"gradient of {name}"] = gradient.to(tensor.dtype)
     return returned
 
 

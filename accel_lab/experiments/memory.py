@@ -382,15 +382,19 @@ class MeterOfBlocks(ActivationMeter):
         self.block, self.count = 0, 0
         self.held_by: Counter[int] = Counter()
         self.owner: dict[int, int] = {}
+        self.inputs: dict[int, int] = {}  # of blocks that run without a graph: address → block
         self.moments: list[Moment] = []
 
     def watch(self, block: nn.Module, place: int) -> None:
         self.count += 1
 
         def enter(_: nn.Module, arguments: tuple[Tensor]) -> None:
-            self.block = place
-            if torch.is_grad_enabled() and arguments[0].requires_grad:
-                arguments[0].register_hook(lambda _: self.note("backward", place))
+            self.block, x = place, arguments[0]
+            if not torch.is_grad_enabled():
+                self.inputs[x.untyped_storage().data_ptr()] = place
+                return
+            self.inputs.clear()
+            x.register_hook(lambda _: self.note("backward", place))
 
         def leave(*_: object) -> None:
             again = torch._C._current_graph_task_id() != -1
@@ -407,7 +411,7 @@ class MeterOfBlocks(ActivationMeter):
         before = self.held
         super()._count(address, size, users)
         if self.held > before:
-            self.owner[address] = self.block
+            self.owner[address] = self.inputs.get(address, self.block)
         if self.held != before:
             self.held_by[self.owner[address]] += self.held - before
 

@@ -1,0 +1,892 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     name: python3
+#     display_name: Python 3
+# ---
+
+# %% [markdown]
+# # 15 · Training in less memory
+#
+# ## 1. The question
+#
+# A model that does not fit cannot be trained at all, however fast the machine is. You can read
+# about it:
+#
+# > *Memory is saved by memory pools, by splitting the model, and by sharing weights.*
+#
+# All three exist, and you will measure each of them. The method that people reach for first is
+# missing in that list. It is called **recomputation**, or activation checkpointing: forget what the
+# forward pass has computed, and compute it again when the backward pass asks for it.
+#
+# How much should a network forget? Everything?
+
+# %% jupyter={"source_hidden": true}
+from itertools import islice
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+from accel_lab import memory
+from accel_lab.experiments import memory as experiment
+from accel_lab.workbench import chapter as lab
+
+torch.set_num_threads(1)  # layers this small gain little from a second core
+
+# %% [markdown]
+# The next cell holds the settings of this chapter. Change one, as in `knobs = {"blocks": 16}`, and
+# run the notebook again: everything below follows.
+
+# %% tags=["parameters"]
+knobs = {}
+
+# %%
+base = lab.settings(experiment.Knobs, knobs, device="cpu")
+mnist = lab.datasets.mnist5k()
+n, MIB = base.blocks, 2**20
+x, y = mnist.train_x[: base.batch_size], mnist.train_y[: base.batch_size]
+print(f"a chain of {n} {base.block} blocks, {base.batch_size} digits in a batch")
+
+# %% [markdown]
+# ## 2. Predict
+#
+# The chain has many equal blocks, one after another. Each keeps its **activations**, the
+# intermediate results that the backward pass needs. Now let *every* block forget them, and compute
+# them again from its input. Two guesses. A wrong one costs nothing, and you may skip them.
+
+# %%
+guess_memory = lab.Prediction(
+    "Activations kept at once when every block forgets: how many times those of keeping all?",
+    low=0.01,
+    high=2,
+    default=0.1,
+    unit="×",
+)
+guess_memory
+
+# %%
+guess_time = lab.Prediction(
+    "Time of an update when every block forgets: how many times that of keeping all?",
+    low=0.5,
+    high=5,
+    default=2.0,
+    unit="×",
+)
+guess_time
+
+# %% [markdown]
+# ## 3. See
+#
+# The chain is trained here, now, on handwritten digits. It is cut into **segments**: the
+# activations inside of a segment are forgotten, only what enters it is kept. One segment keeps
+# everything: that is the dashed orange line.
+#
+# Press **Start**. Then move **segments** up, slowly, and watch the activations.
+
+# %%
+activations = lab.Sweep(
+    "segments",
+    "activation_bytes",
+    "activations kept, MiB",
+    scale=1 / MIB,
+    predicted=experiment.predicted_activation_bytes,
+    formula="predicted",
+)
+parts = {"weight_bytes": "weights", "gradient_bytes": "gradients"}
+parts |= {"state_bytes": "optimizer state", "activation_bytes": "activations"}
+
+# %%
+best = memory.best_segments(n, 2)
+panel = lab.Panel(
+    experiment.run,
+    base,
+    [
+        activations,
+        lab.Budget(parts, "memory by what fills it, MiB", scale=1 / MIB),
+        lab.Curve("throughput", "samples/s"),
+        lab.Curve("loss", "loss", over="updates"),
+    ],
+    controls=["segments", "blocks", "batch_size", "block"],
+    baselines={"keep all": {"segments": 1}},
+    headline=lab.Headline("activation_bytes", "activations"),
+    tour=[base.turned(segments=n), base.turned(segments=2), base.turned(segments=best)],
+)
+panel
+
+# %% [markdown]
+# What to look for:
+#
+# - The activations first fall and then **rise again**. The dots lie on the predicted curve.
+# - The loss curves lie on one another: the same training, however much is forgotten.
+# - The bars show what recomputation can change, and what it leaves as it is.
+#
+# Why does more forgetting need more memory? The next part takes that apart.
+
+# %% [markdown]
+# ## 4. Build
+#
+# ### What fills the memory
+#
+# In float32 each of *P* weights takes 4 bytes, its gradient 4 more, and Adam keeps two numbers for
+# it, 8 bytes. These do not depend on the batch. The activations do: *n* blocks that keep *s*
+# tensors each keep *s·n*. Let us count *s*, on this chain:
+
+# %%
+kept = experiment.kept_per_sample(base)
+tensors = kept.block / kept.boundary
+print(f"between two blocks: {kept.boundary:,.0f} bytes per sample")
+print(f"kept by each block: {kept.block:,.0f} bytes per sample, so s = {tensors:.1f}")
+
+# %%
+model = experiment.start(base)
+optimizer = torch.optim.Adam(model.parameters())
+found = experiment.bytes_of_one_update(base, x, y)
+weights = sum(p.numel() for p in model.parameters())
+for name, formula in (("weight", 4), ("gradient", 4), ("state", 8)):
+    counted = found[f"{name}_bytes"]
+    print(
+        f"{name:<9} {counted / MIB:6.2f} MiB, {counted / weights:.2f} bytes per weight ({formula})"
+    )
+print(f"activations {found['activation_bytes'] / MIB:5.2f} MiB")
+
+# %% [markdown]
+# ### Forget, and compute again
+#
+# The plain loop keeps everything. The other one cuts the chain into segments and lets all but the
+# last of them forget:
+
+# %%
+lab.show_source(memory.keep_all, memory.in_segments, docstring=False)
+
+# %% [markdown]
+# The last segment is kept, because its backward pass comes next. Forgetting it would free nothing.
+#
+# To forget is to run a segment without a graph. Autograd has to believe that it is one operation,
+# so it is written as an `autograd.Function`. Its forward keeps the input, and what else decides the
+# result: the random numbers, for dropout, and buffers that the run has changed.
+
+# %%
+lab.show_source(memory.Recompute.forward, docstring=False)
+
+# %% [markdown]
+# Its backward runs the module a second time, with a graph, and goes backward through that:
+
+# %%
+lab.show_source(memory.Recompute.backward, docstring=False)
+
+# %% [markdown]
+# The parameters are handed to the operation as well, although its forward does not use them. So its
+# output needs a gradient even where its input does not:
+
+# %%
+lab.show_source(memory.recompute, docstring=False)
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.Tanh())
+inputs, gradients = torch.randn(3, 4), []
+for run in (block, lambda inputs: memory.recompute(block, inputs)):
+    torch.manual_seed(1)
+    block.zero_grad()
+    run(inputs).sum().backward()
+    gradients.append(block[0].weight.grad)
+print("the same gradient to the last bit:", torch.equal(*gradients))
+
+# %% [markdown]
+# ### One update, moment by moment
+#
+# Here is what autograd holds for each block during one update, recorded on a chain of at most 16
+# blocks. Press **Play**, or move **moment**. Then choose another number of **segments**.
+
+# %%
+short = base.turned(blocks=min(16, n), segments=1)
+choices = sorted({1, memory.best_segments(short.blocks, 2), short.blocks})
+recorded = {str(k): experiment.moments(short.turned(segments=k)) for k in choices}
+middle = str(choices[len(choices) // 2])
+halfway = len(recorded[middle]) // 2
+longest = max(map(len, recorded.values()))
+tallest = max(max(one.held) for taken in recorded.values() for one in taken)
+most = max(sum(one.held) for taken in recorded.values() for one in taken)
+
+
+# %% jupyter={"source_hidden": true}
+def draw_moment(moment=halfway, segments=middle):
+    taken = recorded[segments]
+    now = taken[min(moment, len(taken) - 1)]
+    picture, (left, right) = lab.figure.axes(9.5, 3, columns=2)
+    colors = [
+        lab.figure.ORANGE if i == now.block else lab.figure.BLUE for i in range(len(now.held))
+    ]
+    left.bar(range(len(now.held)), now.held, color=colors)
+    left.axvline(now.block, color=lab.figure.ORANGE, linewidth=0.8)
+    left.set(ylim=(0, 1.1 * tallest), xlabel="block", ylabel="MiB held for it")
+    left.set_title(f"{now.what}, block {now.block}", loc="left", fontsize=10)
+    total = [sum(one.held) for one in taken[: moment + 1]]
+    right.plot(range(len(total)), total, color=lab.figure.BLUE)
+    right.axhline(max(map(sum, (one.held for one in taken))), **lab.figure.LIMIT)
+    right.set(xlim=(0, longest), ylim=(0, 1.1 * most), xlabel="moment", ylabel="MiB held")
+    right.set_title(f"segments: {segments}; dashed: the peak", loc="left", fontsize=10)
+    return picture
+
+
+lab.Sliders(draw_moment, moment=range(longest), segments=list(recorded))
+
+# %% [markdown]
+# With one segment there is one mountain. With a segment for each block there is a staircase: the
+# input of every block is kept, and these inputs are as many as the blocks. In between the mountain
+# is cut into teeth, and the row of kept inputs is short.
+#
+# So the peak has two parts. With *k* segments it is
+#
+# $$s \left\lceil \frac nk \right\rceil + (k - 1)$$
+#
+# tensors: what one segment keeps, and one input for each segment before it. The first part falls
+# with *k*, the second rises. They balance near $k = \sqrt{s \, n}$.
+
+# %% tags=["nbval-check-output"]
+for k in (1, 2, 4, 6, 8, 9, 12, 18, 36):
+    print(f"36 blocks, s = 2, {k:>2} segments: {memory.peak_tensors(36, 2, k):>2} tensors")
+print("best:", memory.best_segments(36, 2), "segments; √(s·n) =", round((2 * 36) ** 0.5, 1))
+
+# %% [markdown]
+# ### The optimizer's state, on several ranks
+#
+# In data parallelism ([chapter 16](16_ddp.ipynb)) every rank, a process with its own part of the
+# batch, keeps a copy of everything. ZeRO's first stage deals out the optimizer's state: a rank
+# keeps the state of its **piece** of the weights, and updates that piece alone.
+#
+# Ranks average gradients by an all-reduce, which has two halves: after the first one each rank
+# holds the complete sum of one piece, and the second one sends the pieces round. The update moves
+# in between, and the second half carries new weights:
+
+# %%
+lab.show_source(memory.ShardedOptimizer.step, docstring=False)
+
+# %%
+sharding = memory.ShardedOptimizer
+lab.show_source(sharding._reduce_scatter, sharding._all_gather, docstring=False)
+
+# %% [markdown]
+# *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
+
+# %% [markdown]
+# ## 5. Prove
+#
+# ### Recomputation
+#
+# Ten updates by Adam, in float64, with dropout: keeping all; ours; and PyTorch's
+# `checkpoint_sequential`. All draw from the same random numbers.
+
+# %%
+from torch.utils.checkpoint import checkpoint_sequential
+
+small = experiment.Knobs(blocks=7, dropout=0.3, batch_size=32)
+torch.manual_seed(0)
+start = experiment.Chain(small).double()
+batches = [(x.double(), y) for x, y in islice(mnist.batches(32), 10)]
+
+
+def way(rule):
+    def update(model, optimizer, x, y):
+        model.rule = rule
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    torch.manual_seed(1)
+    yield from lab.trajectory(start, lambda m: torch.optim.Adam(m.parameters()), update, batches)
+
+
+# %% tags=["nbval-check-output"]
+def ours(blocks, x):
+    return memory.in_segments(blocks, x, 3)
+
+
+def torchs(blocks, x):
+    return checkpoint_sequential(list(blocks), 3, x, use_reentrant=False)
+
+
+ways = {"keep all": memory.keep_all, "ours": ours, "torch's": torchs}
+proof = lab.prove({name: list(way(rule)) for name, rule in ways.items()})
+assert proof.holds
+print(proof)
+
+# %%
+proof
+
+# %% [markdown]
+# Do both keep the same number of bytes? The meter listens to both.
+
+
+# %% tags=["nbval-check-output"]
+def bytes_kept(rule, model, x, y):
+    model.rule = rule
+    with lab.ActivationMeter(model, x, y) as meter:
+        cross_entropy(model(x), y).backward()
+    return meter.peak
+
+
+even = experiment.Chain(experiment.Knobs(blocks=9))
+ours_kept, torchs_kept, all_kept = (
+    bytes_kept(r, even, x, y) for r in (ours, torchs, memory.keep_all)
+)
+print("as many bytes as torch's:", ours_kept == torchs_kept)
+print("fewer than keeping all:", ours_kept < all_kept)
+
+# %% [markdown]
+# ### Dealt out
+#
+# On two ranks: PyTorch's `DistributedDataParallel` with Adam, and ours, over the network and in
+# shared memory. The weights have to be equal **to the last bit**, after every step.
+
+# %%
+from torch.nn.parallel import DistributedDataParallel
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def train_on_rank(kind, batches):
+    torch.manual_seed(dist.get_rank())  # ranks start apart, and take rank 0's weights
+    model = forward = lab.models.mlp(784, 32, 10)
+    if kind is None:
+        forward, optimizer = DistributedDataParallel(model), adam(model.parameters())
+    else:
+        optimizer = kind(model, adam)
+    for x, y in batches:
+        optimizer.zero_grad()
+        cross_entropy(forward(x[dist.get_rank() :: 2]), y[dist.get_rank() :: 2]).backward()
+        optimizer.step()
+        yield lab.snapshot(model)
+
+
+# %% tags=["nbval-check-output"]
+batches = list(islice(mnist.batches(32), 10))
+ways = {"torch's DDP": lab.collect(train_on_rank, 2, None, batches)[0]}
+ours = lab.collect(train_on_rank, 2, memory.ShardedOptimizer, batches)
+ways |= {f"ours, rank {rank}": states for rank, states in ours.items()}
+ways["in shared memory"] = lab.collect(train_on_rank, 2, memory.ShardedInSharedMemory, batches)[0]
+dealt_out = lab.prove(ways, tolerance=0.0)
+assert dealt_out.holds
+print(dealt_out)
+
+# %% [markdown]
+# ## 6. Measure
+#
+# ### The U
+#
+# The bytes are counted: they are the same on every machine. The time is measured in pairs, and the
+# ratio is the time with *k* segments over that of keeping all.
+
+# %%
+ks = sorted(k for k in {1, 2, 4, 6, best, 12, 18, n} if k <= n)
+turned = {k: base.turned(segments=k) for k in ks}
+counted = {k: experiment.bytes_of_one_update(one, x, y) for k, one in turned.items()}
+mib = {k: found["activation_bytes"] / MIB for k, found in counted.items()}
+formula = {
+    k: experiment.predicted_activation_bytes(base.turned(segments=k)) / MIB for k in range(1, n + 1)
+}
+off = max(abs(mib[k] / formula[k] - 1) for k in ks)
+print(f"the formula is at most {100 * off:.1f} % off")
+
+# %%
+plain = experiment.updating(base)
+ratios = {
+    k: lab.compare(
+        experiment.updating(turned[k]), plain, names=(f"k = {k}", "keep all"), patience=1.0
+    )
+    for k in lab.along([k for k in ks if k > 1])
+}
+for ratio in ratios.values():
+    print(ratio)
+
+# %% jupyter={"source_hidden": true} tags=["hero"]
+picture, (left, right) = lab.figure.axes(9.5, 3.3, columns=2)
+for axes in (left, right):
+    axes.set(xlabel="segments", xscale="log")
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
+left.plot(list(formula), list(formula.values()), label="formula", **lab.figure.LIMIT)
+left.plot(list(mib), list(mib.values()), "o", color=lab.figure.BLUE, label="counted")
+left.set(ylabel="activations kept, MiB", ylim=(0, 1.08 * max(mib.values())))
+left.legend(frameon=False)
+lab.figure.draw_ratios(right, ratios, "time of an update, × keeping all")
+foreseen = [experiment.predicted_time(base.turned(segments=k)) for k in formula]
+right.plot(list(formula), foreseen, color=lab.figure.GREY, label="a forward pass more")
+lab.figure.draw_guess(right, {n: guess_time.value})
+right.legend(frameon=False, fontsize=8)
+picture
+
+# %%
+lowest = min(mib, key=lambda k: mib[k])
+for k in (n, lowest):
+    share = mib[k] / mib[1]
+    print(f"{k:>2} segments: {share:.2f} × the activations, 1/{1 / share:.1f} of keeping all")
+shares = {k: mib[k] / mib[1] for k in ks}
+guess_memory.against(shares[n])
+
+# %%
+guess_time.against(ratios[n])
+
+# %% [markdown]
+# **Forget everything, and half of the memory stays. Forget as much as √(s·n) asks, and far less
+# does.** The time has a bound by arithmetic: what is forgotten is computed once more. A backward
+# pass costs about two forward passes, so a forward pass more is a third of an update. What lies
+# above the grey line is calls, and memory that is taken anew.
+
+# %% [markdown]
+# Does the whole process need less as well? Here the system counts, on a longer chain with a larger
+# batch.
+
+# %%
+large = experiment.Knobs(blocks=64, batch_size=1024)
+grown = {}
+for k in (1, memory.best_segments(64, 2)):
+    found = experiment.bytes_of_one_update(large.turned(segments=k), *next(mnist.batches(1024)))
+    grown[k] = found["process_peak_bytes"] / MIB
+    activated = found["activation_bytes"] / MIB
+    print(f"{k:>2} segments: activations {activated:5.1f} MiB, process grew by {grown[k]:5.0f} MiB")
+less = "less" if grown[k] < grown[1] else "not less"
+print(f"the process needs {less}")
+
+# %% [markdown]
+# The process holds more than activations: weights, gradients, Adam's state, and what the operations
+# need for a moment.
+
+# %% [markdown]
+# ### Thin blocks and fat blocks
+#
+# How much a chain gains depends on *s*. A thin block, a linear layer and a ReLU, keeps one tensor.
+# A transformer block keeps many. For each kind: the lowest peak, and the peak when every block
+# forgets.
+
+# %%
+rows = {}
+for kind in ("thin", "residual", "transformer"):
+    chain = base.turned(block=kind, segments=1)
+    peaks = {
+        k: experiment.predicted_activation_bytes(chain.turned(segments=k)) for k in range(1, n + 1)
+    }
+    lowest_k = min(peaks, key=lambda k: peaks[k])
+    kept = experiment.kept_per_sample(chain)
+    rows[kind] = peaks[lowest_k] / peaks[1], peaks[n] / peaks[1]
+    print(
+        f"{kind:<11} s = {kept.block / kept.boundary:4.1f}: lowest with {lowest_k:>2} segments",
+        end="",
+    )
+    print(f", {rows[kind][0]:.2f} × keeping all; every block forgotten {rows[kind][1]:.2f} ×")
+
+# %%
+thin = base.turned(block="thin")
+small_batch = experiment.bytes_of_one_update(thin.turned(segments=n), x, y)["activation_bytes"]
+saved = 1 - small_batch / experiment.bytes_of_one_update(thin, x, y)["activation_bytes"]
+price = lab.compare(
+    experiment.updating(thin.turned(segments=n)),
+    experiment.updating(thin),
+    names=("each thin block forgotten", "keep all"),
+    patience=1.0,
+)
+print(f"thin blocks, every one forgotten: {100 * saved:.0f} % of the bytes saved")
+print(price)
+
+# %% [markdown]
+# A thin block's input is as large as all that it keeps, so keeping its input saves nothing. "Put a
+# checkpoint around each block" is good advice for fat blocks alone.
+
+# %% [markdown]
+# ### Sharing weights
+#
+# Use one block many times instead of many blocks. That is one line, `[block] * n`, and autograd
+# adds up the gradients of all uses.
+
+# %%
+several = experiment.Knobs(blocks=6, block="transformer", batch_size=64)
+one = several.turned(shared=True)
+counted = {
+    name: experiment.bytes_of_one_update(k, x[:64], y[:64])
+    for name, k in (("six blocks", several), ("one block, six times", one))
+}
+for name, found in counted.items():
+    standing = sum(found[f"{part}_bytes"] for part in ("weight", "gradient", "state")) / MIB
+    print(f"{name:<21} weights, gradients, state {standing:.3f} MiB", end="")
+    print(f", activations {found['activation_bytes'] / MIB:.2f} MiB")
+print(
+    lab.compare(
+        experiment.updating(one),
+        experiment.updating(several),
+        names=("one block, six times", "six blocks"),
+        patience=1.0,
+    )
+)
+
+# %% [markdown]
+# Sharing divides what stands per weight. The activations are those of six blocks, and so is the
+# arithmetic.
+
+# %% [markdown]
+# ### Gradients freed early
+#
+# The optimizer need not wait for the whole gradient. A hook updates each weight as soon as its
+# gradient is complete, and frees it:
+
+# %%
+lab.show_source(memory.step_in_backward, docstring=False)
+
+# %%
+widths = (784, 512, 512, 512, 10)
+for early in (False, True):
+    held = experiment.gradient_bytes_over_time(widths, early)
+    print(f"freed early: {early!s:<5} at most {max(held):.2f} MiB of gradients at once")
+
+# %% [markdown]
+# What remains is the largest single gradient. The price: no clipping by the global norm, and no
+# accumulation over micro-batches, because the whole gradient never exists.
+
+# %% [markdown]
+# ### A memory pool
+#
+# New memory is not free in time: the system hands out pages, and clears each of them. A **pool**
+# keeps memory that was freed and hands it out again. Here an addition writes into new memory, and
+# into a buffer that is kept:
+
+# %%
+numbers = torch.zeros(10 * 2**20)  # 40 MiB
+buffer = torch.empty_like(numbers)
+pool = lab.compare(
+    lambda: torch.add(numbers, 1, out=buffer),
+    lambda: torch.add(numbers, 1),
+    names=("into a kept buffer", "into new memory"),
+    patience=1.0,
+)
+print(pool)
+numbers = buffer = None  # their memory goes back
+
+# %% [markdown]
+# glibc, the usual C library of Linux, has such a pool for small pieces. From 32 MiB on it asks the
+# system each time. It can be told to keep all: for the whole process, and without a way back, so
+# this runs in a process of its own.
+
+# %%
+pages = {}
+if experiment.has_pool():
+    updates = round(2 + 4 * lab.effort())
+    for keeps in (False, True):
+        worker = experiment.updates_of_large_tensors
+        heard = lab.collect(worker, 1, keeps, 768, updates, backend=None)
+        pages[keeps] = heard[0][0].pages
+        print(f"glibc keeps all: {keeps!s:<5} {pages[keeps]:8,.0f} new pages in an update")
+    fewer = "fewer" if pages[True] < 0.5 * pages[False] else "about as many"
+    print(f"with the pool an update takes {fewer} new pages")
+else:
+    print("this system's C library is not glibc: only the pair above")
+
+# %% [markdown]
+# A pool saves time, and no memory: what it keeps counts as used. On a GPU, PyTorch brings its own
+# pool, the caching allocator, and there is nothing to turn on.
+
+# %% [markdown]
+# ### Splitting the model
+#
+# Two ways deal a model out over processes. A pipeline gives each rank a part of the *layers*
+# ([chapter 18](18_pipeline.ipynb)). ZeRO gives each rank a piece of *everything that stands per
+# weight*, in three stages: stage 1 deals out the optimizer's state, stage 2 the gradients as well,
+# stage 3 the weights too, which then travel before each use.
+
+# %%
+stages = experiment.stages_of_zero(1e9, 8)
+for name, bytes_ in stages.items():
+    print(f"{name:<13} " + ", ".join(f"{part} {b / 1e9:.1f}" for part, b in bytes_.items()))
+
+# %% jupyter={"source_hidden": true}
+picture, (axes,) = lab.figure.axes(8, 2.6)
+ends = dict.fromkeys(stages, 0.0)
+colors = (lab.figure.BLUE, lab.figure.ORANGE, lab.figure.GREEN)
+for part, color in zip(stages["data parallel"], colors):
+    sizes = [stages[name][part] / 1e9 for name in stages]
+    axes.barh(list(stages), sizes, 0.6, list(ends.values()), color=color, label=part)
+    ends = {name: ends[name] + size for name, size in zip(stages, sizes)}
+axes.set(xlabel="GB on a rank, by formula: a billion weights, 8 ranks", xlim=(0, 21))
+axes.invert_yaxis()
+axes.legend(frameon=False, fontsize=8, loc="lower right")
+picture
+
+# %% [markdown]
+# Stage 1 runs here. Below, two ranks train a network. Press **Start**, then choose how the state is
+# **sharded**, and another **optimizer**. The bars are what one rank holds.
+
+# %%
+on_ranks = experiment.ShardKnobs(seed=base.seed)
+state = {name: parts[name] for name in ("weight_bytes", "gradient_bytes", "state_bytes")}
+panel_of_ranks = lab.Panel(
+    experiment.run_on_ranks,
+    on_ranks,
+    [
+        lab.Budget(state, "memory on a rank, MiB", scale=1 / MIB),
+        lab.Curve("throughput", "samples/s"),
+        lab.Curve("loss", "loss", over="updates"),
+    ],
+    controls=["sharded", "optimizer", "ranks", "width"],
+    baselines={"not sharded": {"sharded": "no"}},
+    headline=lab.Headline("state_bytes", "optimizer state"),
+    tour=[on_ranks.turned(sharded="in shared memory"), on_ranks.turned(optimizer="sgd")],
+    seconds=1.5,
+)
+panel_of_ranks
+
+# %%
+found = {
+    how: experiment.typical_on_ranks(on_ranks.turned(sharded=how))
+    for how in ("no", "over the network", "in shared memory")
+}
+state_share = {
+    how: step.metrics["state_bytes"] / found["no"].metrics["state_bytes"]
+    for how, step in found.items()
+}
+for how, step in found.items():
+    print(f"sharded: {how:<17} {state_share[how]:.3f} × the state", end="")
+    print(f", sends {step.metrics['bytes_sent'] / MIB:.2f} MiB an update")
+
+# %% [markdown]
+# Over the network both send the same number of bytes: the two halves of an all-reduce. In shared
+# memory nothing is sent, and the weights themselves exist once for both ranks.
+
+# %% [markdown]
+# ## 7. Break it
+#
+# Three famous mistakes of recomputation, one click each. The blocks have dropout and batch
+# normalization now. Every gradient is compared with that of keeping all: the *error* is 1 when all
+# of it is wrong.
+
+# %%
+broken = base.turned(twin=True, dropout=0.3, batch_norm=True, block="residual")
+broken = broken.turned(blocks=min(12, n), segments=min(4, n), batch_size=min(128, base.batch_size))
+mistakes = ("other masks", "statistics twice", "input without gradient")
+right = lab.Badge(
+    "error", 1e-5, "gradient and statistics of keeping all", "not those of keeping all"
+)
+error = lab.Curve("error", "error", over="updates", log=(1e-8, 1e2))
+
+# %%
+break_it = lab.Panel(
+    experiment.run,
+    broken,
+    [error, lab.Curve("loss", "loss", over="updates")],
+    controls=["segments", "mistake"],
+    baselines={"no mistake": {"mistake": "none"}},
+    headline=None,
+    tour=[broken.turned(mistake=mistake) for mistake in mistakes],
+    seconds=1.0,
+    badge=right,
+)
+break_it
+
+# %% [markdown]
+# - **other masks**: the second run draws another dropout mask. The gradient belongs to a network
+#   that never computed the loss.
+# - **statistics twice**: batch normalization updates its running statistics in both runs. The
+#   gradients are right, and the statistics move twice as fast. PyTorch's `checkpoint` does this.
+# - **input without gradient**: the layer before the blocks is frozen, and PyTorch's older,
+#   *reentrant* way finds no parameter's gradient in any forgotten segment. It says so in a warning.
+#
+# How wrong is each, over several seeds?
+
+# %%
+errors = {}
+for mistake in ("none", *mistakes):
+    errors[mistake] = []
+    for seed in lab.some_seeds(5):
+        turned = broken.turned(mistake=mistake, seed=base.seed + seed)
+        steps = list(islice(experiment.run(turned), 5))
+        errors[mistake].append(median(step.metrics["error"] for step in steps))
+    print(f"{mistake:<23} error {lab.figure.tell_over_seeds(errors[mistake])}")
+
+# %% [markdown]
+# What cannot be run again is refused, in one line: a module that changes its input in place, and an
+# input that is changed afterwards.
+
+# %% tags=["nbval-check-output"]
+in_place = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 4))
+try:
+    memory.recompute(in_place, torch.randn(2, 4))
+except RuntimeError as refused:
+    print(refused)
+
+# %%
+inputs = torch.randn(2, 4)
+out = memory.recompute(torch.nn.Linear(4, 4), inputs)
+inputs.add_(1)
+try:
+    out.sum().backward()
+except RuntimeError as refused:
+    print(str(refused).split(":")[0])
+
+# %% [markdown]
+# Sharing has a mistake of its own: an optimizer that was made **before** the weights were tied
+# keeps the old tensor, with its state.
+
+# %% tags=["nbval-check-output"]
+first, last = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+early = torch.optim.Adam([first.weight, last.weight])
+last.weight = first.weight
+late = torch.optim.Adam({first.weight, last.weight})
+for name, made in (("made before tying", early), ("made after tying", late)):
+    print(name, "holds", len(made.param_groups[0]["params"]), "tensors")
+
+# %% [markdown]
+# And on ranks: **own norm** lets each rank clip by the norm of its own piece; **not gathered**
+# forgets to send the new weights round. The *drift* is the distance from one process with the whole
+# batch, after 20 updates, as a share of the way that process has gone.
+
+# %%
+clipped = on_ranks.turned(twin=True, max_norm=0.3, width=64)
+for mistake in ("none", "own norm", "not gathered"):
+    steps = list(islice(experiment.run_on_ranks(clipped.turned(mistake=mistake)), 20))
+    print(f"{mistake:<13} drift {steps[-1].metrics['drift']:.1e}")
+
+# %% [markdown]
+# ## 8. When it does not help
+#
+# **When activations are the smaller part.** With a small batch, or few blocks, the weights and what
+# stands per weight fill the memory. Measure the share first:
+
+# %%
+shares_of_batch = {}
+for size in (8, 64, 512):
+    batch = mnist.train_x[:size], mnist.train_y[:size]
+    found = experiment.bytes_of_one_update(base.turned(batch_size=size), *batch)
+    whole = sum(found[part] for part in parts)
+    shares_of_batch[size] = found["activation_bytes"] / whole
+    percent = 100 * shares_of_batch[size]
+    print(f"batch of {size:>3}: activations are {percent:.0f} % of {whole / MIB:.1f} MiB")
+
+# %% [markdown]
+# **When the last segment is forgotten, too.** It is computed again at once, so nothing is gained:
+
+# %%
+half = base.turned(segments=2)
+both = {last: half.turned(last_too=last) for last in (False, True)}
+peaks = {
+    last: experiment.bytes_of_one_update(k, x, y)["activation_bytes"] for last, k in both.items()
+}
+more = lab.compare(
+    experiment.updating(both[True]),
+    experiment.updating(both[False]),
+    names=("both of 2 segments forgotten", "the first alone"),
+    patience=1.0,
+)
+print(f"peak {peaks[False] / MIB:.2f} MiB, with the last one forgotten {peaks[True] / MIB:.2f} MiB")
+print(more)
+
+# %% [markdown]
+# **When there is no state to deal out.** Plain SGD keeps nothing:
+
+# %%
+for rule in ("sgd", "momentum", "adam"):
+    steps = [
+        next(experiment.run_on_ranks(on_ranks.turned(optimizer=rule, sharded=how)))
+        for how in ("no", "over the network")
+    ]
+    plain_state, dealt = (step.metrics["state_bytes"] / MIB for step in steps)
+    print(f"{rule:<9} state on a rank {plain_state:.2f} MiB, sharded {dealt:.2f} MiB")
+
+# %% [markdown]
+# So, about the claim from the start: the verdict, for this machine.
+
+# %%
+quickest = min(ratios, key=lambda k: mib[k])
+verdict = (
+    f"{lowest} segments keep {shares[lowest]:.2f} × the activations, {n} keep {shares[n]:.2f} ×; "
+    f"time {ratios[quickest].ratio:.2f} × at {quickest}, {ratios[n].ratio:.2f} × at {n}; a kept "
+    f"buffer takes {pool.ratio:.2f} × the time of new memory; ZeRO-1 on 2 ranks keeps "
+    f"{state_share['over the network']:.2f} × the state"
+)
+lab.log_verdict("memory", verdict)
+
+# %% [markdown]
+# ## 9. Exercises
+#
+# Write the functions and run the cells; `check` tries each on fresh data. It says what is right
+# already, shows a small case that is not, and gives a hint where it knows the mistake. After two
+# different tries it offers a worked solution. Some functions are written already, with faults:
+# repair them.
+
+# %%
+from accel_lab.grading.practice import check, exercises
+
+AGAIN, SHARD, PLAN = exercises("memory")
+AGAIN
+
+
+# %% tags=["exercise"]
+def recompute_with(run, x, context):
+    raise NotImplementedError
+
+
+check(recompute_with)
+
+# %%
+SHARD
+
+
+# %% tags=["exercise"]
+def sharded_update(weights, gradient, share, momentum, rate, rank, world, send, receive):
+    total = passing = gradient / world
+    for _ in range(world - 1):
+        send(passing)
+        passing = receive()
+        total = total + passing
+    momentum = 0.9 * momentum + total.tensor_split(world)[rank]
+    weights = weights.clone()
+    weights.tensor_split(world)[rank].sub_(rate * momentum)
+    return weights, momentum
+
+
+check(sharded_update)
+
+# %%
+PLAN
+
+
+# %% tags=["exercise"]
+def segments_for(blocks, kept, boundary, budget):
+    raise NotImplementedError
+
+
+check(segments_for)
+
+# %% [markdown]
+# ## 10. Take away
+#
+# - Memory holds weights, gradients, optimizer state and activations. Count them before you choose a
+#   method: each method cuts one of them.
+# - Recomputation cuts activations, to about $2\sqrt{s \, n}$ tensors of $s \, n$, for at most one
+#   forward pass more. Forgetting more than that needs more memory.
+# - Around each block it is right where blocks are fat, and saves nothing where they are thin.
+# - Sharing weights makes a model smaller, not faster. A pool saves time, not memory.
+# - ZeRO-1 deals the optimizer's state out to the ranks, for the bytes of an all-reduce.
+
+# %% [markdown]
+# Known from elsewhere, and not measured here: segments need not be equal, and shorter ones at the
+# end save some more; with several levels of forgetting, memory grows as log *n* (A. Griewank and A.
+# Walther, *revolve*, 2000). *Selective* recomputation keeps the results of expensive operations
+# (V. Korthikanti et al., 2022, arXiv:2205.05198). *Offloading* sends activations to another memory.
+# FSDP is ZeRO-3 in PyTorch. 16 bits halve activations, see [chapter 13](13_precision.ipynb).
+
+# %% [markdown]
+# **What would prove this wrong?** A module that computes the same twice from the same input, random
+# numbers and buffers, whose gradients come out different when it is recomputed. If you find one,
+# look for a state that is none of these: Python's `random`, a counter, a cache.
+
+# %% [markdown]
+# **Sources.** T. Chen et al., *Training deep nets with sublinear memory cost*, 2016,
+# arXiv:1604.06174, section 4 · A. Griewank and A. Walther, *Algorithm 799: revolve*, 2000 · S.
+# Rajbhandari et al., *ZeRO*, 2020, arXiv:1910.02054 · Z. Lan et al., *ALBERT*, 2020,
+# arXiv:1909.11942 (sharing) · K. Lv et al., *LOMO*, 2023, arXiv:2306.09782 (gradients freed early).
+#
+# **Next.** Two ranks shared an optimizer here, and the chapter took for granted how they average
+# their gradients. What has to be averaged, what does it cost, and when are two ranks faster than
+# one? That is data parallelism, [chapter 16](16_ddp.ipynb). The other chapters are listed on the
+# [first page](00_start_here.ipynb).

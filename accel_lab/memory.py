@@ -95,7 +95,7 @@ class Recompute(torch.autograd.Function):
         with ctx.context.of_now():
             y = run(x)
         refuse(y, changed_in_place=x._version != version)
-        now = dict(run.named_buffers())  # kept where the first run has changed them
+        now = dict(run.named_buffers()) if buffers else {}  # kept where this run has changed them
         ctx.buffers = {name: old for name, old in buffers.items() if not old.equal(now[name])}
         ctx.save_for_backward(x, *parameters)
         return y

@@ -331,6 +331,12 @@ def predicted_activation_bytes(knobs: Knobs) -> float:
     return knobs.batch_size * max(own + end for own, end in zip(held, ends, strict=True))
 
 
+def best_number(knobs: Knobs) -> int:
+    """The number of segments with the lowest predicted peak."""
+    turned = {k: knobs.turned(segments=k) for k in range(1, knobs.blocks + 1)}
+    return min(turned, key=lambda k: predicted_activation_bytes(turned[k]))
+
+
 def predicted_time(knobs: Knobs) -> float:
     """Predict the time of an update, in those of keeping all: what is forgotten is run once more,
     and a forward pass is a third of an update.
@@ -457,8 +463,9 @@ def has_pool() -> bool:
     return False
 
 
-def updates_of_large_tensors(pool: bool, batch_size: int, updates: int) -> Faults:
-    """Update a CNN whose largest activations are too large for the allocator to keep: a worker.
+def updates_of_large_tensors(pool: bool, updates: int) -> Faults:
+    """Update a network whose hidden layer, 36 MiB for the batch, is too large for the allocator to
+    keep: a worker.
 
     pool: tell the allocator to keep all that is freed. This holds for the whole process and cannot
     be taken back, so it is done in a process of its own.
@@ -467,8 +474,8 @@ def updates_of_large_tensors(pool: bool, batch_size: int, updates: int) -> Fault
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
     torch.manual_seed(0)
-    model, taken = models.cnn(), []
-    x, y = next(datasets.mnist5k().batches(batch_size))
+    model, taken = models.mlp(64, 1024, 10), []
+    x, y = torch.randn(9 * 1024, 64), torch.randint(10, (9 * 1024,))
     for _ in range(2 + updates):
         began, faults = time.process_time(), _page_faults()
         model.zero_grad()

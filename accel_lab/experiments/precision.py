@@ -464,7 +464,7 @@ AS_FP32 = {"precision": "fp32", "rounding": "nearest", "mistake": "none", "mean_
 
 
 @lru_cache(maxsize=16)
-def _needed_rates(knobs: Knobs, dtype: torch.dtype, updates: int = 100) -> Tensor:
+def _needed_rates(knobs: Knobs, dtype: torch.dtype, updates: int = 61) -> Tensor:
     """For some of the gradients of a run, the learning rate from which on the update survives."""
     training, needed = start(knobs), []
     for number, (x, y) in enumerate(islice(training.batches, updates)):

@@ -157,6 +157,8 @@ lab.SpeedLog.of_the_reader()
 #   move for them.
 # - **backward pass** ([11](11_accumulation.ipynb)): Computes the gradient of the loss, from the
 #   last layer to the first.
+# - **bfloat16** ([13](13_precision.ipynb)): A floating-point number of 16 bits, with the range of
+#   float32 and 8 significant bits.
 # - **bubble** ([18](18_pipeline.ipynb)): The share of all ranks' time in which a rank of a pipeline
 #   has nothing to do.
 # - **bucket** ([16](16_ddp.ipynb)): Several gradients that travel together in one message, while
@@ -180,13 +182,19 @@ lab.SpeedLog.of_the_reader()
 #   pairs leave possible, with 99 % certainty.
 # - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;
 #   softmax turns them into probabilities.
+# - **loss scaling** ([13](13_precision.ipynb)): The loss is multiplied by a factor, so that small
+#   gradients do not become 0 in float16; before the step the gradients are divided by it.
 # - **micro-batch** ([11](11_accumulation.ipynb)): A part of a batch that goes through the network
 #   by itself.
+# - **mixed precision** ([13](13_precision.ipynb)): Products are computed in 16 bits, weights are
+#   kept in 32.
 # - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
 #   ratio of the two counts.
 # - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
 #   micro-batches flow through them.
 # - **rank** ([16](16_ddp.ipynb)): One of the processes that train together, and its number, from 0.
+# - **recomputation** ([15](15_memory.ipynb)): Activations are forgotten on the way forward, and
+#   computed again when the backward pass needs them.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
 #   one piece of the sum; the first half of a ring's all-reduce.
 # - **ridge** ([01](01_measuring.ipynb)): The arithmetic intensity at which the limit of bytes and
@@ -195,7 +203,11 @@ lab.SpeedLog.of_the_reader()
 #   receives from the one before.
 # - **roofline** ([01](01_measuring.ipynb)): The most FLOP/s that a machine allows, by its
 #   arithmetic and by its memory, for each arithmetic intensity.
+# - **segments** ([15](15_memory.ipynb)): The parts of a chain of layers of which recomputation
+#   keeps no more than what enters them.
 # - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
+# - **stochastic rounding** ([13](13_precision.ipynb)): A number is rounded up or down by chance, so
+#   that the mean is right.
 # - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the
 #   *student*, learns from.
 # - **temperature** ([19](19_distillation.ipynb)): Logits are divided by it before softmax; a high

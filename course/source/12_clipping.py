@@ -806,6 +806,6 @@ check(clip_sharded)
 # networks*, 2013, arXiv:1211.5063, section 3.2 · T. Mikolov, *Statistical language models based on
 # neural networks*, 2012, section 3.2.2 · PyTorch, `torch.nn.utils.clip_grad_norm_`.
 #
-# **Next.** Clipping guards each update against its batch. Can one also get more out of the weights
-# that a run has passed through, by averaging them? [Chapter 14](14_averaging.ipynb). The other
+# **Next.** Clipping guards each update against its batch. But an update can also get lost, gradient
+# right and all, where weights have too few bits: [chapter 13](13_precision.ipynb). The other
 # chapters are listed on the [first page](00_start_here.ipynb).

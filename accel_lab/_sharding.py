@@ -111,16 +111,19 @@ class ShardedInSharedMemory(ShardedOptimizer):
     """The same on one machine, where ranks share memory: the weights exist once for all of them.
 
     Each rank adds up its piece of all gradients, and updates its piece of the weights, in place.
-    Raises OSError where ranks cannot share memory, beside ShardedOptimizer's.
+    Where ranks cannot share memory, ``pages`` is empty, and it is a ShardedOptimizer.
     """
 
     def _memory(self, n: int) -> tuple[Tensor, Tensor]:
         weights, self.pages = (shared_between_ranks(n, self.parameters[0].dtype) for _ in range(2))
         if not (weights and self.pages):
-            raise OSError("ranks cannot share memory here; use ShardedOptimizer")
+            self.pages = []
+            return super()._memory(n)
         return weights[0], self.pages[dist.get_rank()]
 
     def _reduce_scatter(self) -> Tensor:
+        if not self.pages:
+            return super()._reduce_scatter()
         _meet()  # all gradients are there
         first, *others = (page.tensor_split(len(self.pages))[self.place] for page in self.pages)
         total = first.clone()
@@ -129,6 +132,9 @@ class ShardedInSharedMemory(ShardedOptimizer):
         return total
 
     def _all_gather(self) -> None:
+        if not self.pages:
+            super()._all_gather()
+            return
         _meet()  # all weights are new
 
 

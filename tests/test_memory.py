@@ -422,6 +422,20 @@ def test_other_worlds_and_clipping_by_the_whole_norm(kind, world):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+def without_shared_memory(batches=3):
+    import accel_lab._sharding
+
+    accel_lab._sharding.shared_between_ranks = lambda size, dtype: []
+    yield from train_on_rank(ShardedInSharedMemory, "adam", steps=batches)
+
+
+def test_where_ranks_cannot_share_memory_it_goes_over_the_network():
+    truth = collect(train_on_rank, 2, ShardedOptimizer, "adam", None, 3)
+    ours = collect(without_shared_memory, 2)
+    for rank in truth:
+        assert_equal(ours[rank][:-1], truth[rank][:-1])
+
+
 def cleared_by_the_model():
     """``model.zero_grad()`` sets gradients to None, so backward puts new ones in their place."""
     model = network()
@@ -563,12 +577,24 @@ def test_gradients_over_time():
     assert max(early) == pytest.approx(4 * 784 * 64 / 2**20)
 
 
+@pytest.mark.skipif(not experiment.has_pool(), reason="the C library is not glibc")
+def test_with_a_pool_no_new_pages_are_needed():
+    pages = [
+        dict(launch(experiment.new_pages, 1, pool, 9 * 2**20, 3, backend=None))[0]
+        for pool in (False, True)
+    ]
+    assert pages[0] >= 36 / 2  # MiB: a page has 4 KiB, or 2 MiB where the system joins them
+    assert pages[1] < 0.1 * pages[0]
+
+
 @pytest.mark.parametrize(
     ("knobs", "knob", "line"),
     [
         ({"segments": 9, "blocks": 8}, "segments", "segments: 9 do not fit 8 blocks"),
         ({"segments": 0}, "segments", "segments: should be greater than or equal to 1"),
         ({"block": "transformer", "batch_norm": True}, "batch_norm", "batch_norm: a transformer"),
+        ({"mistake": "other masks"}, "mistake", "mistake: other masks need a dropout above 0"),
+        ({"mistake": "statistics twice"}, "mistake", "mistake: statistics twice need batch_norm"),
         ({"segment": 2}, "", "no knob is called 'segment'; did you mean 'segments'?"),
     ],
 )

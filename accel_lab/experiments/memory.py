@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from statistics import median
@@ -149,6 +147,10 @@ class Knobs(TrainingKnobs):
             raise KnobError("segments", f"{self.segments} do not fit {self.blocks} blocks")
         if self.batch_norm and self.block == "transformer":
             raise KnobError("batch_norm", "a transformer block has layer normalization")
+        if self.mistake == "other masks" and not self.dropout:
+            raise KnobError("mistake", "other masks need a dropout above 0 to be seen")
+        if self.mistake == "statistics twice" and not self.batch_norm:
+            raise KnobError("mistake", "statistics twice need batch_norm to be seen")
         return self
 
 
@@ -446,14 +448,6 @@ def gradient_bytes_over_time(widths: tuple[int, ...], early: bool) -> list[float
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-@dataclass
-class Faults:
-    """What an update took, by the median: seconds, and pages that the system had to provide."""
-
-    seconds: float
-    pages: float
-
-
 def has_pool() -> bool:
     """Can this system's allocator be told to keep what is freed? glibc's can."""
     if sys.platform != "linux":
@@ -463,30 +457,24 @@ def has_pool() -> bool:
     return False
 
 
-def updates_of_large_tensors(pool: bool, updates: int) -> Faults:
-    """Update a network whose hidden layer, 36 MiB for the batch, is too large for the allocator to
-    keep: a worker.
+def new_pages(pool: bool, size: int, times: int) -> float:
+    """Add to so many float32 numbers, again and again, each time into new memory: a worker.
 
     pool: tell the allocator to keep all that is freed. This holds for the whole process and cannot
     be taken back, so it is done in a process of its own.
+    Returns how many pages the system had to provide for an addition, by the median.
     """
+    import resource  # Windows has none, and no such allocator
+
     if pool:
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
-    torch.manual_seed(0)
-    model, taken = models.mlp(64, 1024, 10), []
-    x, y = torch.randn(9 * 1024, 64), torch.randint(10, (9 * 1024,))
-    for _ in range(2 + updates):
-        began, faults = time.process_time(), _page_faults()
-        model.zero_grad()
-        cross_entropy(model(x), y).backward()
-        taken.append((time.process_time() - began, _page_faults() - faults))
-    seconds, pages = zip(*taken[2:], strict=True)
-    return Faults(median(seconds), median(pages))
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numbers, taken = torch.zeros(size), []
+    for _ in range(2 + times):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.add(numbers, 1)
+        taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return median(taken[2:])
 
 
 # ---- the optimizer's state on ranks ----
@@ -629,7 +617,7 @@ def _bytes_on_rank(
 ) -> dict[str, float]:
     inner = optimizer.optimizer if isinstance(optimizer, ShardedOptimizer) else optimizer
     held = standing_bytes(model, inner)
-    once = isinstance(optimizer, ShardedInSharedMemory)
+    once = isinstance(optimizer, ShardedInSharedMemory) and optimizer.pages
     return held | {"weight_bytes": held["weight_bytes"] / (world if once else 1)}
 
 

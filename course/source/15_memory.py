@@ -43,7 +43,7 @@ torch.set_num_threads(1)  # layers this small gain little from a second core
 knobs = {}
 
 # %%
-base = lab.settings(experiment.Knobs, knobs, device="cpu")
+base = lab.settings(experiment.Knobs, knobs, device="cpu").turned(segments=1)
 mnist = lab.datasets.mnist5k()
 n, MIB = base.blocks, 2**20
 x, y = mnist.train_x[: base.batch_size], mnist.train_y[: base.batch_size]
@@ -575,25 +575,23 @@ numbers = buffer = None  # their memory goes back
 # %% [markdown]
 # glibc, the usual C library of Linux, has such a pool for small pieces. From 32 MiB on it asks the
 # system each time. It can be told to keep all: for the whole process, and without a way back, so
-# this runs in a process of its own. Here a network is trained whose hidden layer takes 36 MiB.
+# this runs in a process of its own. How many pages does the system hand out for one addition?
 
 # %%
 pages = {}
 if experiment.has_pool():
-    updates = round(2 + 4 * lab.effort())
     for keeps in (False, True):
-        worker = experiment.updates_of_large_tensors
-        heard = lab.collect(worker, 1, keeps, updates, backend=None)
-        pages[keeps] = heard[0][0].pages
-        print(f"glibc keeps all: {keeps!s:<5} {pages[keeps]:8,.0f} new pages in an update")
+        heard = lab.collect(experiment.new_pages, 1, keeps, 9 * 2**20, 9, backend=None)
+        pages[keeps] = heard[0][0]
+        print(f"glibc keeps all: {keeps!s:<5} {pages[keeps]:8,.0f} new pages for an addition")
     fewer = "fewer" if pages[True] < 0.5 * pages[False] else "about as many"
-    print(f"with the pool an update takes {fewer} new pages")
+    print(f"with the pool an addition takes {fewer} new pages")
 else:
     print("this system's C library is not glibc: only the pair above")
 
 # %% [markdown]
-# A pool saves time, and no memory: what it keeps counts as used. On a GPU, PyTorch brings its own
-# pool, the caching allocator, and there is nothing to turn on.
+# Time is what a pool can save. It saves no memory: what it keeps counts as used. On a GPU, PyTorch
+# brings its own pool, the caching allocator, and there is nothing to turn on.
 
 # %% [markdown]
 # ### Splitting the model
@@ -660,8 +658,8 @@ for how, step in found.items():
     print(f", sends {step.metrics['bytes_sent'] / MIB:.2f} MiB an update")
 
 # %% [markdown]
-# Over the network both send the same number of bytes: the two halves of an all-reduce. In shared
-# memory nothing is sent, and the weights themselves exist once for both ranks.
+# Over the network both send the same number of bytes: the two halves of an all-reduce. Where ranks
+# share memory nothing is sent, and the weights themselves exist once for both.
 
 # %% [markdown]
 # ## 7. Break it
@@ -813,6 +811,10 @@ verdict = (
 lab.log_verdict("memory", verdict)
 
 # %% [markdown]
+# Each method of that list has its place, and none of them does what recomputation does. A pool can
+# save time. Sharing leaves the activations as they are. Splitting needs further processes.
+
+# %% [markdown]
 # ## 9. Exercises
 #
 # Write the functions and run the cells; `check` tries each on fresh data. It says what is right
@@ -868,12 +870,14 @@ check(segments_for)
 # ## 10. Take away
 #
 # - Memory holds weights, gradients, optimizer state and activations. Count them before you choose a
-#   method: each method cuts one of them.
-# - Recomputation cuts activations, to about $2\sqrt{s \, n}$ tensors of $s \, n$, for at most one
+#   method. Recomputation cuts activations, as accumulation does; a step in backward cuts gradients;
+#   ZeRO-1 cuts the state; sharing cuts all that stands per weight.
+# - Recomputation cuts activations, from $s \, n$ tensors to about $2\sqrt{s \, n}$, for at most one
 #   forward pass more. Forgetting more than that needs more memory.
 # - Around each block it is right where blocks are fat, and saves nothing where they are thin.
-# - Sharing weights makes a model smaller, not faster. A pool saves time, not memory.
-# - ZeRO-1 deals the optimizer's state out to the ranks, for the bytes of an all-reduce.
+# - Sharing makes what stands per weight smaller, and leaves the arithmetic as it is. A pool can
+#   save time, and saves no memory.
+# - ZeRO-1 deals the optimizer's state out to the ranks, and sends the bytes of an all-reduce.
 
 # %% [markdown]
 # Known from elsewhere, and not measured here: segments need not be equal, and shorter ones at the

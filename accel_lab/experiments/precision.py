@@ -238,7 +238,7 @@ class Knobs(TrainingKnobs):
         "mixed bf16", description="of weights and products; mixed keeps the weights in fp32"
     )
     learning_rate: float = dial(
-        0.01, ge=0.001, le=1.0, log=True, description="step size of the optimizer"
+        0.01, ge=1e-4, le=1.0, log=True, description="step size of the optimizer"
     )
     loss_scale: int = dial(
         16, ge=-24, le=24, description="power of 2 that the loss is multiplied by, in mixed fp16"
@@ -400,13 +400,14 @@ class Watch:
 
     def found(self) -> dict[str, float]:
         now = list(self.model.parameters())
-        there = [one.grad != 0 for one in now]
+        there = [torch.ne(one.grad, 0) for one in now]
         same = sum(
             int((some & (was == one)).sum())
             for some, was, one in zip(there, self.before, now, strict=True)
         )
         gone = sum(
-            int(((true != 0) & ~some).sum()) for true, some in zip(self.exact, there, strict=True)
+            int(((true != 0) & some.logical_not()).sum())
+            for true, some in zip(self.exact, there, strict=True)
         )
         return {
             "lost_updates": same / max(1, sum(int(some.sum()) for some in there)),
@@ -440,8 +441,8 @@ def accuracy(training: Training) -> float:
 def predicted_lost(knobs: Knobs) -> float:
     """Predict the share of updates that vanish when the weights are rounded, 0 to 1.
 
-    An update lr · g vanishes while it is less than half the spacing around its weight. Weights and
-    gradients are those of a float32 run with this learning rate; between the rates of a few such
+    An update vanishes while it is less than half the spacing around its weight. Weights and
+    updates are those of a float32 run with this learning rate; between the rates of a few such
     runs, the share is interpolated.
     """
     if not knobs.precision.startswith("pure"):
@@ -459,20 +460,21 @@ def _lost_at(rate: float, knobs: Knobs, like: float) -> float:
     return float((needed > rate).double().mean())
 
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
 AS_FP32 = {"precision": "fp32", "rounding": "nearest", "mistake": "none", "mean_over": 1}
 
 
 @lru_cache(maxsize=16)
 def _needed_rates(knobs: Knobs, dtype: torch.dtype, updates: int = 61) -> Tensor:
-    """For some of the gradients of a run, the learning rate from which on the update survives."""
+    """For some of the updates of a run, the learning rate from which on they survive."""
     training, needed = start(knobs), []
     for number, (x, y) in enumerate(islice(training.batches, updates)):
+        before = [one.detach().clone() for one in training.model.parameters()]
         training.update(x, y)
         if number % EVALUATE_EVERY == 0:
-            for one in training.model.parameters():
-                some = one.grad != 0
-                needed.append((half_spacing(one.detach(), dtype) / one.grad.abs())[some])
+            for was, one in zip(before, training.model.parameters(), strict=True):
+                per_rate = (one.detach() - was).abs() / knobs.learning_rate
+                needed.append((half_spacing(was, dtype) / per_rate)[one.grad != 0])
     return torch.cat(needed)[::7]
 
 

@@ -467,7 +467,7 @@ guess_lost.against(max(0.1, lost["pure bf16"]))
 #
 # ### Which learning rates lose updates
 #
-# The formula, with weights and gradients of a float32 run, against what happens in runs with
+# The formula, with weights and updates of a float32 run, against what happens in runs with
 # 16-bit weights:
 
 # %%
@@ -478,6 +478,8 @@ for kind in ("pure bf16", "pure fp16"):
         settings = base.turned(precision=kind, learning_rate=rate)
         measured[kind, rate] = experiment.outcome(settings, 100)
         formula[kind, rate] = 100 * experiment.predicted_lost(settings)
+adam = pure.turned(optimizer="adam", learning_rate=1e-4)
+with_adam = experiment.outcome(adam, 100).lost, 100 * experiment.predicted_lost(adam)
 
 # %%
 apart = max(abs(measured[key].lost - formula[key]) for key in measured)
@@ -485,6 +487,10 @@ for (kind, rate), run in measured.items():
     told = f"{run.lost:5.1f} % lost, predicted {formula[kind, rate]:5.1f} %"
     print(f"{kind} at {rate:<5g} {told}")
 print(f"formula and measurement are at most {apart:.0f} points apart")
+print(f"Adam at 0.0001: {with_adam[0]:.1f} % lost in bfloat16, predicted {with_adam[1]:.1f} %")
+ended = experiment.outcome(adam.turned(precision="pure fp16"), 20).loss
+tiny = float(torch.tensor(1e-8, dtype=torch.float16))
+print(f"Adam in pure float16: loss {ended:.1f}; its ε of 1e-8 is {tiny:g} there")
 
 # %% jupyter={"source_hidden": true}
 picture, (axes,) = lab.figure.axes(8, 3)
@@ -699,15 +705,17 @@ for number, (x, y) in enumerate(islice(digits.batches(32), 20)):
 # %%
 few = len(lab.along(range(2)))
 for rate in lab.along((base.learning_rate, 0.1, 0.3)):
-    row = []
+    losses = {}
     for kind in ("fp32", "pure bf16"):
         found = experiment.outcomes(base.turned(precision=kind, learning_rate=rate), 100, few)
-        row.append(fmean(run.loss for run in found))
-    apart = row[1] - row[0]
-    print(f"rate {rate:<5g} loss: float32 {row[0]:.3f}, pure bfloat16 {row[1]:.3f} ({apart:+.3f})")
+        losses[kind] = fmean(run.loss for run in found)
+    told = ", ".join(f"{kind} {loss:.3f}" for kind, loss in losses.items())
+    way = (experiment.CHANCE - losses["pure bf16"]) / (experiment.CHANCE - losses["fp32"])
+    print(f"rate {rate:<5g} loss: {told}, {way:.0%} of the way down")
 
 # %% [markdown]
-# Compare the differences. But learning rates fall during training, and gradients get smaller by
+# The last number says how much of float32's way down from chance, ln 10, the bfloat16 weights have
+# gone. Compare the rates. But learning rates fall during training, and gradients get smaller by
 # themselves: what is harmless in the beginning need not stay so.
 #
 # ### Without float32 weights

@@ -703,7 +703,7 @@ for number, (x, y) in enumerate(islice(digits.batches(32), 20)):
 # bfloat16 weights harm because updates vanish. With a larger learning rate fewer do:
 
 # %%
-few = len(lab.along(range(2)))
+few = 2 if lab.effort() == 1 else 1
 for rate in lab.along((base.learning_rate, 0.1, 0.3)):
     losses = {}
     for kind in ("fp32", "pure bf16"):

@@ -587,7 +587,7 @@ if experiment.has_pool():
         heard = lab.collect(experiment.new_pages, 1, keeps, 9 * 2**20, 9, backend=None)
         pages[keeps] = heard[0][0]
         print(f"glibc keeps all: {keeps!s:<5} {pages[keeps]:8,.0f} new pages for an addition")
-    fewer = "fewer" if pages[True] < 0.5 * pages[False] else "about as many"
+    fewer = "fewer" if pages[True] < 0.5 * pages[False] else "as many (it was passed over here)"
     print(f"with the pool an addition takes {fewer} new pages")
 else:
     print("this system's C library is not glibc: only the pair above")

@@ -578,14 +578,13 @@ def test_gradients_over_time():
 
 
 @pytest.mark.skipif(not experiment.has_pool(), reason="the C library is not glibc")
-def test_new_memory_is_new_pages_and_a_pool_needs_no_more():
-    """It may need as many: where the heap cannot grow, glibc passes its pool over."""
+def test_new_memory_is_new_pages_and_a_pool_needs_hardly_any():
     pages = [
         dict(launch(experiment.new_pages, 1, pool, 9 * 2**20, 3, backend=None))[0]
         for pool in (False, True)
     ]
     assert pages[0] >= 36 / 2  # MiB: a page has 4 KiB, or 2 MiB where the system joins them
-    assert pages[1] <= pages[0]
+    assert pages[1] < 0.1 * pages[0]
 
 
 @pytest.mark.parametrize(

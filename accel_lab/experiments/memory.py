@@ -469,12 +469,13 @@ def new_pages(pool: bool, size: int, times: int) -> float:
     if pool:
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
-    numbers, taken = torch.zeros(size), []
-    for _ in range(2 + times):
+    numbers, taken = torch.zeros(1).expand(size), []
+    warmup = 8  # some rounds pass until what was freed, cut to fit, is as large as what is asked for
+    for _ in range(warmup + times):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.add(numbers, 1)
         taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return median(taken[2:])
+    return median(taken[warmup:])
 
 
 # ---- the optimizer's state on ranks ----

@@ -37,8 +37,8 @@ def check_scale(scale: float, growth: float, backoff: float, interval: int) -> N
         raise ValueError(f"growth: {growth} would not raise the scale; take 1 or more")
     if not 0 < backoff <= 1:
         raise ValueError(f"backoff: {backoff}; take a factor above 0, and 1 at most")
-    if interval < 1:
-        raise ValueError(f"interval: {interval} updates; take 1 or more")
+    if not (isinstance(interval, int) and interval >= 1):
+        raise ValueError(f"interval: {interval} updates; take a whole number, 1 or more")
 
 
 def warn_of_nan() -> None:

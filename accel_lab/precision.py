@@ -4,15 +4,16 @@ A number in few bits has few neighbours. Around a weight w in [2^k, 2^(k+1)) the
 
     2^(k−7) apart in bfloat16        2^(k−10) in float16        2^(k−23) in float32
 
-and the nearest one to w + Δ is w itself while |Δ| is less than half of that. So a gradient can be
-right, and its update vanish. Mixed precision keeps the weights in 32 bits and casts copies of them:
+and the nearest one to w + Δ is w itself while |Δ| is less than half of that. (A power of 2 has its
+neighbour towards 0 at half the distance.) So a gradient can be right, and its update vanish. Mixed
+precision keeps the weights in 32 bits and casts copies of them:
 
     w₃₂  →  w₁₆ = cast(w₃₂)  →  loss and gradient through w₁₆  →  w₃₂ −= lr · gradient
 
 Which number has how many bits is decided by operation: products of matrices in 16, losses in 32,
 everything else in what it gets.
 
-float16 has a second limit, its range: below 2^−25 a gradient becomes 0, from 65,520 on infinity.
+float16 has a second limit, its range: up to 2^−25 a gradient becomes 0, from 65,520 on infinity.
 Loss scaling moves gradients into the range: multiply the loss by S, divide the gradients by S in 32
 bits, and skip the update where one is not finite. bfloat16 has float32's range and needs none.
 
@@ -204,16 +205,21 @@ def unscale_(gradients: Sequence[Tensor], scale: float) -> bool:
 
 
 def half_spacing(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance from each weight [any shape] to its next larger neighbour in ``dtype``."""
+    """Half the distance from each weight [any shape] to its neighbour away from 0 in ``dtype``.
+
+    So far is the neighbour towards 0 as well, but for powers of 2, where it is half as far.
+    """
     kind = torch.finfo(dtype)
-    _, exponent = torch.frexp(weight.abs().clamp(min=kind.tiny))  # 2^(exponent−1) ≤ |w|
-    return torch.ldexp(torch.full_like(weight, kind.eps / 4), exponent)
+    size = weight.float().abs().clamp(min=kind.tiny)
+    _, exponent = torch.frexp(size)  # 2^(exponent−1) ≤ size < 2^exponent
+    return torch.ldexp(torch.full_like(size, kind.eps / 4), exponent)
 
 
 def lost_share(weight: Tensor, update: Tensor, dtype: torch.dtype) -> float:
     """Predict which share of the updates vanishes when w + Δ is rounded to ``dtype``, 0 to 1.
 
     weight, update: of the same shape. Updates of 0 do not count; 0.0 if there are no others.
+    Counted as ``half_spacing`` says, so a few too many for weights that are powers of 2.
     """
     some = update != 0
     lost = some & (update.abs() < half_spacing(weight, dtype))

@@ -310,6 +310,8 @@ def test_a_batch_of_nan_does_not_lower_the_scale_for_ever():
         {"backoff": 0.0},
         {"backoff": 2.0},
         {"interval": 0},
+        {"interval": 2.5},
+        {"interval": math.nan},
     ],
 )
 def test_a_scaler_that_could_not_work_is_refused_in_one_line(wrong):
@@ -329,6 +331,13 @@ def test_half_the_spacing_is_where_rounding_moves_on(dtype, exponent, mantissa, 
     assert torch.equal((weight + sign * 0.99 * half).to(dtype).float(), weight)
     moved = (weight + sign * 1.01 * half).to(dtype).float()
     assert torch.equal(moved, weight + sign * 2 * half)
+
+
+def test_half_the_spacing_is_computed_in_float32_whatever_the_weights_are_stored_in():
+    small = torch.tensor([1e-6], dtype=torch.float16)
+    expected = half_spacing(small.float(), torch.bfloat16)
+    assert torch.equal(half_spacing(small, torch.bfloat16), expected)
+    assert float(expected) > 0
 
 
 @both
@@ -497,6 +506,17 @@ def test_the_mistakes_do_what_they_are_said_to_do():
     assert mistaken("never checked", **soon).loss == math.inf
     assert mistaken("none", **soon).loss < 2.3
     assert mistaken("none", **soon).skipped > 0
+
+
+def test_without_scaling_the_scale_is_1():
+    knobs = Knobs(precision="mixed fp16", mistake="no scaling", device="cpu")
+    assert {step.metrics["scale"] for step in islice(experiment.run(knobs), 3)} == {0.0}
+
+
+def test_a_quick_look_takes_fewer_seeds(monkeypatch):
+    for quick, seeds in (("0", 3), ("1", 1)):
+        monkeypatch.setenv("ACCEL_LAB_QUICK", quick)
+        assert len(experiment.outcomes(Knobs(device="cpu"), 2, seeds=3)) == seeds
 
 
 def test_every_mistake_can_be_chosen():

@@ -35,6 +35,7 @@ from accel_lab.precision import (
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
+from accel_lab.workbench.effort import some_seeds
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.comparison import reading
@@ -352,6 +353,8 @@ def start(knobs: Knobs) -> Training:
 
 
 def _scaler(knobs: Knobs) -> LossScaler:
+    if knobs.mistake == "no scaling":
+        return LossScaler(1.0, growth=1.0, backoff=1.0)
     if knobs.scaling == "fixed":
         return LossScaler(2.0**knobs.loss_scale, growth=1.0, backoff=1.0)
     return LossScaler(2.0**knobs.loss_scale, interval=knobs.interval)
@@ -363,7 +366,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     Metrics of each Step:
     loss: mean over the batch.
     skipped (mixed): 1 where the gradient was not finite and the weights were left alone, else 0.
-    scale (mixed fp16): power of 2 of the loss scale for the next update.
+    scale (mixed fp16): power of 2 of the loss scale for the next update; 0 without scaling.
     Of every tenth Step, measured outside the timed update:
     lost_updates: share of the weights with a gradient that the update did not change, 0 to 1.
     lost_gradients: share of the weights' gradients that float32 has and that are 0 here, 0 to 1.
@@ -439,7 +442,7 @@ def accuracy(training: Training) -> float:
 
 
 def predicted_lost(knobs: Knobs) -> float:
-    """Predict the share of updates that vanish when the weights are rounded, 0 to 1.
+    """Predict the share of updates that vanish when weights are rounded to the nearest, 0 to 1.
 
     An update vanishes while it is less than half the spacing around its weight. Weights and
     updates are those of a float32 run with this learning rate; between the rates of a few such
@@ -464,18 +467,26 @@ RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
 AS_FP32 = {"precision": "fp32", "rounding": "nearest", "mistake": "none", "mean_over": 1}
 
 
-@lru_cache(maxsize=16)
-def _needed_rates(knobs: Knobs, dtype: torch.dtype, updates: int = 61) -> Tensor:
+@lru_cache(maxsize=32)
+def _needed_rates(knobs: Knobs, dtype: torch.dtype) -> Tensor:
     """For some of the updates of a run, the learning rate from which on they survive."""
-    training, needed = start(knobs), []
+    weights, per_rate = _moves(knobs)
+    return half_spacing(weights, dtype) / per_rate.abs()
+
+
+@lru_cache(maxsize=16)
+def _moves(knobs: Knobs, updates: int = 61) -> tuple[Tensor, Tensor]:
+    """Some of the weights during a run [n], and their updates, divided by the learning rate [n]."""
+    training, weights, moves = start(knobs), [], []
     for number, (x, y) in enumerate(islice(training.batches, updates)):
         before = [one.detach().clone() for one in training.model.parameters()]
         training.update(x, y)
         if number % EVALUATE_EVERY == 0:
             for was, one in zip(before, training.model.parameters(), strict=True):
-                per_rate = (one.detach() - was).abs() / knobs.learning_rate
-                needed.append((half_spacing(was, dtype) / per_rate)[one.grad != 0])
-    return torch.cat(needed)[::7]
+                some = one.grad != 0
+                weights.append(was[some])
+                moves.append((one.detach() - was)[some] / knobs.learning_rate)
+    return torch.cat(weights)[::7], torch.cat(moves)[::7]
 
 
 def gradient_sizes(knobs: Knobs, updates: int = 60) -> Tensor:
@@ -542,7 +553,8 @@ def outcome(knobs: Knobs, updates: int) -> Outcome:
 
 
 def outcomes(knobs: Knobs, updates: int, seeds: int = 5) -> list[Outcome]:
-    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in range(seeds)]
+    """Train from so many seeds; from the first quarter of them, rounded up, for a quick look."""
+    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in some_seeds(seeds)]
 
 
 def one_weight(start: float, update: float, updates: int, draws: int = 8) -> dict[str, Tensor]:

@@ -99,17 +99,18 @@ lost_over_rate = lab.Sweep(
     formula="predicted",
     summary="mean",
 )
+curves = [
+    lab.Curve("loss", "loss", over="updates", ends=(0, 2.5)),
+    lost_over_rate,
+    lab.Curve("test_accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100)),
+    lab.Curve("throughput", "samples/s"),
+]
 
 # %%
 panel = lab.Panel(
     experiment.run,
     pure,
-    [
-        lab.Curve("loss", "loss", over="updates", ends=(0, 2.5)),
-        lost_over_rate,
-        lab.Curve("test_accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100)),
-        lab.Curve("throughput", "samples/s"),
-    ],
+    curves,
     controls=["precision", "learning_rate", "model"],
     baselines={"float32": {"precision": "fp32"}},
     headline=lab.Headline("test_accuracy", "test accuracy", points=True),
@@ -167,6 +168,8 @@ for update in (0.01, 0.005, 0.003):
 # $$|\Delta| < \tfrac12 \cdot \text{spacing}(w), \qquad \text{spacing}(w) = 2^{\lfloor \log_2 |w|
 # \rfloor - 7} \text{ in bfloat16.}$$
 #
+# (Only powers of 2 are closer to their neighbour on one side: towards zero it is half as far.)
+#
 # `frexp` takes a number apart into its bits and its power of 2. That is all the formula needs:
 
 # %%
@@ -182,7 +185,7 @@ numbers = [float(paths["fp32"][0, 0]) + k * 2.0**-12 for k in range(-1, 15)]
 
 
 # %% jupyter={"source_hidden": true}
-def walk(update=40):
+def dots(update):
     picture, (axes,) = lab.figure.axes(8, 2.4)
     for number in numbers:
         axes.axvline(number, color=lab.figure.GREY, linewidth=0.8)
@@ -193,6 +196,12 @@ def walk(update=40):
     axes.set(xlim=(numbers[0], numbers[-1]), ylim=(2.6, -0.6), xlabel="weight")
     axes.set_yticks(range(3), list(paths))
     axes.grid(False)
+    return picture, axes
+
+
+# %% jupyter={"source_hidden": true}
+def walk(update=40):
+    picture, axes = dots(update)
     mean = float(paths["bf16, by chance"][:, update].mean())
     told = f"after {update} updates of 0.00004: fp32 {float(paths['fp32'][0, update]):.4f}"
     axes.set_title(f"{told}, by chance on average {mean:.4f}", loc="left", fontsize=10)
@@ -203,8 +212,8 @@ lab.Sliders(walk, update=range(41))
 
 # %% [markdown]
 # Rounded to the nearest number, the weight never moves, however many updates come. The eight blue
-# ones are rounded *by chance*, to the nearer neighbour more often. None of them is where float32
-# is; compare their mean with it. Part 8 comes back to this.
+# ones are rounded *by chance*, to the nearer neighbour more often. After 40 updates none of them is
+# where float32 is; compare their mean with it. Part 8 comes back to this.
 #
 # ### The naive version
 #
@@ -275,9 +284,10 @@ print("It decides by", "operation, not by size." if by_operation else "more than
 #
 # ### The range
 #
-# float16 has 11 significant bits, three more than bfloat16. It pays with its range: what is below
-# 2⁻²⁵ becomes 0, and from 65,520 on everything is infinite. Gradients are small numbers. Here are
-# those of our network, each a power of 2 away from 1. The blue area is what float16 can hold.
+# float16 has 11 significant bits, three more than bfloat16. It pays with its range: what is 2⁻²⁵ or
+# less becomes 0, and from 65,520 on everything is infinite. Gradients are small numbers. Here are
+# the sizes of those of our network. Each mark on the axis is 16 powers of 2 from the next, and the
+# blue area is what float16 can hold.
 #
 # **Loss scaling** multiplies the loss by a factor before the backward pass. All gradients grow by
 # this factor. Press **Play**.
@@ -294,6 +304,8 @@ def window(power=0):
     axes.axvspan(2.0**-25, 65520, color=lab.figure.BLUE, alpha=0.12)
     lab.figure.draw_histograms(axes, {"": scaled.tolist()[::5]}, ends=(2.0**-54, 2.0**30))
     low, high = ((scaled <= 2.0**-25).double().mean(), (scaled >= 65520).double().mean())
+    axes.set_xticks([2.0**at for at in range(-48, 17, 16)], ["2⁻⁴⁸", "2⁻³²", "2⁻¹⁶", "1", "2¹⁶"])
+    axes.minorticks_off()
     axes.set_xlabel("absolute value of a gradient × loss scale")
     told = f"loss scale 2^{power}: {low:.0%} become 0, {high:.2%} infinite"
     axes.set_title(told, loc="left", fontsize=10)
@@ -370,7 +382,7 @@ ways = {
     "Accelerate": within(accelerator.autocast),
 }
 states = {name: lab.trajectory(start, sgd, way, batches) for name, way in ways.items()}
-proof = lab.prove(states, tolerance=1e-12)
+proof = lab.prove(states, tolerance=0.0)
 assert proof.holds
 print(proof)
 
@@ -421,10 +433,9 @@ print("same weights:", all(torch.equal(weights[name], their_weights[name]) for n
 # same number of updates each:
 
 # %%
-seeds = len(lab.along(range(5)))
-updates = 300 if lab.effort() == 1 else 150
+updates, short = (300, 100) if lab.effort() == 1 else (120, 60)
 runs = {
-    kind: experiment.outcomes(base.turned(precision=kind), updates, seeds)
+    kind: experiment.outcomes(base.turned(precision=kind), updates, seeds=5)
     for kind in ("fp32", "mixed bf16", "pure bf16")
 }
 for kind, found in runs.items():
@@ -476,10 +487,10 @@ measured, formula = {}, {}
 for kind in ("pure bf16", "pure fp16"):
     for rate in rates:
         settings = base.turned(precision=kind, learning_rate=rate)
-        measured[kind, rate] = experiment.outcome(settings, 100)
+        measured[kind, rate] = experiment.outcome(settings, short)
         formula[kind, rate] = 100 * experiment.predicted_lost(settings)
 adam = pure.turned(optimizer="adam", learning_rate=1e-4)
-with_adam = experiment.outcome(adam, 100).lost, 100 * experiment.predicted_lost(adam)
+with_adam = experiment.outcome(adam, short).lost, 100 * experiment.predicted_lost(adam)
 
 # %%
 apart = max(abs(measured[key].lost - formula[key]) for key in measured)
@@ -528,6 +539,7 @@ def program(model, batch, dtype=None):
     return lambda: precision.mixed_update(model, optimizer, x, y, dtype=dtype)
 
 
+# %%
 torch.manual_seed(0)
 networks = experiment.speed_models()
 ratios = {
@@ -638,8 +650,8 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
-# - **no scaling**: most gradients are 0. (Without the division by 65,536 this mistake is harmless
-#   here; part 8 measures it.)
+# - **no scaling**: most gradients are 0, and the few others are rounded coarsely. (Without the
+#   division by 65,536 this mistake is harmless here; part 8 measures it.)
 # - **not unscaled**: the step is as many times too long as the scale says.
 # - **clipped too early**: the scaled gradient is clipped, then divided by the scale. What is left
 #   of the limit is 1/scale.
@@ -703,15 +715,15 @@ for number, (x, y) in enumerate(islice(digits.batches(32), 20)):
 # bfloat16 weights harm because updates vanish. With a larger learning rate fewer do:
 
 # %%
-few = 2 if lab.effort() == 1 else 1
 for rate in lab.along((base.learning_rate, 0.1, 0.3)):
     losses = {}
     for kind in ("fp32", "pure bf16"):
-        found = experiment.outcomes(base.turned(precision=kind, learning_rate=rate), 100, few)
+        found = experiment.outcomes(base.turned(precision=kind, learning_rate=rate), 100, seeds=2)
         losses[kind] = fmean(run.loss for run in found)
     told = ", ".join(f"{kind} {loss:.3f}" for kind, loss in losses.items())
-    way = (experiment.CHANCE - losses["pure bf16"]) / (experiment.CHANCE - losses["fp32"])
-    print(f"rate {rate:<5g} loss: {told}, {way:.0%} of the way down")
+    full, half = (experiment.CHANCE - loss for loss in losses.values())
+    way = f"{half / full:.0%} of the way down" if full > 0.01 else "float32 hardly moves itself"
+    print(f"rate {rate:<5g} loss: {told}, {way}")
 
 # %% [markdown]
 # The last number says how much of float32's way down from chance, ln 10, the bfloat16 weights have
@@ -725,11 +737,13 @@ for rate in lab.along((base.learning_rate, 0.1, 0.3)):
 # 16-bit number. The learning rate is the small one again.
 
 # %%
-saved = {"fp32": runs["fp32"], "nearest": runs["pure bf16"]}
-for rounding in ("stochastic", "kahan"):
-    settings = pure.turned(rounding=rounding)
-    saved[rounding] = experiment.outcomes(settings, updates, few)
-for name, found in saved.items():
+saved = {
+    rounding: experiment.outcomes(pure.turned(rounding=rounding), updates, seeds=2)
+    for rounding in ("stochastic", "kahan")
+}
+same = slice(len(saved["kahan"]))  # the same seeds of the runs in part 6
+before = {"fp32": runs["fp32"][same], "nearest": runs["pure bf16"][same]}
+for name, found in (before | saved).items():
     losses = lab.figure.tell_over_seeds([run.loss for run in found])
     print(f"{name:<11} loss {losses}")
 
@@ -748,12 +762,13 @@ lab.show_source(precision.stochastic_round, docstring=False)
 
 # %%
 powers = (-24, -16, -12, -8, 0, 4, 8, 16, 20, 24) if lab.effort() == 1 else (-24, 0, 24)
+long = 60 if lab.effort() == 1 else 40
 fixed = base.turned(precision="mixed fp16", learning_rate=0.3, scaling="fixed")
 swept = {}
 for places in (1, 2**16):
     for power in powers:
         settings = fixed.turned(mean_over=places, loss_scale=power)
-        swept[places, power] = experiment.outcome(settings, 60)
+        swept[places, power] = experiment.outcome(settings, long)
 
 # %% jupyter={"source_hidden": true}
 picture, (left, right) = lab.figure.axes(9.5, 3.2, columns=2)
@@ -762,7 +777,7 @@ for places, color, mark in ((1, lab.figure.BLUE, "-o"), (2**16, lab.figure.ORANG
     name = f"mean over {places:,}"
     left.plot(powers, [min(run.loss, 3) for run in found], mark, color=color, label=name)
     right.plot(powers, [run.lost_gradients for run in found], mark, color=color, label=name)
-left.set(xlabel="loss scale, power of 2", ylabel="loss after 60 updates", ylim=(0, 3.2))
+left.set(xlabel="loss scale, power of 2", ylabel=f"loss after {long} updates", ylim=(0, 3.2))
 right.set(xlabel="loss scale, power of 2", ylabel="gradients that become 0, %", ylim=(-3, 105))
 right.legend(frameon=False)
 picture
@@ -780,7 +795,8 @@ enough = at_one.loss < best + 0.05
 print("So without a loss scale", "this classifier trains as well." if enough else "it is worse.")
 
 # %% [markdown]
-# A plateau between two cliffs. On the left gradients become 0. On the right, within this range for
+# A plateau between two cliffs. On the left gradients become 0. Where only a few are left, each
+# rounded to float16's smallest numbers, the loss can even rise. On the right, within this range for
 # the blue runs, they overflow, and every update is skipped. A mean over 2¹⁶ times as many places
 # moves all of it by 16 powers of 2 to the right. The loss of a language model is a mean over many
 # tokens, so its gradients are small: there a scale of 1 may lie on the wrong side of the cliff.
@@ -889,8 +905,8 @@ check(compensated_step)
 
 # %% [markdown]
 # **What would prove this wrong?** A run with bfloat16 weights, rounded to the nearest number, in
-# which weights move although each of their updates is below half the spacing. If you find one, look
-# whether the optimizer keeps a float32 copy of its own.
+# which weights move although each of their updates is below half the distance to the neighbour on
+# that side. If you find one, look whether the optimizer keeps a float32 copy of its own.
 
 # %% [markdown]
 # **Sources.** P. Micikevicius et al., *Mixed precision training*, 2018, arXiv:1710.03740, section 3

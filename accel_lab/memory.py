@@ -7,7 +7,7 @@ s·n. Recomputation cuts the chain into k segments and keeps only what enters ea
 one segment again, from its input, at a time:
 
     keep all        s·n
-    k segments      s·⌈n/k⌉ + k − 1        least near k = √(s·n)
+    k segments      s·n/k + k − 1, where k divides n        least near k = √(s·n)
 
 Both ends of this curve are high: a single segment needs everything at once, and n segments keep n
 inputs. The price is at most one more forward pass; where backward costs two forwards, 4/3 of the
@@ -121,6 +121,8 @@ def cut(blocks: Sequence[Block], segments: int) -> list[Sequence[Block]]:
     Raises ValueError unless 1 ≤ segments ≤ the number of blocks.
     """
     n = len(blocks)
+    if n == 0:
+        raise ValueError("blocks: there are none to cut into segments")
     if not 1 <= segments <= n:
         raise ValueError(f"segments: {segments} do not fit {n} blocks; choose 1 to {n}")
     ends = [0]
@@ -139,8 +141,11 @@ def peak_tensors(blocks: int, saved: int, segments: int) -> int:
 
 
 def best_segments(blocks: int, saved: int) -> int:
-    """Find the number of segments with the lowest peak, the first of equals: near √(s·n)."""
-    return min(range(1, blocks + 1), key=lambda k: peak_tensors(blocks, saved, k))
+    """Find the number of segments with the lowest peak, the first of equals: near √(s·n).
+
+    Raises ValueError without blocks.
+    """
+    return min(range(1, max(1, blocks) + 1), key=lambda k: peak_tensors(blocks, saved, k))
 
 
 # ---- gradients: free them early ----
@@ -150,13 +155,14 @@ def step_in_backward(
     parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], Optimizer]
 ) -> list[RemovableHandle]:
     """Update each parameter as soon as its gradient is complete, and free that gradient.
+    Frozen parameters stay as they are.
 
     Call ``backward()`` alone; there is no ``step()``. What needs the whole gradient, such as
     clipping by its norm or accumulation, is not possible.
     make: [parameter] → its optimizer, as in ``lambda p: torch.optim.Adam(p)``.
     Returns the hooks; ``remove()`` each to end it.
     """
-    optimizers = {parameter: make([parameter]) for parameter in parameters}
+    optimizers = {p: make([p]) for p in parameters if p.requires_grad}
 
     def update(parameter: nn.Parameter) -> None:
         optimizers[parameter].step()

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 from contextlib import nullcontext
 from itertools import islice
 
@@ -312,6 +313,22 @@ def test_torchs_keeps_as_many_bytes(reentrant):
 # ---- gradients freed early ----
 
 
+def test_without_blocks_there_is_nothing_to_cut():
+    for call in (lambda: cut([], 1), lambda: best_segments(0, 2)):
+        with pytest.raises(ValueError, match="there are none to cut"):
+            call()
+
+
+def test_a_step_in_backward_leaves_frozen_weights_alone():
+    layer = nn.Linear(3, 3)
+    layer.bias.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in layer.state_dict().items()}
+    assert len(step_in_backward(layer.parameters(), lambda p: torch.optim.SGD(p, lr=1.0))) == 1
+    layer(torch.ones(2, 3)).sum().backward()
+    assert not layer.weight.equal(before["weight"])
+    assert layer.bias.equal(before["bias"])
+
+
 def test_a_step_in_backward_is_the_step_after_it_and_frees_the_gradients():
     torch.manual_seed(0)
     start, adam = models.mlp(64, 20, 20, 10).double(), lambda p: torch.optim.Adam(p, lr=0.01)
@@ -540,11 +557,8 @@ def test_run_trains():
 )
 def test_a_mistake_is_as_wrong_as_it_is_said_to_be(mistake, least, most):
     knobs = Knobs(**LITTLE, segments=3, dropout=0.3, batch_norm=True, twin=True, mistake=mistake)
-    with (
-        pytest.warns(UserWarning, match="None of the inputs")
-        if "input" in mistake
-        else (nullcontext())
-    ):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch's warning names a file of this machine
         assert least <= next(run(knobs)).metrics["error"] <= most
 
 
@@ -606,6 +620,9 @@ def test_a_wrong_knob_is_named_in_one_line(knobs, knob, line):
     assert error.value.knob == knob
 
 
+SHARED = "in shared memory"
+
+
 def on_ranks(**knobs):
     knobs = ShardKnobs(width=32, batch_size=30, twin=True, **knobs)
     return list(islice(experiment.run_on_ranks(knobs), 8))[-1].metrics
@@ -620,6 +637,17 @@ def test_on_ranks_the_state_is_dealt_out_and_the_weights_are_those_of_one_proces
         once = how == "in shared memory"
         assert ours["weight_bytes"] == whole["weight_bytes"] / (2 if once else 1)
         assert ours["bytes_sent"] == (0 if once else whole["bytes_sent"])
+
+
+def test_settings_one_after_another_train_as_each_does_alone():
+    knobs = {name: ShardKnobs(width=16, batch_size=30, sharded=name) for name in ("no", SHARED)}
+    taken = experiment.several_on_ranks(knobs, updates=3)
+    assert list(taken) == list(knobs)
+    for name, steps in taken.items():
+        alone = list(islice(experiment.run_on_ranks(knobs[name]), 3))
+        assert [step.metrics for step in steps] == [step.metrics for step in alone]
+    with pytest.raises(ValueError, match="as many ranks as the first"):
+        experiment.several_on_ranks({2: ShardKnobs(), 3: ShardKnobs(ranks=3)}, updates=1)
 
 
 def test_mistakes_on_ranks_drift():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import islice
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,11 +38,13 @@ from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of
-from accel_lab.workbench.ranks.world import RankKnobs, launch_steps
+from accel_lab.workbench.ranks.launch import collect
+from accel_lab.workbench.ranks.world import RankKnobs, launch_steps, side_by_side
 from accel_lab.workbench.step import Step
 
 WIDTH, TOKENS, TOKEN_WIDTH = 128, 7, 16
 Rule = Callable[[nn.ModuleList, Tensor], Tensor]  # runs blocks, one after another
+Setting = TypeVar("Setting", bound=Hashable)
 
 # ---- a chain of blocks ----
 
@@ -144,7 +147,8 @@ class Knobs(TrainingKnobs):
     @model_validator(mode="after")
     def _segments_fit(self) -> Knobs:
         if self.segments > self.blocks:
-            raise KnobError("segments", f"{self.segments} do not fit {self.blocks} blocks")
+            fits = f"{self.segments} do not fit {self.blocks} blocks; choose {self.blocks} or fewer"
+            raise KnobError("segments", fits)
         if self.batch_norm and self.block == "transformer":
             raise KnobError("batch_norm", "a transformer block has layer normalization")
         if self.mistake == "other masks" and not self.dropout:
@@ -168,9 +172,11 @@ def rule_of(knobs: Knobs) -> Rule:
 
 def torchs(blocks: nn.ModuleList, x: Tensor, segments: int, reentrant: bool = False) -> Tensor:
     """PyTorch's own. It updates running statistics in both passes. Its older, reentrant way finds
-    no gradient for a segment whose input needs none.
+    no gradient for a segment whose input needs none; its warning of that is not shown here.
     """
-    return checkpoint_sequential(list(blocks), segments, x, use_reentrant=reentrant)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+        return checkpoint_sequential(list(blocks), segments, x, use_reentrant=reentrant)
 
 
 def all_forgotten(blocks: nn.ModuleList, x: Tensor, segments: int) -> Tensor:
@@ -197,8 +203,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     activation_bytes: most bytes that autograd held at once in an update, measured once.
     process_peak_bytes: by how much the process grew during that update.
     weight_bytes, gradient_bytes, state_bytes: of weights, gradients and Adam's state.
-    error (with ``twin``): ‖g − g_all‖ / ‖g_all‖ of the gradient against keeping all, or that of the
-    running statistics, if that is larger.
+    error (with ``twin``): ‖g − g_all‖ / ‖g_all‖ of the gradient against keeping all, or the same of
+    the running statistics, if that is larger.
     """
     device = pick_device(knobs.device)
     digits = datasets.mnist5k().to(device)
@@ -622,10 +628,33 @@ def _bytes_on_rank(
     return held | {"weight_bytes": held["weight_bytes"] / (world if once else 1)}
 
 
-def typical_on_ranks(knobs: ShardKnobs, updates: int = 12, warmup: int = 3) -> Step:
-    """Run some updates on ranks; return the one that takes the median time."""
-    steps = list(islice(run_on_ranks(knobs), updates))[warmup:]
-    return sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
+def several_on_ranks(
+    settings: Mapping[Setting, ShardKnobs], updates: int
+) -> dict[Setting, list[Step]]:
+    """Train with each of these knobs in turn, on ranks that are started once.
+
+    settings: name → knobs, at least one, all with as many ranks · updates: of each.
+    Returns the Steps of each, as ``run_on_ranks`` yields them.
+    Raises ValueError for knobs that differ in their ranks.
+    """
+    first, *others = settings.values()
+    if any(knobs.ranks != first.ranks for knobs in others):
+        raise ValueError("settings: all should have as many ranks as the first")
+    digits = datasets.mnist5k()
+    work = list(settings.values()), updates, digits.train_x, digits.train_y
+    options = {"threads": first.threads, "timeout": first.timeout, "backend": first.device}
+    heard = collect(_one_after_another, first.ranks, *work, **options)
+    return {
+        name: [side_by_side(list(steps)) for steps in zip(*of_ranks, strict=True)]
+        for name, of_ranks in zip(settings, zip(*heard.values(), strict=True), strict=True)
+    }
+
+
+def _one_after_another(
+    settings: list[ShardKnobs], updates: int, images: Tensor, labels: Tensor
+) -> Iterator[list[Step]]:
+    for knobs in settings:
+        yield list(islice(train_on_this_rank(knobs, images, labels), updates))
 
 
 def stages_of_zero(weights: float, ranks: int) -> dict[str, dict[str, float]]:

@@ -22,6 +22,7 @@
 # How much should a network forget? Everything?
 
 # %% jupyter={"source_hidden": true}
+import warnings
 from itertools import islice
 from statistics import median
 
@@ -43,7 +44,7 @@ torch.set_num_threads(1)  # layers this small gain little from a second core
 knobs = {}
 
 # %%
-base = lab.settings(experiment.Knobs, knobs, device="cpu").turned(segments=1)
+base = lab.settings(experiment.Knobs, knobs, device="cpu", blocks=32).turned(segments=1)
 mnist = lab.datasets.mnist5k()
 n, MIB = base.blocks, 2**20
 x, y = mnist.train_x[: base.batch_size], mnist.train_y[: base.batch_size]
@@ -83,7 +84,8 @@ guess_time
 # activations inside of a segment are forgotten, only what enters it is kept. One segment keeps
 # everything: that is the dashed orange line.
 #
-# Press **Start**. Then move **segments** up, slowly, and watch the activations.
+# Press **Start**. Then move **segments** up, slowly, and watch the activations. A segment has at
+# least one block, so there can be at most as many segments as blocks.
 
 # %%
 activations = lab.Sweep(
@@ -203,7 +205,8 @@ print("the same gradient to the last bit:", torch.equal(*gradients))
 # ### One update, moment by moment
 #
 # Here is what autograd holds for each block during one update, recorded on a chain of at most 16
-# blocks. Press **Play**, or move **moment**. Then choose another number of **segments**.
+# blocks. Press **Play**, or move **moment**. Then choose another number of **segments**. The orange
+# bar is the block at work.
 
 # %%
 short = base.turned(blocks=min(16, n), segments=1)
@@ -217,20 +220,23 @@ most = max(sum(one.held) for taken in recorded.values() for one in taken)
 
 
 # %% jupyter={"source_hidden": true}
+def draw_held(axes, now):
+    blocks = range(len(now.held))
+    colors = [lab.figure.ORANGE if i == now.block else lab.figure.BLUE for i in blocks]
+    axes.bar(blocks, now.held, color=colors)
+    axes.axvline(now.block, color=lab.figure.ORANGE, linewidth=0.8)
+    axes.set(ylim=(0, 1.1 * tallest), xlabel="block", ylabel="MiB held for it")
+    axes.set_title(f"{now.what}, block {now.block}", loc="left", fontsize=10)
+
+
+# %% jupyter={"source_hidden": true}
 def draw_moment(moment=halfway, segments=middle):
-    taken = recorded[segments]
-    now = taken[min(moment, len(taken) - 1)]
+    totals = [sum(one.held) for one in recorded[segments]]
+    moment = min(moment, len(totals) - 1)
     picture, (left, right) = lab.figure.axes(9.5, 3, columns=2)
-    colors = [
-        lab.figure.ORANGE if i == now.block else lab.figure.BLUE for i in range(len(now.held))
-    ]
-    left.bar(range(len(now.held)), now.held, color=colors)
-    left.axvline(now.block, color=lab.figure.ORANGE, linewidth=0.8)
-    left.set(ylim=(0, 1.1 * tallest), xlabel="block", ylabel="MiB held for it")
-    left.set_title(f"{now.what}, block {now.block}", loc="left", fontsize=10)
-    total = [sum(one.held) for one in taken[: moment + 1]]
-    right.plot(range(len(total)), total, color=lab.figure.BLUE)
-    right.axhline(max(map(sum, (one.held for one in taken))), **lab.figure.LIMIT)
+    draw_held(left, recorded[segments][moment])
+    right.plot(totals[: moment + 1], color=lab.figure.BLUE)
+    right.axhline(max(totals), **lab.figure.LIMIT)
     right.set(xlim=(0, longest), ylim=(0, 1.1 * most), xlabel="moment", ylabel="MiB held")
     right.set_title(f"segments: {segments}; dashed: the peak", loc="left", fontsize=10)
     return picture
@@ -243,12 +249,15 @@ lab.Sliders(draw_moment, moment=range(longest), segments=list(recorded))
 # input of every block is kept, and there are as many inputs as blocks. In between the mountain is
 # cut into teeth, and the row of kept inputs is short.
 #
-# So the peak has two parts. With *k* segments it is
+# So the peak has two parts. With *k* equal segments it is
 #
-# $$s \left\lceil \frac nk \right\rceil + (k - 1)$$
+# $$s \, \frac nk + (k - 1)$$
 #
-# tensors: what one segment keeps, and one input for each segment before it. The first part falls
-# with *k*, the second rises. They balance near $k = \sqrt{s \, n}$.
+# tensors: what the last segment keeps, and one input for each segment before it. The first part
+# falls with *k*, the second rises. They balance near $k = \sqrt{s \, n}$.
+#
+# Where *k* does not divide *n*, the first segments are one block longer. `peak_tensors` takes the
+# largest of the sums of all segments:
 
 # %% tags=["nbval-check-output"]
 for k in (1, 2, 4, 6, 8, 9, 12, 18, 36):
@@ -303,7 +312,7 @@ def way(rule):
 
 
 # %% tags=["nbval-check-output"]
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 
 def ours(blocks, x):
@@ -392,7 +401,7 @@ print(dealt_out)
 # ratio is the time with *k* segments over that of keeping all.
 
 # %%
-ks = sorted(k for k in {1, 2, 4, best, 18, n} if k <= n)
+ks = sorted(k for k in {1, 2, 4, best, n // 2, n} if k <= n)
 turned = {k: base.turned(segments=k) for k in ks}
 counted = {k: experiment.bytes_of_one_update(one, x, y) for k, one in turned.items()}
 mib = {k: found["activation_bytes"] / MIB for k, found in counted.items()}
@@ -553,8 +562,9 @@ for early in (False, True):
     print(f"freed early: {early!s:<5} at most {max(held):.2f} MiB of gradients at once")
 
 # %% [markdown]
-# What remains is the largest single gradient. The price: no clipping by the global norm, and no
-# accumulation over micro-batches, because the whole gradient never exists.
+# What remains is the largest single gradient. The price: no clipping by the global norm
+# ([chapter 12](12_clipping.ipynb)), and no accumulation over micro-batches
+# ([chapter 11](11_accumulation.ipynb)), because the whole gradient never exists.
 
 # %% [markdown]
 # ### A memory pool
@@ -624,7 +634,8 @@ picture
 
 # %% [markdown]
 # Stage 1 runs here. Below, two ranks train a network. Press **Start**, then choose how the state is
-# **sharded**, and another **optimizer**. The bars are what one rank holds.
+# **sharded**, and another **optimizer**. The bars are what one rank holds. (The step size is one
+# for Adam: plain SGD hardly learns with it.)
 
 # %%
 on_ranks = experiment.ShardKnobs(seed=base.seed)
@@ -642,34 +653,38 @@ panel_of_ranks = lab.Panel(
     controls=["sharded", "optimizer", "ranks", "width"],
     baselines={"not sharded": {"sharded": "no"}},
     headline=lab.Headline("state_bytes", "optimizer state"),
-    tour=[on_ranks.turned(sharded="in shared memory"), on_ranks.turned(optimizer="sgd")],
+    tour=[on_ranks, on_ranks.turned(sharded="in shared memory")],
     seconds=1.5,
 )
 panel_of_ranks
 
 # %%
-found = {
-    how: experiment.typical_on_ranks(on_ranks.turned(sharded=how))
-    for how in ("no", "over the network", "in shared memory")
+settings = {
+    how: on_ranks.turned(sharded=how) for how in ("no", "over the network", "in shared memory")
 }
-state_share = {
-    how: step.metrics["state_bytes"] / found["no"].metrics["state_bytes"]
-    for how, step in found.items()
-}
-for how, step in found.items():
+settings["plain SGD"] = on_ranks.turned(optimizer="sgd")  # for part 8
+taken = experiment.several_on_ranks(settings, updates=2)
+on_a_rank = {name: steps[-1].metrics for name, steps in taken.items()}
+
+# %%
+state_share = {}
+for how in ("no", "over the network", "in shared memory"):
+    state_share[how] = on_a_rank[how]["state_bytes"] / on_a_rank["no"]["state_bytes"]
     print(f"sharded: {how:<17} {state_share[how]:.3f} × the state", end="")
-    print(f", sends {step.metrics['bytes_sent'] / MIB:.2f} MiB an update")
+    print(f", sends {on_a_rank[how]['bytes_sent'] / MIB:.2f} MiB an update")
 
 # %% [markdown]
-# Over the network both send the same number of bytes: the two halves of an all-reduce. Where ranks
-# share memory nothing is sent, and the weights themselves exist once for both.
+# Over the network both send the same number of bytes: the two halves of an all-reduce. Where the
+# ranks of one machine can share memory, nothing is sent, and the weights themselves exist once for
+# both.
 
 # %% [markdown]
 # ## 7. Break it
 #
 # Three famous mistakes of recomputation, one click each. The blocks have dropout and batch
-# normalization now. Every gradient is compared with that of keeping all: the *error* is 1 when all
-# of it is wrong. (An error of exactly 0 has no place on this axis.)
+# normalization now. Every gradient is compared with that of keeping all. The *error* is the size of
+# the difference, as a share of the right gradient. The running statistics are compared in the same
+# way, and the larger error counts. (An error of exactly 0 has no place on this axis.)
 
 # %%
 broken = base.turned(twin=True, dropout=0.3, batch_norm=True, block="residual")
@@ -700,8 +715,20 @@ break_it
 # - **statistics twice**: batch normalization updates its running statistics in both runs. The
 #   gradients are right, and the statistics move twice as fast. PyTorch's `checkpoint` does this.
 # - **input without gradient**: the layer before the blocks is frozen, and PyTorch's older,
-#   *reentrant* way finds no parameter's gradient in any forgotten segment. It says so in a warning.
+#   *reentrant* way finds no parameter's gradient in any forgotten segment.
 #
+# Compare the losses as well. A loss that falls proves nothing: look at the gradient.
+#
+# PyTorch says the last one in a warning. Here is its text, for one layer:
+
+# %%
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    out = checkpoint(torch.nn.Linear(4, 4), torch.randn(2, 4), use_reentrant=True)
+print("the output needs a gradient:", out.requires_grad)
+print("torch:", *(one.message for one in heard))
+
+# %% [markdown]
 # How wrong is each, over several seeds?
 
 # %%
@@ -753,9 +780,16 @@ for name, made in (("made before tying", early), ("made after tying", late)):
 
 # %%
 clipped = on_ranks.turned(twin=True, max_norm=0.3, width=64)
-for mistake in ("none", "own norm", "not gathered"):
-    steps = list(islice(experiment.run_on_ranks(clipped.turned(mistake=mistake)), 20))
-    print(f"{mistake:<13} drift {steps[-1].metrics['drift']:.1e}")
+settings = {
+    (mistake, seed): clipped.turned(mistake=mistake, seed=base.seed + seed)
+    for mistake in ("none", "own norm", "not gathered")
+    for seed in lab.some_seeds(5)
+}
+drifts = {}
+for (mistake, _), steps in experiment.several_on_ranks(settings, updates=20).items():
+    drifts.setdefault(mistake, []).append(steps[-1].metrics["drift"])
+for mistake, found in drifts.items():
+    print(f"{mistake:<13} drift {lab.figure.tell_over_seeds(found)}")
 
 # %% [markdown]
 # ## 8. When it does not help
@@ -777,7 +811,7 @@ for size in (8, 64, 512):
 # **When the last segment is forgotten, too.** It is computed again at once:
 
 # %%
-half = base.turned(segments=2)
+half = base.turned(blocks=min(12, n), segments=2)
 both = {last: half.turned(last_too=last) for last in (False, True)}
 peaks = {
     last: experiment.bytes_of_one_update(k, x, y)["activation_bytes"] for last, k in both.items()
@@ -796,9 +830,9 @@ print(more)
 # **When there is no state to deal out.** Plain SGD keeps nothing:
 
 # %%
-for rule in ("sgd", "adam"):
-    step = next(experiment.run_on_ranks(on_ranks.turned(optimizer=rule)))
-    print(f"{rule:<4} state on a rank, sharded: {step.metrics['state_bytes'] / MIB:.2f} MiB")
+for rule, name in (("sgd", "plain SGD"), ("adam", "over the network")):
+    mib_held = on_a_rank[name]["state_bytes"] / MIB
+    print(f"{rule:<4} state on a rank, sharded: {mib_held:.2f} MiB")
 
 # %% [markdown]
 # So, about the claim from the start: the verdict, for this machine.
@@ -875,8 +909,8 @@ check(segments_for)
 # - Memory holds weights, gradients, optimizer state and activations. Count them before you choose a
 #   method. Recomputation cuts activations, as accumulation does; a step in backward cuts gradients;
 #   ZeRO-1 cuts the state; sharing cuts all that stands per weight.
-# - Recomputation cuts activations, from $s \, n$ tensors to about $2\sqrt{s \, n}$, for at most one
-#   forward pass more. Forgetting more than that needs more memory.
+# - Recomputation cuts activations, from $s \, n$ tensors to about $2\sqrt{s \, n}$, for at most the
+#   arithmetic of one forward pass more. More segments than that need more memory.
 # - Around each block it is right where blocks are fat, and saves nothing where they are thin.
 # - Sharing makes what stands per weight smaller, and leaves the arithmetic as it is. A pool can
 #   save time, and saves no memory.

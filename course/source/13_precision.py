@@ -433,7 +433,7 @@ print("same weights:", all(torch.equal(weights[name], their_weights[name]) for n
 # same number of updates each:
 
 # %%
-updates, short = (300, 100) if lab.effort() == 1 else (120, 60)
+updates, short = (300, 100) if lab.effort() == 1 else (120, 50)
 runs = {
     kind: experiment.outcomes(base.turned(precision=kind), updates, seeds=5)
     for kind in ("fp32", "mixed bf16", "pure bf16")
@@ -762,7 +762,7 @@ lab.show_source(precision.stochastic_round, docstring=False)
 
 # %%
 powers = (-24, -16, -12, -8, 0, 4, 8, 16, 20, 24) if lab.effort() == 1 else (-24, 0, 24)
-long = 60 if lab.effort() == 1 else 40
+long = 60 if lab.effort() == 1 else 30
 fixed = base.turned(precision="mixed fp16", learning_rate=0.3, scaling="fixed")
 swept = {}
 for places in (1, 2**16):

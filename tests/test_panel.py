@@ -262,7 +262,7 @@ def seen(panel, windows: int = 3) -> Record:
 def test_a_pinned_run_is_kept_by_name_until_it_is_unpinned(panel, world):
     panel.start()
     first = seen(panel)
-    assert panel.pin() == "pinned ✓ now"
+    assert panel.pin() == "pinned ✓ first settings"
     assert "pinned" in panel._noted.value
     turn(panel, parts=2)
     until(lambda: panel.live is not first)
@@ -558,6 +558,7 @@ def test_where_nobody_watches_the_panel_answers_to_the_same_names(world, monkeyp
     assert first.label == "now"
     still.pin()
     assert still.pinned == [first]
+    assert first.label == "first settings"  # the next one is called now
     still.start()
     still.stop()
     still.wait()

@@ -15,6 +15,7 @@ from accel_lab.workbench.panel.trainer import Run, Trainer, observe
 
 MOST_GHOSTS = 40  # former runs: dots and cells; curves show the last of them
 WORTH_A_GHOST = 3  # windows: a run that was hardly seen leaves no ghost
+NOW, FIRST = "now", "first settings"  # a run with the panel's own knobs, at hand and afterwards
 MISTAKE = "mistake"  # the knob whose every choice keeps its latest run, to compare with
 Baselines = Mapping[str, Mapping[str, Any]]
 
@@ -74,7 +75,7 @@ class Bench:
         free = [place for place in range(len(STYLES)) if place not in taken]
         if not free:
             return "not pinned: as many runs are kept as can be told apart; Clear makes room"
-        live.place = free[0]
+        live.place, live.label = free[0], _afterwards(live.label)
         self.pins.append(live)
         return f"pinned ✓ {live.label}"
 
@@ -96,6 +97,7 @@ class Bench:
                     self._known[name, record.knobs] = self.baselines[name] = record
                 return
         if not self._keep_mistake(record):
+            record.label = _afterwards(record.label)
             self.ghosts = [*self.ghosts, record][-MOST_GHOSTS:]
 
     def _keep_mistake(self, record: Record) -> bool:
@@ -142,11 +144,15 @@ class Bench:
             for name, value in knobs
             if value != getattr(self._base, name)
         ]
-        return ", ".join(changes) or "now"
+        return ", ".join(changes) or NOW
 
     def _bundle(self) -> dict[str, str]:
         picture = figure.png(figure.draw(self.charts, self.runs))
         return {"text/plain": "Panel", "image/png": base64.b64encode(picture).decode()}
+
+
+def _afterwards(label: str) -> str:
+    return FIRST if label == NOW else label
 
 
 def _said(value: object) -> str:

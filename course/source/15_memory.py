@@ -115,7 +115,7 @@ panel = lab.Panel(
     controls=["segments", "blocks", "batch_size", "block"],
     baselines={"keep all": {"segments": 1}},
     headline=lab.Headline("activation_bytes", "activations"),
-    tour=[base.turned(segments=n), base.turned(segments=2), base.turned(segments=best)],
+    tour=lab.along([base.turned(segments=k) for k in (n, 2, best)]),
     seconds=1.5,
 )
 panel
@@ -653,22 +653,25 @@ panel_of_ranks = lab.Panel(
     controls=["sharded", "optimizer", "ranks", "width"],
     baselines={"not sharded": {"sharded": "no"}},
     headline=lab.Headline("state_bytes", "optimizer state"),
-    tour=[on_ranks, on_ranks.turned(sharded="in shared memory")],
+    tour=[on_ranks.turned(sharded="in shared memory"), on_ranks.turned(optimizer="sgd")],
     seconds=1.5,
 )
 panel_of_ranks
 
+# %% [markdown]
+# The same, counted on a narrower network:
+
 # %%
-settings = {
-    how: on_ranks.turned(sharded=how) for how in ("no", "over the network", "in shared memory")
-}
-settings["plain SGD"] = on_ranks.turned(optimizer="sgd")  # for part 8
+hows = ("no", "over the network", "in shared memory")
+narrow = on_ranks.turned(width=128)
+settings = {how: narrow.turned(sharded=how) for how in hows}
+settings["plain SGD"] = narrow.turned(optimizer="sgd")  # for part 8
 taken = experiment.several_on_ranks(settings, updates=2)
 on_a_rank = {name: steps[-1].metrics for name, steps in taken.items()}
 
 # %%
 state_share = {}
-for how in ("no", "over the network", "in shared memory"):
+for how in hows:
     state_share[how] = on_a_rank[how]["state_bytes"] / on_a_rank["no"]["state_bytes"]
     print(f"sharded: {how:<17} {state_share[how]:.3f} × the state", end="")
     print(f", sends {on_a_rank[how]['bytes_sent'] / MIB:.2f} MiB an update")
@@ -703,7 +706,7 @@ break_it = lab.Panel(
     controls=["segments", "mistake"],
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
-    tour=[broken.turned(mistake=mistake) for mistake in mistakes],
+    tour=lab.along([broken.turned(mistake=mistake) for mistake in mistakes]),
     seconds=1.0,
     badge=right,
 )

@@ -99,6 +99,7 @@ activations = lab.Sweep(
 parts = {"weight_bytes": "weights", "gradient_bytes": "gradients"}
 parts |= {"state_bytes": "optimizer state", "activation_bytes": "activations"}
 
+# %%
 best = experiment.best_number(base)
 charts = [
     activations,

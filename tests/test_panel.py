@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from pydantic import model_validator
 
+from accel_lab.workbench.drawing.budget import Budget
 from accel_lab.workbench.drawing.chart import Badge
 from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.drawing.figure import Picture, axes
@@ -491,14 +492,31 @@ def test_each_mistake_keeps_its_latest_run_with_a_look_of_its_own(world, monkeyp
     assert len(set(colors.values())) == 3
 
 
+def test_the_legend_names_a_formula_once_and_only_where_there_is_one(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    bare = Budget({"bytes": "bytes"}, "MiB")
+    for charts, times in (
+        ([bare], 0),
+        ([bare, Budget({"bytes": "bytes"}, "MiB", predicted=lambda k: 1.0)], 1),
+        ([Sweep("parts", "bytes", "bytes", predicted=lambda k: 1.0, formula="predicted")] * 2, 1),
+    ):
+        made = Panel(world.run, Some(), charts)
+        made._redraw_what_stays()
+        assert made._legend.value.count("predicted") == times
+
+
 def test_headlines_in_words():
     fast, slow = (
         a_record(Some(parts=parts), 6, bytes=value, share=value / 10)
         for parts, value in ((2, 6.0), (1, 2.0))
     )
     slow.label = "one part"
+    assert Headline("bytes", "bytes").say(fast, slow) == "3 × the bytes of one part"  # counted
+    for index in range(6, 12):
+        slow.add(Step(index, 8, 0.004, {"bytes": 2.0 + index}))
+        slow.close_window(0.2 * (index + 1))
     assert Headline("bytes", "bytes").say(fast, slow) == (
-        "3 × the bytes of one part (half of the windows within 3–3 ×)"
+        "0.75 × the bytes of one part (half of the windows within 0.55–3 ×)"
     )
     assert Headline("share", "accuracy", points=True).say(slow, fast) == (
         "40.0 points less accuracy than parts 2, at update 6"

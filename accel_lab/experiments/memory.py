@@ -476,7 +476,7 @@ def new_pages(pool: bool, size: int, times: int) -> float:
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
     numbers, taken = torch.zeros(1).expand(size), []
-    warmup = 8  # some rounds pass until what was freed, cut to fit, is as large as what is asked for
+    warmup = 8  # it takes some rounds until what was freed, and cut, fits what is asked for
     for _ in range(warmup + times):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.add(numbers, 1)

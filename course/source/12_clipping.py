@@ -670,9 +670,7 @@ for name, runs in always.items():
 # %%
 rates, two = (0.01, 0.02, 0.05, 0.1, 0.2), lab.some_seeds(2)
 recurrent = {
-    name: {
-        rate: [experiment.recurrent_loss(rate, limit, seed) for seed in two] for rate in rates
-    }
+    name: {rate: [experiment.recurrent_loss(rate, limit, seed) for seed in two] for rate in rates}
     for name, limit in (("no clipping", None), ("limit 0.25", 0.25))
 }
 

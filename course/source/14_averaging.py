@@ -799,6 +799,6 @@ check(ema_update)
 # soups*, 2022, arXiv:2203.05482 · S. Ainsworth et al., *Git Re-Basin*, 2022, arXiv:2209.04836,
 # section 3.2 (matching weights).
 #
-# **Next.** An average costs one more copy of the weights. Where does the memory of a training go, and
-# how does one train in less of it? [Chapter 15](15_memory.ipynb). The other chapters are listed on
-# the [first page](00_start_here.ipynb).
+# **Next.** An average costs one more copy of the weights. Where does the memory of a training go,
+# and how does one train in less of it? [Chapter 15](15_memory.ipynb). The other chapters are listed
+# on the [first page](00_start_here.ipynb).

@@ -34,8 +34,10 @@ class Headline:
         if min(len(ours), len(theirs)) < FEWEST or theirs.min() <= 0:
             return ""
         low, middle, high = np.quantile(np.divide.outer(ours, theirs), (0.25, 0.5, 0.75))
-        spread = f"half of the windows within {times(low)}–{times(high)} ×"
-        return f"{times(middle)} × the {self.what} of {baseline.label} ({spread})"
+        said = f"{times(middle)} × the {self.what} of {baseline.label}"
+        if times(low) == times(high):  # counted rather than timed
+            return said
+        return f"{said} (half of the windows within {times(low)}–{times(high)} ×)"
 
     def _difference(self, live: Record, baseline: Record) -> str:
         (at, ours), (theirs_at, theirs) = (one.points(self.metric) for one in (live, baseline))

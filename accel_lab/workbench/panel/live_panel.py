@@ -221,8 +221,9 @@ class LivePanel(Bench):
         entries = [_legend_entry(one.record.label, one.color, one.style) for one in named]
         if runs.former:
             entries.append(_legend_entry("former runs", *runs.staying()[0][1:3]))
-        formulas = [getattr(chart, "formula", "") for chart in self.charts]
-        entries += [_legend_entry(text, "currentColor", "--") for text in filter(None, formulas)]
+        predicting = [chart for chart in self.charts if getattr(chart, "predicted", None)]
+        formulas = dict.fromkeys(chart.formula for chart in predicting if chart.formula)
+        entries += [_legend_entry(text, "currentColor", "--") for text in formulas]
         self._legend.value = LEGEND.format("".join(entries))
 
     def _say(self, html: str) -> None:

@@ -284,6 +284,9 @@ BEYOND_THE_LIBRARY = {
     "cut",
     "backward_again",
     "bias_for_share",
+    "round_by_chance",
+    "train_scaled",  # the library's scaler checks before it clips
+    "compensated_step",
     "debiased_ema",  # of states that pass by, not of a model
     "train_averaged",
     "sort_units",  # by nearest weights, of units that are nearly equal

@@ -9,6 +9,8 @@ from itertools import islice
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -152,9 +154,15 @@ def test_mixed_is_the_casts_written_by_hand_and_not_float32(dtype):
     assert not prove(found, tolerance=1e-9).holds
 
 
-def test_mixed_is_accelerates():
-    from accelerate import Accelerator
+@pytest.fixture
+def accelerate_anew():
+    """A process has one precision for good, as far as Accelerate is concerned."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
+
+def test_mixed_is_accelerates(accelerate_anew):
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     assert accelerator.mixed_precision == "bf16"
     theirs = accelerator.prepare_model(start("mlp"))

@@ -156,8 +156,8 @@ rounded one.""",
             round_by_chance,
             "exponent - bits)",
             "exponent - bits).to(torch.bfloat16)",
-            "You return bfloat16, which has 8 significant bits whatever was asked for. Return the "
-            "dtype of x.",
+            "You return bfloat16, which has 8 significant bits, and not as many as were asked "
+            "for. Return the dtype of x.",
         ),
     ),
 )

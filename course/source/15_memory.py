@@ -366,7 +366,7 @@ def adam(parameters):
 
 
 # %%
-def train_on_rank(kind, batches):
+def train_dealt_out(kind, batches):
     torch.manual_seed(dist.get_rank())  # ranks start apart, and take rank 0's weights
     model = forward = lab.models.mlp(784, 32, 10)
     if kind is None:
@@ -383,7 +383,7 @@ def train_on_rank(kind, batches):
 # %% tags=["nbval-check-output"]
 def one_after_another(batches):
     for kind in (None, memory.ShardedOptimizer, memory.ShardedInSharedMemory):
-        yield list(train_on_rank(kind, batches))
+        yield list(train_dealt_out(kind, batches))
 
 
 rank_0, rank_1 = lab.collect(one_after_another, 2, list(islice(mnist.batches(32), 10))).values()

@@ -122,7 +122,8 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - With bfloat16 weights the loss hardly falls, and the dots say that most updates change nothing.
+# - With bfloat16 weights the loss falls far behind that of float32, and the dots say that most
+#   updates change nothing. (It is not stopped: the few updates that count are the large ones.)
 # - With *mixed bf16* the loss takes the way of float32.
 # - At a large learning rate *pure bf16* learns as well. The share of lost updates is smaller there.
 # - The samples per second: which precision is faster here? We come back to it.

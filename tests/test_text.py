@@ -1,0 +1,322 @@
+"""Rows alone equal the whole table's update where they should; bags, cleaning and Chinese words."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
+
+from accel_lab import text
+from accel_lab._cleaning import Lexicon, lemma, most_likely_words
+from accel_lab.text import Cleaning, RowAdam, RowSGD
+from accel_lab.workbench.data import words
+
+SMALL_KNOBS = {"vocabulary": 3000, "batch_size": 32, "seed": 1}  # the chapter in little
+
+some = settings(max_examples=40, deadline=None)
+lengths = st.lists(st.integers(0, 5), min_size=1, max_size=6)
+
+
+def bags(sizes, vocabulary=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocabulary, (sum(sizes),), generator=generator)
+    return ids, torch.tensor([0, *sizes[:-1]]).cumsum(0)
+
+
+def table_of(rows=30, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, width, generator=generator, dtype=torch.float64)
+
+
+# ---- lookup and bags ----
+
+
+def test_a_lookup_is_the_one_hot_product_to_the_last_bit():
+    table = table_of(500, 16).float()
+    ids, _ = bags([400], 500)
+    assert torch.equal(text.lookup(ids, table), text.one_hot_lookup(ids, table))
+    ways = [table.clone().requires_grad_() for _ in range(2)]
+    weights = torch.randn(400, 16)
+    for way, found in zip(ways, (text.lookup, text.one_hot_lookup), strict=True):
+        (found(ids, way) * weights).sum().backward()
+    torch.testing.assert_close(ways[0].grad, ways[1].grad, rtol=0, atol=1e-5)
+
+
+@some
+@given(lengths, st.integers(0, 99))
+def test_bags_equal_pytorchs_and_the_slow_means(sizes, seed):
+    ids, begins = bags(sizes, seed=seed)
+    ours, theirs = (table_of().requires_grad_() for _ in range(2))
+    means = text.embedding_bag(ids, begins, ours)
+    expected = functional.embedding_bag(ids, theirs, begins)
+    torch.testing.assert_close(means, expected, rtol=0, atol=1e-12)
+    for mean, bag in zip(means, ids.split(sizes), strict=True):
+        slow = ours[bag].mean(0) if len(bag) else torch.zeros(4).double()
+        torch.testing.assert_close(mean, slow, rtol=0, atol=1e-12)
+    weights = torch.randn(means.shape, dtype=torch.float64)
+    (means * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ids", "begins", "said"),
+    [
+        ([0, 30], [0], "ids: 30 is not a row of a table of 30"),
+        ([0, -1], [0], "ids: -1 is not a row"),
+        ([0.5], [0], "ids: torch.float32 are not word numbers"),
+        ([0, 1], [0, 2, 1], "begins: should rise from 0 to at most 2"),
+        ([0, 1], [0, 3], "begins: should rise"),
+        ([0, 1], [1], "begins: should rise"),
+        ([0, 1], [], "begins: there are 2 words and no text"),
+    ],
+)
+def test_what_is_no_bag_is_refused_in_one_line(ids, begins, said):
+    with pytest.raises(ValueError, match=said) as error:
+        text.embedding_bag(torch.tensor(ids), torch.tensor(begins, dtype=torch.int64), table_of())
+    assert "\n" not in str(error.value)
+
+
+def test_rows_refuse_what_is_not_in_the_table():
+    with pytest.raises(ValueError, match="ids: 30 is not a row of a table of 30"):
+        RowAdam(table_of()).take(torch.tensor([2, 30]))
+
+
+def test_no_words_at_all_are_zeros():
+    none = torch.tensor([], dtype=torch.int64)
+    assert torch.equal(
+        text.embedding_bag(none, torch.tensor([0, 0]), table_of()), torch.zeros(2, 4).double()
+    )
+    part, places = RowAdam(table_of()).take(none)
+    assert part.shape == (0, 4) and places.shape == (0,)  # noqa: PT018
+
+
+# ---- updates ----
+
+LAYER = nn.Linear(4, 3, dtype=torch.float64)
+LAYER.requires_grad_(False).weight.copy_(torch.randn(3, 4, generator=torch.Generator()))
+LAYER.requires_grad_(True)
+
+
+def batches(count=20, vocabulary=30, empty=True):
+    for seed in range(count):
+        sizes = [3, 0 if empty else 2, 7, 1]
+        generator = torch.Generator().manual_seed(seed)
+        yield bags(sizes, vocabulary, seed), torch.randint(3, (4,), generator=generator)
+
+
+def by_rows(make, dtype=torch.float64, count=20):
+    table, layer = table_of().to(dtype), copy.deepcopy(LAYER).to(dtype)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    rows = make(table)
+    losses = [text.row_update(rows, layer, optimizer, *batch) for batch in batches(count)]
+    return table, layer.weight.detach(), torch.stack(losses)
+
+
+def by_torch(make, sparse, dtype=torch.float64, count=20):
+    """Table and layer of their own optimizers: PyTorch's sparse ones take no dense gradients."""
+    table, layer = nn.Parameter(table_of().to(dtype)), copy.deepcopy(LAYER).to(dtype)
+    optimizers = [make([table]), torch.optim.SGD(layer.parameters(), lr=0.1)]
+    losses = []
+    for (ids, begins), y in batches(count):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        means = functional.embedding_bag(ids, table, begins, sparse=sparse)
+        loss = cross_entropy(layer(means), y)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.detach())
+    return table.detach(), layer.weight.detach(), torch.stack(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sgd_by_rows_is_dense_sgd_to_the_last_bit(dtype):
+    ours = by_rows(lambda table: RowSGD(table, 0.5), dtype)
+    theirs = by_torch(lambda table: torch.optim.SGD(table, lr=0.5), sparse=False, dtype=dtype)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_adam_by_rows_is_sparse_adam_and_not_dense_adam():
+    ours = by_rows(lambda table: RowAdam(table, 0.1, (0.8, 0.95), 1e-6))
+    options = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}
+    sparse = by_torch(lambda table: torch.optim.SparseAdam(table, **options), sparse=True)
+    torch.testing.assert_close(ours, sparse, rtol=0, atol=1e-12)
+    dense = by_torch(lambda table: torch.optim.Adam(table, **options), sparse=False)
+    assert (ours[0] - dense[0]).abs().max() > 1e-2
+
+
+def test_while_all_rows_are_in_every_batch_adam_by_rows_is_dense_adam():
+    table, ids = table_of(5), torch.arange(5)
+    dense = nn.Parameter(table.clone())
+    rows, adam = RowAdam(table, 0.1), torch.optim.Adam([dense], lr=0.1)
+    for _ in range(5):
+        part, places = rows.take(ids)
+        part[places].square().sum().backward()
+        rows.step()
+        adam.zero_grad()
+        dense.square().sum().backward()
+        adam.step()
+    torch.testing.assert_close(table, dense.detach(), rtol=0, atol=1e-5)  # eps counts otherwise
+
+
+def test_the_plain_update_is_one_optimizer_on_table_and_layer():
+    table, layer = nn.Parameter(table_of()), copy.deepcopy(LAYER)
+    both = torch.optim.SGD([table, *layer.parameters()], lr=0.1)
+    losses = [text.dense_update(table, layer, both, *batch) for batch in batches()]
+    ours = by_rows(lambda rows: RowSGD(rows, 0.1))
+    assert torch.equal(table.detach(), ours[0])
+    assert torch.equal(torch.stack(losses), ours[2])
+
+
+def test_absent_words_stay_where_they_are():
+    table = table_of()
+    before, rows = table.clone(), RowAdam(table, 0.1)
+    for ids in ([3, 3, 5], [5, 9]):
+        part, places = rows.take(torch.tensor(ids))
+        part[places].sum().backward()
+        rows.step()
+    moved = (table != before).any(1).nonzero().flatten().tolist()
+    assert moved == [3, 5, 9]
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=30).filter(sum), st.integers(1, 50))
+def test_expected_rows_are_the_mean_of_what_is_drawn(counts, drawn):
+    expected = text.expected_rows(torch.tensor(counts), drawn)
+    kinds = sum(count > 0 for count in counts)
+    assert min(1, kinds) - 1e-9 <= expected <= min(kinds, drawn) + 1e-9
+
+
+def test_expected_rows_of_many_draws():
+    counts = torch.tensor([50, 30, 10, 5, 5])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(counts.double(), 40_000, True, generator=generator).view(-1, 8)
+    mean = sum(len(row.unique()) for row in drawn) / len(drawn)
+    assert text.expected_rows(counts, 8) == pytest.approx(mean, abs=0.05)
+
+
+# ---- cleaning ----
+
+STOP = words.english_stop_words()
+TEXT = "The <br />Film wasn't good, NOT at all: the worst of 2 movies!"
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "found"),
+    [
+        (Cleaning(words=False), TEXT),
+        (Cleaning(), "The Film wasn't good , NOT at all : the worst of 2 movies !"),
+        (Cleaning(lower=True), "the film wasn't good , not at all : the worst of 2 movies !"),
+        (Cleaning(punctuation=True), "The Film wasn't good NOT at all the worst of 2 movies"),
+        (Cleaning(stop=STOP), "Film wasn't good , : worst 2 movies !"),
+        (Cleaning(stop=text.keeping_negations(STOP)), "Film wasn't good , NOT : worst 2 movies !"),
+        (Cleaning(lemmas=True), "the Film be good , not at all : the bad of 2 movie !"),
+        (Cleaning(True, True, True, STOP, True), "film be good bad 2 movie"),
+    ],
+)
+def test_each_step_does_what_it_says(cleaning, found):
+    assert " ".join(cleaning(TEXT)) == found
+
+
+ALL = Cleaning(True, True, True, STOP, True, True)
+anything = st.text() | st.sampled_from(["", "...", "\0", "a\0b", "\ud800x", "x" * 1_000_000, "🙂"])
+
+
+@some
+@given(anything)
+def test_any_text_can_be_cleaned(found):
+    tokens = ALL(found)
+    assert all(token and not token.isspace() for token in tokens)
+    assert len(tokens) <= len(found)
+
+
+@pytest.mark.parametrize("thing", [None, b"good", 3, ["good"]])
+def test_what_is_not_a_text_is_refused_in_one_line(thing):
+    with pytest.raises(TypeError, match=r"^text: \w+ is not a string.*$"):
+        ALL(thing)
+
+
+def test_nothing_but_punctuation_is_an_empty_bag():
+    assert ALL("?! … 。，") == []
+
+
+def test_a_word_too_long_for_a_word_has_no_lemma():
+    assert lemma("z" * 1000) == "z" * 1000
+
+
+def test_negations_are_kept():
+    kept = text.keeping_negations(STOP)
+    assert STOP - kept >= {"not", "no", "never", "nothing", "cannot"}
+    assert {"the", "of"} <= kept < STOP
+    assert "不" not in text.keeping_negations(text.CHINESE_STOP_WORDS)
+
+
+# ---- Chinese ----
+
+
+def test_the_most_likely_words_are_those_of_all_cuts():
+    known = Lexicon.of({"ab": 5, "abc": 1, "c": 3, "cd": 4, "d": 2, "bcd": 1})
+
+    def cuts(run):
+        if not run:
+            yield [], 1.0
+        for end in range(1, len(run) + 1):
+            count = known.counts.get(run[:end], 1 if end == 1 else 0)
+            for rest, share in cuts(run[end:]) if count else ():
+                yield [run[:end], *rest], share * count / 16
+
+    for run in ("abcd", "abcdcd", "xabc", "dcba", "bcdab"):
+        assert most_likely_words(run, known) == max(cuts(run), key=lambda cut: cut[1])[0]
+
+
+@pytest.mark.slow
+def test_chinese_words_are_jiebas():
+    import jieba
+
+    sentences = ["这部电影不错，但是他的权利不大。", "我来到北京清华大学", "研究生命的起源"]
+    sentences += ["小明硕士毕业于中国科学院计算所", "他说的确实在理", "结婚的和尚未结婚的"]
+    known = list(words.chinese_words())
+    generator = torch.Generator().manual_seed(0)
+    for places in torch.randint(len(known), (200, 6), generator=generator).tolist():
+        sentences.append("".join(known[place] for place in places))
+    for sentence in sentences:
+        ours = text.cut_chinese(text.split(sentence))
+        theirs = jieba.lcut(sentence, HMM=False)
+        if all(map(words.is_han, sentence.strip("，。"))):
+            assert ours == theirs
+
+
+@pytest.mark.slow
+def test_cleaning_of_chinese():
+    cut = Cleaning(chinese=True)
+    assert cut("这部电影不错！") == ["这部", "电影", "不错", "！"]
+    assert Cleaning()("这部电影不错！") == ["这部电影不错", "！"]
+    assert Cleaning(chinese=True, punctuation=True)("不错！。") == ["不错"]
+    by_stop = Cleaning(chinese=True, punctuation=True, stop=text.CHINESE_STOP_WORDS)
+    assert by_stop("这部电影不好看。") == by_stop("这部电影好看。")
+    assert Cleaning(chinese=True)("iPhone很好") == ["iPhone", "很", "好"]
+
+
+# ---- the data ----
+
+
+@pytest.mark.slow
+def test_the_stop_list_is_scikit_learns():
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    assert words.english_stop_words() == ENGLISH_STOP_WORDS
+
+
+def test_long_reviews_are_raw_and_of_both_kinds():
+    found = words.long_reviews(100)
+    assert len(found) == 100
+    assert 30 < sum(label for _, label in found) < 70
+    assert any("<br" in review for review, _ in found)
+    assert any(review != review.lower() for review, _ in found)
+    assert words.long_reviews(50) == found[:50]
+    short = [sentence for part in words.reviews() for sentence, _ in part]
+    assert not {review for review, _ in found} & set(short)

@@ -294,6 +294,10 @@ BEYOND_THE_LIBRARY = {
     "recompute_with",  # the library's has one input
     "sharded_update",  # the library's pieces are dealt out otherwise
     "segments_for",  # the library looks for the lowest peak
+    "epoch_batches",  # the library deals out samples, not indices
+    "epoch_mean_loss",
+    "noise_of_ranks",  # the library's parts belong to one model
+    "fetch_batches",  # the library draws the order itself
 }
 
 

@@ -242,7 +242,7 @@ def test_a_line_is_found_again_and_small_values_count_like_large_ones():
     assert fit_line({x: 3 + 0.5 * x for x in (1, 10, 100, 1000)}) == pytest.approx((3, 0.5))
     off = {1: 1.1, 2: 2.0, 1000: 1000.0}
     p, q = fit_line(off)
-    assert (p, q) == pytest.approx((0.0744, 0.984), abs=0.001)
+    assert (p, q) == pytest.approx((0.0968, 0.9838), abs=0.0001)  # plain least squares: 0.05, 1.00
     for bad in ({1: 2.0}, {1: 2.0, 2: 0.0}, {1: math.inf, 2: 1.0}):
         with pytest.raises(ValueError, match="points: "):
             fit_line(bad)
@@ -281,6 +281,7 @@ def test_how_a_batch_is_fetched_does_not_change_the_training():
     assert losses() == losses(fetch="one by one") != losses(seed=1)
 
 
+@pytest.mark.slow
 def test_large_batches_need_fewer_updates_down_to_a_least_number():
     """Counted, so that no machine matters: each factor of 4 brings less than the one before."""
     updates = {
@@ -308,7 +309,7 @@ def test_the_noise_grows_in_the_end():
 
 
 def test_updates_cost_a_fixed_time_and_a_time_per_sample():
-    seconds = experiment.update_seconds(lambda: models.mlp(784, 64, 10), (1, 16, 1024), rounds=5)
+    seconds = experiment.update_seconds(knobs(), (1, 16, 1024), rounds=5)
     assert seconds[1] < seconds[1024]
     assert 1024 / seconds[1024] > 5 / seconds[1]
 

@@ -6,7 +6,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
@@ -34,7 +34,6 @@ from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
-from accel_lab.workbench.measure.comparison import reading
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
 
@@ -204,34 +203,29 @@ def ways_to_target(
 # ---- predicted beforehand ----
 
 
-def update_seconds(
-    make: Callable[[], nn.Module], sizes: tuple[int, ...], fetch: str = "index", rounds: int = 9
-) -> dict[int, float]:
-    """Batch size → seconds of an update with its fetching, the median of some rounds in which the
-    sizes take turns. The learning rate is 0.
+TIMED = (1, 16, 128, 1024)  # sizes of batch that tell the costs
+
+
+def update_seconds(knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 9) -> dict[int, float]:
+    """Batch size → seconds of an update with its fetching: the median of some rounds, in which the
+    sizes take turns as ``run`` trains them.
     """
-    digits, programs = datasets.mnist5k().to(pick_device()), {}
-    for size in sizes:
-        model = make().to(digits.train_x.device)
-        update = classifier_update(model, torch.optim.SGD(model.parameters(), lr=0.0))
-        feed = epochs(Knobs(batch_size=size, fetch=fetch), digits)
-        programs[size] = lambda update=update, feed=feed: update(*next(feed))
-    calls = {size: max(1, 128 // size) for size in sizes}
     taken: dict[int, list[float]] = {size: [] for size in sizes}
-    with under_watch():
-        for _ in range(1 + max(3, round(rounds * effort()))):
-            for size in random.sample(sizes, len(sizes)):
-                taken[size].append(reading(programs[size], calls[size]))
-    return {size: median(readings[1:]) for size, readings in taken.items()}
-
-
-TIMED = (1, 4, 16, 64, 256, 1024)
+    with under_watch(), ExitStack() as stack:
+        runs = {
+            size: stack.enter_context(closing(run(knobs.turned(batch_size=size)))) for size in taken
+        }
+        for _ in range(2 + max(4, round(rounds * effort()))):
+            for size in random.sample(list(runs), len(runs)):
+                next(runs[size])  # begun while another one ran
+                taken[size] += [next(runs[size]).seconds for _ in range(2)]
+    return {size: median(seconds[4:]) for size, seconds in taken.items()}
 
 
 @lru_cache
 def costs(fetch: str) -> tuple[float, float]:
     """(a, b): seconds of an update beside its samples, and seconds per sample, on this machine."""
-    call, sample = fit_line(update_seconds(lambda: models.mlp(784, 64, 10), TIMED, fetch))
+    call, sample = fit_line(update_seconds(Knobs(fetch=fetch)))
     return max(call, 1e-9), max(sample, 1e-9)
 
 

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from accel_lab._cleaning import (
     CHINESE_STOP_WORDS,
+    TOKEN,
     Cleaning,
     cut_chinese,
     in_lower_case,
@@ -45,7 +46,14 @@ from accel_lab._cleaning import (
     without_stop_words,
 )
 
-__all__ = ["CHINESE_STOP_WORDS", "Cleaning", "cut_chinese", "in_lower_case", "keeping_negations"]
+__all__ = [
+    "CHINESE_STOP_WORDS",
+    "TOKEN",
+    "Cleaning",
+    "cut_chinese",
+    "in_lower_case",
+    "keeping_negations",
+]
 __all__ += ["split", "to_lemmas", "without_punctuation", "without_stop_words"]
 
 Bags = tuple[Tensor, Tensor]  # the words of all texts [n], and where each text begins [texts]
@@ -62,7 +70,7 @@ def lookup(ids: Tensor, table: Tensor) -> Tensor:
     Raises ValueError, one line, for ids that are not whole numbers of 0…V − 1.
     """
     check_ids(ids, len(table))
-    return table[ids]
+    return table.index_select(0, ids)
 
 
 def embedding_bag(ids: Tensor, begins: Tensor, table: Tensor) -> Tensor:

@@ -269,6 +269,10 @@ LIBRARY = {
 }
 # What these ask for, no function of the library does: it is the next thought, not the chapter's.
 BEYOND_THE_LIBRARY = {
+    "bag_means",  # the library's has no weights
+    "apply_rows",
+    "adagrad_rows",
+    "clean_tokens",
     "clip_accumulated",  # the library's update has one batch, and no scale
     "train_clipped",
     "clip_sharded",

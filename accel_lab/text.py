@@ -40,6 +40,7 @@ from accel_lab._cleaning import (
     cut_chinese,
     in_lower_case,
     keeping_negations,
+    most_likely_words,
     split,
     to_lemmas,
     without_punctuation,
@@ -54,7 +55,7 @@ __all__ = [
     "in_lower_case",
     "keeping_negations",
 ]
-__all__ += ["split", "to_lemmas", "without_punctuation", "without_stop_words"]
+__all__ += ["most_likely_words", "split", "to_lemmas", "without_punctuation", "without_stop_words"]
 
 Bags = tuple[Tensor, Tensor]  # the words of all texts [n], and where each text begins [texts]
 

@@ -1,6 +1,7 @@
 """Rows alone equal the whole table's update where they should; bags, cleaning and Chinese words."""
 
 import copy
+from itertools import islice
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from accel_lab import text
 from accel_lab._cleaning import Lexicon, lemma, most_likely_words
+from accel_lab.experiments import text as experiment
+from accel_lab.experiments.text import Knobs
 from accel_lab.text import Cleaning, RowAdam, RowSGD
 from accel_lab.workbench.data import words
+from accel_lab.workbench.knobs import KnobError
 
 SMALL_KNOBS = {"vocabulary": 3000, "batch_size": 32, "seed": 1}  # the chapter in little
 
@@ -320,3 +324,139 @@ def test_long_reviews_are_raw_and_of_both_kinds():
     assert words.long_reviews(50) == found[:50]
     short = [sentence for part in words.reviews() for sentence, _ in part]
     assert not {review for review, _ in found} & set(short)
+
+
+# ---- the experiment ----
+
+
+def metrics(updates=21, **knobs):
+    knobs = Knobs(**{"vocabulary": 2000, "batch_size": 16, "device": "cpu", **knobs})
+    return [step.metrics for step in islice(experiment.run(knobs), updates)]
+
+
+def test_run_trains_and_reports():
+    steps = list(islice(experiment.run(Knobs(vocabulary=4000, batch_size=64)), 101))
+    assert {step.samples for step in steps} == {64}
+    assert [i for i, step in enumerate(steps) if "test_accuracy" in step.metrics][:3] == [0, 20, 40]
+    assert steps[100].metrics["test_accuracy"] > 0.58 > steps[0].metrics["test_accuracy"]
+    assert all(step.metrics["words_per_second"] > 0 for step in steps)
+
+
+def test_the_prediction_is_what_run_counts():
+    for knobs in (Knobs(vocabulary=2000), Knobs(vocabulary=50_000, batch_size=8)):
+        counted = [step.metrics["touched"] for step in islice(experiment.run(knobs), 30)]
+        predicted = experiment.predicted_touched(knobs)
+        assert sum(counted) / len(counted) == pytest.approx(predicted, rel=0.05)
+
+
+def test_ways_that_are_one_rule_train_alike():
+    def losses(**knobs):
+        return [one["loss"] for one in metrics(**knobs)]
+
+    assert losses() == losses()
+    assert losses(update="SparseAdam") == pytest.approx(losses(), abs=1e-5)
+    assert losses(update="fused Adam") == pytest.approx(losses(update="dense Adam"), abs=1e-4)
+    assert losses(update="dense Adam") != pytest.approx(losses(), abs=1e-4)
+    assert losses(seed=1) != losses()
+
+
+def test_no_table_leaves_the_table_alone():
+    torch.manual_seed(0)
+    table = torch.randn(2000, experiment.WIDTH)
+    training = experiment.Training(
+        Knobs(update="no table"), table, layer := nn.Linear(experiment.WIDTH, 2)
+    )
+    before, weight = table.clone(), layer.weight.detach().clone()
+    training.update(bags([3, 4], 2000), torch.tensor([0, 1]))
+    assert torch.equal(table, before)
+    assert not torch.equal(layer.weight, weight)
+
+
+def test_a_mistake_is_seen_in_the_error_of_the_update():
+    assert all(one["update_error"] < 1e-6 for one in metrics(twin=True))
+    for mistake in ("duplicates lost", "padded length"):
+        assert all(one["update_error"] > 0.05 for one in metrics(twin=True, mistake=mistake))
+
+
+def test_padding_fills_up_to_the_longest():
+    ids, begins = experiment.padded((torch.tensor([5, 6, 7, 8]), torch.tensor([0, 0, 3])))
+    assert ids.view(3, 3).tolist() == [[0, 0, 0], [5, 6, 7], [8, 0, 0]]
+    assert begins.tolist() == [0, 3, 6]
+
+
+@given(lengths, st.data())
+def test_the_bags_of_any_texts(sizes, data):
+    ids, begins = bags(sizes)
+    texts = experiment.Texts(ids, torch.cat([begins, torch.tensor([len(ids)])]))
+    places = data.draw(st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=5))
+    found, starts = texts.bags(torch.tensor(places))
+    parts = ids.split(sizes)
+    assert torch.equal(found, torch.cat([parts[place] for place in places]))
+    counts = torch.tensor([sizes[place] for place in places])
+    assert torch.equal(text.lengths_of(starts, len(found)), counts)
+    known = torch.arange(30) % 3 > 0
+    kept = texts.only(known)
+    expected = [part[known[part]] for part in parts]
+    assert kept.begins.diff().tolist() == [len(part) for part in expected]
+    assert torch.equal(torch.arange(30)[known][kept.ids], torch.cat(expected))
+
+
+def test_texts_are_told_by_what_is_in_them():
+    """A reader learns what is there to be learned, and not what a cleaning has taken away."""
+    texts = ["a good film", "a not good film"] * 600
+    labels = torch.tensor([1, 0] * 600)
+    found = {
+        name: experiment.cleaned(texts, labels, experiment.CLEANINGS[name], seeds=1, training=900)
+        for name in ("none", "stop words")
+    }
+    assert found["none"].accuracies == [100.0]
+    assert 20 < found["stop words"].accuracies[0] < 80
+    assert (found["none"].tokens, found["none"].vocabulary) == (600 * 7, 4)
+    assert (found["stop words"].tokens, found["stop words"].vocabulary) == (600 * 4, 2)
+    assert experiment.judged(found["stop words"].gains(found["none"])) == "worse"
+
+
+def test_gains_of_both_signs_tell_nothing():
+    assert experiment.judged([0.1, 2.0]) == "better"
+    assert experiment.judged([-0.1, 2.0]) == "not told apart"
+    assert experiment.judged([0.0, 0.0]) == "not told apart"
+
+
+def test_in_the_first_update_dense_adam_moves_the_rows_of_the_batch_and_later_others():
+    dense, rows = (
+        [moved > 0 for moved in experiment.rows_moved(way, 3, 3000)]
+        for way in ("dense Adam", "rows")
+    )
+    assert torch.equal(dense[0], rows[0])
+    assert (dense[2] & rows[2]).sum() == rows[2].sum() < dense[2].sum()
+
+
+def test_pairs_are_told_apart_by_their_negation():
+    for pairs, stop, chinese in (
+        (experiment.ENGLISH_PAIRS, STOP, False),
+        (experiment.CHINESE_PAIRS, text.CHINESE_STOP_WORDS, True),
+    ):
+        for stop_words, kept in ((stop, False), (text.keeping_negations(stop), True)):
+            cleaning = Cleaning(punctuation=True, stop=stop_words, chinese=chinese)
+            assert (experiment.told_apart(pairs, cleaning) == len(pairs)) is kept
+
+
+@pytest.mark.parametrize(
+    ("knobs", "line"),
+    [
+        ({"vocabulary": 10}, "vocabulary: should be greater than or equal to 1000"),
+        ({"update": "row"}, "update: should be 'dense Adam'"),
+        ({"update": "dense Adam", "mistake": "padded length"}, "update: mistakes are made"),
+        ({"update": "SparseAdam", "twin": True}, "update: mistakes are made"),
+        ({"cleaning": "soap"}, "cleaning: should be 'spaces only'"),
+    ],
+)
+def test_a_wrong_knob_is_named_in_one_line(knobs, line):
+    with pytest.raises(KnobError) as error:
+        Knobs(**knobs)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_every_cleaning_can_be_chosen():
+    assert set(Knobs.model_fields["cleaning"].annotation.__args__) == set(experiment.CLEANINGS)

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice, pairwise
-from statistics import median
 from time import process_time
 from typing import Literal, NamedTuple
 
@@ -30,10 +29,9 @@ from accel_lab.text import (
 )
 from accel_lab.workbench.data import words
 from accel_lab.workbench.device import pick_device
-from accel_lab.workbench.effort import some_seeds
+from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import train
-from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
 
 WIDTH = 64  # numbers of a word's vector
@@ -126,7 +124,7 @@ def all_reviews() -> tuple[list[str], Tensor]:
 
 
 @cache
-def whole_reviews(number: int = 2000) -> tuple[list[str], Tensor]:
+def whole_reviews(number: int = 4000) -> tuple[list[str], Tensor]:
     """So many whole reviews, as they were typed, and their labels."""
     texts, labels = zip(*words.long_reviews(number), strict=True)
     return list(texts), torch.tensor(labels)
@@ -309,22 +307,29 @@ class Cleaned:
 
 
 def cleaned(
-    texts: Sequence[str], labels: Tensor, cleaning: Cleaning, *, seeds: int = 4, training: int
+    texts: Sequence[str], labels: Tensor, cleaning: Cleaning, *, seeds: int = 5, training: int
 ) -> Cleaned:
     """Clean these texts, and train a reader on ``training`` of them for each seed, which draws the
     texts and the weights; the others test it.
     """
-    start = process_time()
-    tokens_of = list(map(cleaning, texts))
-    seconds = process_time() - start
+    seconds = 0.0
+
+    def one_by_one() -> Iterator[list[str]]:  # all tokens at once would take much memory
+        nonlocal seconds
+        for one in texts:
+            start = process_time()
+            tokens = cleaning(one)
+            seconds += process_time() - start
+            yield tokens
+
     numbers: dict[str, int] = {}
-    numbered = as_texts(tokens_of, lambda word: numbers.setdefault(word, len(numbers)))
+    numbered = as_texts(one_by_one(), lambda word: numbers.setdefault(word, len(numbers)))
     found = [reader_accuracy(numbered, labels, seed, training) for seed in some_seeds(seeds)]
     return Cleaned(len(numbered.ids), len(numbers), seconds, found)
 
 
 def reader_accuracy(
-    texts: Texts, labels: Tensor, seed: int, training: int, epochs: int = 4, width: int = 32
+    texts: Texts, labels: Tensor, seed: int, training: int, epochs: int = 5, width: int = 32
 ) -> float:
     """Train on the mean of word vectors and return the accuracy on the other texts, in percent.
 
@@ -387,7 +392,12 @@ def told_apart(pairs: Sequence[tuple[str, str]], cleaning: Cleaning) -> int:
     return sum(Counter(cleaning(one)) != Counter(cleaning(other)) for one, other in pairs)
 
 
-def best_ms(knobs: Knobs, updates: int = 12) -> float:
-    """Milliseconds of an update: the median, without the first three."""
-    with under_watch(), closing(run(knobs)) as steps:
-        return median(step.metrics["update_ms"] for step in islice(steps, 3, updates))
+def accuracy_after(knobs: Knobs, updates: int = 301) -> float:
+    """Train for so many updates and return the test accuracy, in percent; fewer for a quick look.
+
+    updates: one more than a multiple of 20, for the last one measures.
+    """
+    looks = max(1, round(effort() * (updates - 1) / EVALUATE_EVERY))
+    with closing(run(knobs)) as steps:
+        *_, last = islice(steps, looks * EVALUATE_EVERY + 1)
+    return 100 * last.metrics["test_accuracy"]

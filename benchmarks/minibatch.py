@@ -88,7 +88,7 @@ def training() -> Iterator[str]:
     """Updates with their fetching, as many as reach the target: both loaders' data are alike."""
     digits = datasets.mnist5k()
     x, y = digits.train_x, digits.train_y
-    updates = int(experiment.way_to_target(experiment.Knobs()).updates)
+    updates = int(experiment.way_to_target(experiment.Knobs(device="cpu")).updates)
 
     def program(way: Callable[..., Iterable[Batch]]) -> Callable[[], None]:
         model = models.mlp(784, 64, 10)
@@ -131,7 +131,8 @@ def gradients() -> Iterator[str]:
 def foresight() -> Iterator[str]:
     """From one run and the costs: the best batch, against all that were tried."""
     sizes = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-    knobs, cost = experiment.Knobs(), experiment.costs("index")
+    knobs = experiment.Knobs(device="cpu")
+    cost = experiment.costs("index", "cpu")
     ways = experiment.ways_to_target(knobs, sizes, range(5))
     seconds = experiment.median_seconds(ways)
     updates = {size: median(way.updates for way in runs) for size, runs in ways.items()}

@@ -207,8 +207,8 @@ TIMED = (1, 16, 128, 1024)  # sizes of batch that tell the costs
 
 
 def update_seconds(knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 9) -> dict[int, float]:
-    """Batch size → seconds of an update with its fetching: the median of some rounds, in which the
-    sizes take turns as ``run`` trains them.
+    """Batch size → seconds of an update with its fetching, as ``run`` trains them. The sizes take
+    turns for some rounds, and the lower quartile counts: other programs only add.
     """
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     with under_watch(), ExitStack() as stack:
@@ -219,13 +219,13 @@ def update_seconds(knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 9) 
             for size in random.sample(list(runs), len(runs)):
                 next(runs[size])  # begun while another one ran
                 taken[size] += [next(runs[size]).seconds for _ in range(2)]
-    return {size: median(seconds[4:]) for size, seconds in taken.items()}
+    return {size: sorted(seconds[4:])[len(seconds) // 4] for size, seconds in taken.items()}
 
 
 @lru_cache
-def costs(fetch: str) -> tuple[float, float]:
+def costs(fetch: str, device: str) -> tuple[float, float]:
     """(a, b): seconds of an update beside its samples, and seconds per sample, on this machine."""
-    call, sample = fit_line(update_seconds(Knobs(fetch=fetch)))
+    call, sample = fit_line(update_seconds(Knobs(fetch=fetch, device=device)))
     return max(call, 1e-9), max(sample, 1e-9)
 
 
@@ -250,8 +250,8 @@ def one_run(knobs: Knobs) -> OneRun:
     """Train with a batch of ``ONE_RUN``, each taken apart: the same training, and its noise."""
     torch.manual_seed(knobs.seed)
     knobs = knobs.turned(batch_size=ONE_RUN, mistake="none", fetch="index")
-    digits = datasets.mnist5k()
-    model = models.mlp(784, 64, 10)
+    digits = datasets.mnist5k().to(pick_device(knobs.device))
+    model = models.mlp(784, 64, 10).to(digits.train_x.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=knobs.rate)
     squares = []
     for x, y in epochs(knobs, digits):
@@ -277,13 +277,15 @@ def fitted_laws(updates: Mapping[int, float], cost: tuple[float, float]) -> Laws
 
 def predicted_throughput(knobs: Knobs) -> float:
     """Samples/s of a batch: B / (a + bB)."""
-    call, sample = costs(knobs.fetch)
+    call, sample = costs(knobs.fetch, knobs.device)
     return knobs.batch_size / (call + sample * knobs.batch_size)
 
 
 def predicted_seconds(knobs: Knobs) -> float:
     """Seconds to the target, foreseen from one run with the knobs of the chapter."""
-    return laws_of_one_run(one_run(Knobs()), costs(knobs.fetch)).seconds(knobs.batch_size)
+    found = one_run(Knobs(device=knobs.device))
+    laws = laws_of_one_run(found, costs(knobs.fetch, knobs.device))
+    return laws.seconds(knobs.batch_size)
 
 
 # ---- what else the chapter measures ----
@@ -292,7 +294,8 @@ def predicted_seconds(knobs: Knobs) -> float:
 def noise_along(knobs: Knobs, at: tuple[int, ...], samples: int = 128) -> dict[int, float]:
     """Update → the noise scale there, from the gradients of so many samples, each by itself."""
     torch.manual_seed(knobs.seed)
-    digits, model = datasets.mnist5k(), models.mlp(784, 64, 10)
+    digits = datasets.mnist5k().to(pick_device(knobs.device))
+    model = models.mlp(784, 64, 10).to(digits.train_x.device)
     update = classifier_update(model, torch.optim.SGD(model.parameters(), lr=knobs.rate))
     found = {}
     for done, batch in enumerate(epochs(knobs, digits)):

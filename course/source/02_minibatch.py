@@ -27,6 +27,7 @@
 # computed before anything is tried?
 
 # %% jupyter={"source_hidden": true}
+from functools import partial
 from itertools import islice
 from statistics import fmean, median
 
@@ -108,7 +109,7 @@ soonest = lab.Sweep(
     formula="foreseen",
     log=True,
 )
-loss = lab.Curve("target_loss", "loss", log=(1e-2, 1e1), limit=(base.target, "the target"))
+loss = lab.Curve("target_loss", "loss", log=(1e-3, 1e1), limit=(base.target, "the target"))
 
 # %%
 panel = lab.Panel(
@@ -126,12 +127,12 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - Samples per second climb with the batch, steeply at first, then hardly any more.
-# - The seconds to the target fall, lie flat for a while, and rise again. They have a best batch in
-#   the middle.
+# - Where do the samples per second stop climbing?
+# - And at which batch are the seconds to the target lowest? Is it the same one?
 # - Both dashed curves were there before the dots. Part 4 explains how the second one comes from a
 #   single run.
-# - With **fetch** at *one by one* the network waits for its data. A larger batch does not help.
+# - Set **fetch** to *one by one*: how long does the network wait for its data? Does a larger batch
+#   help?
 
 # %% [markdown]
 # ## 4. Build
@@ -185,8 +186,8 @@ for size in (4, 16, 64, 256):
     print(f"{size:>3} {share:>15.2f} {share * size:>9.0f}")
 
 # %% [markdown]
-# Four times the samples, about a quarter of the noise. So the last column is nearly constant. It is
-# a number of samples, the **noise scale**:
+# Four times the samples, about a quarter of the noise. So the last column changes little. It is a
+# number of samples, the **noise scale**:
 #
 # $$B_{noise} = \frac{\operatorname{tr}(\Sigma)}{\|G\|^2}$$
 #
@@ -202,7 +203,7 @@ for size in (4, 16, 64, 256):
 # $$t(B) = a + b\,B$$
 
 # %%
-call, sample = experiment.costs("index")
+call, sample = experiment.costs("index", base.device)
 print(f"a = {call * 1e6:.0f} µs per update, b = {sample * 1e6:.2f} µs per sample, on this machine")
 print(f"half of the highest samples/s at a batch of a/b = {call / sample:.0f}")
 
@@ -242,6 +243,7 @@ def two_wishes(machine=100, data=50):
     picture, (axes,) = lab.figure.axes(8, 3)
     lab.figure.powers_of_two(axes, "batch size", sizes[::2])
     axes.set(yscale="log", ylim=(0.8, 100), ylabel="seconds, × the least")
+    axes.set_yticks([1, 10, 100], ["1", "10", "100"])
     axes.plot(sizes, [laws.seconds(size) / least for size in sizes], color=lab.figure.BLUE)
     for value, color in ((machine, "GREEN"), (data, "PURPLE"), (laws.best, "ORANGE")):
         axes.axvline(value, color=getattr(lab.figure, color), linestyle="--")
@@ -364,10 +366,16 @@ lab.figure.draw_lines(left, {"measured": thousands}, dashed={"B/(a + bB)": by_la
 left.set(ylabel="thousand samples/s", ylim=(0, None), title="Most samples per second?")
 over_seeds = {size: [way.seconds for way in runs] for size, runs in ways.items()}
 lab.figure.draw_over_seeds(right, over_seeds, label="measured: mean, all seeds")
-right.plot(sizes, list(map(foreseen.seconds, sizes)), **lab.figure.LIMIT, label="from one run")
-right.axvline(foreseen.best, color=lab.figure.ORANGE, label=f"best by formula: {foreseen.best:.0f}")
+right.plot(
+    sizes, list(map(foreseen.seconds, sizes)), **lab.figure.LIMIT, label="foreseen from one run"
+)
+right.axvline(
+    foreseen.best, color=lab.figure.ORANGE, label=f"√(B_crit · a/b) = {foreseen.best:.0f}"
+)
 right.set(yscale="log", ylabel="seconds to the target", title="Soonest at the target?")
-right.legend(frameon=False, fontsize=8)
+right.set_ylim(top=6 * right.get_ylim()[1])
+right.yaxis.set_major_formatter("{x:g}")
+right.legend(loc="upper center", frameon=True, framealpha=1, edgecolor="none", fontsize=8)
 picture
 
 # %%
@@ -386,8 +394,8 @@ guess_speed.against(per_second[2048] / per_second[64])
 guess_time.against(seconds[2048] / seconds[64])
 
 # %% [markdown]
-# The optimum is flat: look how many sizes are within one and a half times of the least. So nobody
-# has to hit it. What counts is to stay out of the two slopes.
+# By the formula the optimum is flat: a batch twice as large as the best one, or half as large,
+# costs at most a quarter more. So nobody has to hit it. What counts is to stay off the two slopes.
 
 # %%
 near = [size for size in sizes if seconds[size] <= 1.5 * seconds[best]]
@@ -409,11 +417,14 @@ print(f"B_crit: {foreseen.critical:.0f} from one run, {fitted.critical:.0f} fitt
 print(f"S_min: {foreseen.least:.0f} from one run, {fitted.least:.0f} fitted")
 print("updates by the fitted law, over those counted:")
 print(*(f"{size}: {fitted.updates(size) / updates[size]:.2f}" for size in sizes), sep="   ")
+print("seconds by the fitted laws, over those measured:")
+print(*(f"{size}: {fitted.seconds(size) / seconds[size]:.2f}" for size in sizes), sep="   ")
 
 # %% [markdown]
 # The noise scale gives the order of magnitude of $B_{crit}$, and no more is promised: it is an
 # average over a run in which the noise changes (part 8). The square root forgives. A factor of 2 in
-# $B_{crit}$ is a factor of 1.4 in the best batch, and there the optimum is flat.
+# $B_{crit}$ is a factor of 1.4 in the best batch, and there the optimum is flat. (On a busy machine
+# the measured seconds lie above the law: its *a* and *b* were read at another moment.)
 
 # %% [markdown]
 # ### Three axes, three winners?
@@ -435,7 +446,7 @@ def same_runs(over="seconds", percent=100):
     for (size, line), color in zip(shown.items(), ("GREEN", "BLUE", "ORANGE")):
         done = [point for point in line if point[0] <= end] or line[:1]
         axes.plot(*zip(*done), "o-", markersize=3, color=getattr(lab.figure, color), label=size)
-    axes.set(yscale="log", ylim=(0.2, 3), xlim=(0, 1.02 * max(least.values())))
+    axes.set(yscale="log", ylim=(0.2, 3), xlim=(0, 1.15 * max(least.values())))
     axes.set(xlabel=f"{over} so far", ylabel="loss")
     axes.set_yticks([0.2, 0.3, 0.5, 1, 2], ["0.2", "0.3", "0.5", "1", "2"])
     axes.minorticks_off()
@@ -494,10 +505,8 @@ print(f"each with its best: 2,048 takes {least[2048] / least[best]:.1f} × the s
 # How long does it take to collect the batches of an epoch? The peer is a `DataLoader` with a
 # `TensorDataset`; the limit is one copy of each batch, without any choice.
 
+
 # %%
-from functools import partial
-
-
 def epoch(way, size):
     for _ in way(size):
         pass
@@ -561,16 +570,16 @@ print(f"and the gradients of 1,000 samples, each by itself, are {4 * numbers * 1
 # that the target is about.
 
 # %%
-broken = base.turned(batch_size=256)
+broken = base.turned(batch_size=64)
 mistakes = [
     name for name in experiment.Knobs.model_fields["mistake"].annotation.__args__ if name != "none"
 ]
-of_batch = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-4, 1e3))
+of_batch = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-3, 1e3))
 judged = lab.Curve(
     "target_loss",
     "loss of the target's pictures",
     over="updates",
-    log=(1e-4, 1e3),
+    log=(1e-3, 1e3),
     limit=(base.target, "the target"),
 )
 
@@ -588,25 +597,26 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
-# - **rate of a batch of 8.** The batch was made larger, the learning rate was left alone. It works,
-#   only late. This is how "large batches train worse" often comes about.
+# - **rate of a batch of 8.** The batch was made larger, the learning rate was left alone: the steps
+#   are too short. "Large batches train worse" can come from this.
 # - **sum of losses** instead of their mean: the gradient grows with the batch, so each batch size
 #   needs another learning rate.
-# - **not shuffled.** Many data sets lie sorted by class. A batch then has one class, and the
-#   network learns to say just that.
-# - **with replacement** trains nearly as well here. What is wrong is the word epoch, as the next
-#   cell shows.
+# - **not shuffled.** Many data sets lie sorted by class. A batch then has one class, or two, and
+#   the network learns to answer with just that.
+# - **with replacement** draws each batch from all samples anew. What is wrong is the word epoch, as
+#   a later cell shows.
+#
+# With all seeds, 150 updates each:
 
 # %%
-counted = {}
+print(f"{'':<22} reached   loss of the batch   of the target's pictures")
 for mistake in ("none", *mistakes):
     turned = [broken.turned(mistake=mistake, seed=seed) for seed in seeds]
-    runs = [list(islice(experiment.run(one), 100)) for one in turned]
+    runs = [list(islice(experiment.run(one), 150)) for one in turned]
     lasts = [[s.metrics for s in run if "target_loss" in s.metrics][-1] for run in runs]
-    counted[mistake] = sum("updates_to_target" in last for last in lasts)
-    losses = fmean(last["target_loss"] for last in lasts)
-    print(f"{mistake:<22} target reached in {counted[mistake]} of {len(seeds)} runs", end=", ")
-    print(f"loss after 100 updates {losses:.3g}")
+    reached = sum("updates_to_target" in last for last in lasts)
+    of_batch, judged = (median(last[name] for last in lasts) for name in ("loss", "target_loss"))
+    print(f"{mistake:<22} {reached} of {len(seeds)} {of_batch:>19.3g} {judged:>26.3g}")
 
 # %% [markdown]
 # ### An epoch that is none
@@ -655,17 +665,18 @@ except ValueError as refusal:
 # ### Convolutions
 #
 # A larger batch makes more samples per second where the calls are expensive beside the arithmetic.
-# In a convolutional network the arithmetic is most of it. And large activations have to be fetched
-# from the operating system:
+# In a convolutional network the arithmetic is most of it. And the memory for large activations may
+# have to be fetched from the operating system at every update:
 
 # %%
-shares = experiment.system_shares(lambda: lab.models.cnn(8), (4, 16, 64, 256, 1024))
+shares = experiment.system_shares(lambda: lab.models.cnn(8), (8, 64, 256, 1024))
 for size, (speed, system) in shares.items():
     print(f"CNN, batch of {size:>4}: {speed:>7,.0f} samples per second of CPU", end=", ")
     print(f"{system:4.0%} of it in the system")
-gain = max(speed for speed, _ in shares.values()) / shares[16][0]
-print(f"the best size makes {gain:.2f} × the samples/s of 16;", end=" ")
-print(f"the network above {per_second[quickest] / per_second[sizes[0]]:.1f} × those of {sizes[0]}")
+print(
+    f"from 64 to 1,024: {shares[1024][0] / shares[64][0]:.2f} × the samples/s; the network above,"
+)
+print(f"from 64 to {sizes[-1]:,}: {per_second[sizes[-1]] / per_second[64]:.2f} ×")
 
 # %% [markdown]
 # ### All samples at once

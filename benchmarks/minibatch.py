@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from accel_lab.experiments import minibatch as experiment
-from accel_lab.minibatch import Batch, batches, gradient_of_batch, gradients_of_samples
+from accel_lab.minibatch import Batch, batches, fit_line, gradient_of_batch, gradients_of_samples
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import threads
@@ -137,7 +137,8 @@ def foresight() -> Iterator[str]:
     seconds = experiment.median_seconds(ways)
     updates = {size: median(way.updates for way in runs) for size, runs in ways.items()}
     best = min(seconds, key=seconds.get)
-    fitted = experiment.fitted_laws(updates, cost)
+    per_update = fit_line({size: seconds[size] / updates[size] for size in sizes})
+    fitted = experiment.fitted_laws(updates, per_update)
     for name, laws in (
         ("one run", experiment.laws_of_one_run(experiment.one_run(knobs), cost)),
         ("all sizes", fitted),
@@ -148,7 +149,7 @@ def foresight() -> Iterator[str]:
             f"seconds at {near} are {seconds[near] / seconds[best]:.2f} of the least"
         )
     off = {size: fitted.seconds(size) / seconds[size] for size in sizes}
-    yield "minibatch T foreseen over measured: " + ", ".join(
+    yield "minibatch seconds by the fitted laws over measured: " + ", ".join(
         f"{size}: {ratio:.2f}" for size, ratio in off.items()
     )
     yield "minibatch seconds over the least: " + ", ".join(

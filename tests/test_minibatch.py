@@ -295,7 +295,7 @@ def test_large_batches_need_fewer_updates_down_to_a_least_number():
 
 
 def test_one_run_tells_the_noise_and_is_the_plain_training():
-    found = experiment.one_run(knobs(seed=2))
+    found = experiment.one_run(knobs(seed=2))  # of 93 updates
     assert 20 < found.noise < 110
     plain = way_to_target(knobs(batch_size=64, seed=2))
     assert abs(found.updates - plain.updates) <= 6  # which skips no shorter batch
@@ -317,10 +317,11 @@ def test_updates_cost_a_fixed_time_and_a_time_per_sample():
 # ---- mistakes ----
 
 
-@pytest.mark.parametrize(("mistake", "size"), [("rate of a batch of 8", 256), ("not shuffled", 64)])
-def test_a_mistake_reaches_the_target_late_or_never(mistake, size):
-    right = way_to_target(knobs(batch_size=size)).updates
-    assert way_to_target(knobs(batch_size=size, mistake=mistake)).updates > 2 * right
+@pytest.mark.parametrize("mistake", ["rate of a batch of 8", "not shuffled"])
+def test_a_mistake_reaches_the_target_late_or_never(mistake):
+    right = int(way_to_target(knobs(batch_size=128)).updates)
+    steps = steps_of(2 * right, batch_size=128, mistake=mistake)
+    assert "seconds_to_target" not in steps[-1].metrics
 
 
 def test_a_sum_of_losses_steps_as_many_times_too_far_as_the_batch_is_large():

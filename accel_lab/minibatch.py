@@ -19,7 +19,7 @@ magnitude: it changes during the training, and B_crit is an average over it.
 
 The traps:
 
-- Most samples per second is not soonest trained.
+- The most samples per second is not the least time to a target.
 - The learning rate belongs to the batch: rate · B/(B + B_noise) keeps the updates comparable.
 - Fetching a batch sample by sample can cost more than the update.
 - A mean over an epoch weighs each batch by its samples, for the last one may be shorter.
@@ -224,7 +224,7 @@ class Laws:
 
     @property
     def best(self) -> float:
-        """The batch that reaches the target soonest, √(B_crit · a/b)."""
+        """The batch with the fewest seconds to the target, √(B_crit · a/b)."""
         return math.sqrt(self.critical * self.half_speed)
 
 

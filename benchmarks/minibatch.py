@@ -1,5 +1,5 @@
 """Fetching against DataLoader and against one copy; training to a target with each; and how well
-the best batch is foreseen.
+the best batch is predicted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def cases() -> Iterator[str]:
         yield from fetching()
         yield from training()
         yield from gradients()
-        yield from foresight()
+        yield from prediction()
 
 
 def fetching() -> Iterator[str]:
@@ -128,7 +128,7 @@ def gradients() -> Iterator[str]:
             yield compare(batched, peer, pairs=PAIRS).line(f"minibatch gradient of {size}", name)
 
 
-def foresight() -> Iterator[str]:
+def prediction() -> Iterator[str]:
     """From one run and the costs: the best batch, against all that were tried."""
     sizes = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
     knobs = experiment.Knobs(device="cpu")
@@ -145,7 +145,7 @@ def foresight() -> Iterator[str]:
     ):
         near = min(sizes, key=lambda size: abs(torch.tensor(size / laws.best).log()))
         yield (
-            f"minibatch best batch foreseen from {name}: {laws.best:.0f}, fastest {best}; "
+            f"minibatch best batch predicted from {name}: {laws.best:.0f}, fastest {best}; "
             f"seconds at {near} are {seconds[near] / seconds[best]:.2f} of the least"
         )
     off = {size: fitted.seconds(size) / seconds[size] for size in sizes}

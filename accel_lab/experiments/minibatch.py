@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from statistics import median
 from time import process_time
 from typing import Literal
@@ -193,7 +193,8 @@ def ways_to_target(
     """
     found: dict[int, list[Way]] = {size: [] for size in sizes}
     with under_watch():
-        way_to_target(knobs.turned(batch_size=max(found)))  # warms up
+        with closing(run(knobs.turned(batch_size=max(found)))) as steps:
+            list(islice(steps, 3))  # warms up
         for seed in seeds:
             for size in random.sample(list(found), len(found)):
                 found[size].append(way_to_target(knobs.turned(batch_size=size, seed=seed)))
@@ -203,12 +204,14 @@ def ways_to_target(
 # ---- predicted beforehand ----
 
 
-TIMED = (1, 16, 128, 1024)  # sizes of batch that tell the costs
+TIMED = (1, 16, 128, 512)  # sizes of batch that tell the costs
 
 
-def update_seconds(knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 9) -> dict[int, float]:
+def update_seconds(
+    knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 15
+) -> dict[int, float]:
     """Batch size → seconds of an update with its fetching, as ``run`` trains them. The sizes take
-    turns for some rounds, and the lower quartile counts: other programs only add.
+    turns for some rounds, and the fastest one counts: other programs only add.
     """
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     with under_watch(), ExitStack() as stack:
@@ -219,7 +222,7 @@ def update_seconds(knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 9) 
             for size in random.sample(list(runs), len(runs)):
                 next(runs[size])  # begun while another one ran
                 taken[size] += [next(runs[size]).seconds for _ in range(2)]
-    return {size: sorted(seconds[4:])[len(seconds) // 4] for size, seconds in taken.items()}
+    return {size: min(seconds[4:]) for size, seconds in taken.items()}
 
 
 @lru_cache
@@ -282,7 +285,7 @@ def predicted_throughput(knobs: Knobs) -> float:
 
 
 def predicted_seconds(knobs: Knobs) -> float:
-    """Seconds to the target, foreseen from one run with the knobs of the chapter."""
+    """Seconds to the target, predicted from one run with the knobs of the chapter."""
     found = one_run(Knobs(device=knobs.device))
     laws = laws_of_one_run(found, costs(knobs.fetch, knobs.device))
     return laws.seconds(knobs.batch_size)

@@ -150,6 +150,18 @@ def close_and_open(page: Page) -> None:
     page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for(timeout=60_000)
 
 
+def at_other_work(page: Page, milliseconds: int) -> None:
+    """From its next loading on, the page is kept busy for so long when its widgets come."""
+    script = """window.WebSocket = class extends WebSocket {
+        constructor(...given) {
+            super(...given);
+            this.addEventListener('message', ({ data }) => {
+                const text = data.byteLength ? new TextDecoder('latin1').decode(data) : '';
+                const end = Date.now() + (text.includes('update_states') ? MILLISECONDS : 0);
+                while (Date.now() < end); }) } }"""
+    page.add_init_script(script.replace("MILLISECONDS", str(milliseconds)))
+
+
 def run_all(page: Page, timeout: float = 300) -> None:
     """Run all cells and wait until the last one has ended."""
     page.evaluate(

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.lab import (
     ask_kernel,
+    at_other_work,
     barriers,
     close_and_open,
     end_kernels,
@@ -299,7 +300,9 @@ def test_a_mistake_turns_the_badge_and_a_panel_run_again_leaves_no_thread(
 def test_a_tab_that_is_closed_while_it_trains_and_a_kernel_that_is_killed(
     page: Page, lab, complaints, artefacts
 ):
-    """The panel is there again and still trains; of a kernel that is gone one sentence tells."""
+    """The panel is there again and still trains, also on a page that was busy when it came; of a
+    kernel that is gone one sentence tells.
+    """
     chapter = "11_accumulation.ipynb"
     open_notebook(page, lab, chapter)
     run_cell(page, "panel = lab.Panel(", above=True)
@@ -314,6 +317,10 @@ def test_a_tab_that_is_closed_while_it_trains_and_a_kernel_that_is_killed(
     wait_until_it_moves(panel.locator(".bqplot").first)
     picture_of(page, artefacts, chapter)("8-opened-again")
     stop(panel)
+    save(page)
+    at_other_work(page, 1900)
+    open_notebook(page, lab, chapter)
+    expect(status(panel)).to_contain_text("stopped", timeout=30_000)
     assert complaints == []
 
     start(panel)

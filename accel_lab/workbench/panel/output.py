@@ -2,8 +2,10 @@
 once its kernel is gone.
 
 ipywidgets leaves the handles of its sliders without a name, and bqplot its graphs: a script beside
-them gives them one. A notebook that is opened again without the kernel that ran it has no widgets,
-so the next output holds what stands in for them, out of sight while they are there.
+them gives them one. ipywidgets looks for a widget for two seconds by the clock and never again, so
+that a page which was at other work meanwhile misses one that has come: the script has it look once
+more. A notebook that is opened again without the kernel that ran it has no widgets, so the next
+output holds what stands in for them, out of sight while they are there.
 """
 
 from __future__ import annotations
@@ -40,6 +42,16 @@ STYLE = f"""{AT_NIGHT}
 SCRIPT = """{
 element.innerHTML = `<style>STYLE</style>`;
 element.classList.add("accel-script");
+const patiently = ({ LabWidgetManager: { prototype: manager } }) => {
+  const once = manager.get_model;
+  if (Object.hasOwn(manager, "get_model")) return;
+  manager.get_model = function (id) {
+    const again = error => { if (this.has_model(id)) return once.call(this, id); throw error; };
+    return once.call(this, id).catch(again);
+  };
+};
+window._JUPYTERLAB?.["@jupyter-widgets/jupyterlab-manager"]?.get("./extension")
+  .then(extension => patiently(extension())).catch(() => {});  // in another front end all is left
 const GONE = "The kernel behind these controls has ended. "
   + "Run the notebook again to have them back.";
 const NO_CHARTS = "This JupyterLab cannot draw the moving charts: bqplot is missing in the "

@@ -419,7 +419,8 @@ def test_texts_are_told_by_what_is_in_them():
 def test_gains_of_both_signs_tell_nothing():
     assert experiment.judged([0.1, 2.0]) == "better"
     assert experiment.judged([-0.1, 2.0]) == "not told apart"
-    assert experiment.judged([0.0, 0.0]) == "not told apart"
+    assert experiment.judged([-0.4, -0.9]) == "not told apart"
+    assert experiment.judged([-0.4, -2.9]) == "worse"
 
 
 def test_in_the_first_update_dense_adam_moves_the_rows_of_the_batch_and_later_others():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from statistics import median
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -134,8 +134,8 @@ def prediction() -> Iterator[str]:
     knobs = experiment.Knobs(device="cpu")
     cost = experiment.costs("index", "cpu")
     ways = experiment.ways_to_target(knobs, sizes, range(5))
-    seconds = experiment.median_seconds(ways)
-    updates = {size: median(way.updates for way in runs) for size, runs in ways.items()}
+    seconds = experiment.mean_seconds(ways)
+    updates = {size: fmean(way.updates for way in runs) for size, runs in ways.items()}
     best = min(seconds, key=seconds.get)
     per_update = fit_line({size: seconds[size] / updates[size] for size in sizes})
     fitted = experiment.fitted_laws(updates, per_update)

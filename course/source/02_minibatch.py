@@ -355,7 +355,7 @@ print("estimate = tr(Σ)/‖G‖²:", abs(estimated / slow_truth - 1) < 1e-9)
 # %%
 sizes = sorted({*lab.along([8, 16, 32, 64, 128, 256, 512, 1024, 2048]), 64, 128})
 ways = experiment.ways_to_target(base, sizes, seeds)
-seconds = experiment.median_seconds(ways)
+seconds = experiment.mean_seconds(ways)
 updates = {size: fmean(way.updates for way in runs) for size, runs in ways.items()}
 per_second = {size: size * updates[size] / fmean(w.seconds for w in ways[size]) for size in sizes}
 print("    B   updates   samples/s   seconds to the target")
@@ -491,7 +491,7 @@ tried = {}
 for rate in lab.along((0.5, 1.0, 1.3)):
     turned = base.turned(learning_rate=rate * base.learning_rate)
     runs = experiment.ways_to_target(turned, (best, 2048), seeds[: len(lab.some_seeds(2))])
-    tried[rate] = experiment.median_seconds(runs)
+    tried[rate] = experiment.mean_seconds(runs)
 for size in (best, 2048):
     told = (f"rate × {rate:g}: {found[size]:.3f} s" for rate, found in tried.items())
     print(f"batch of {size:>4}:", *told, sep="  ")

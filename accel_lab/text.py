@@ -121,6 +121,7 @@ class RowSGD:
 
     def __init__(self, table: Tensor, lr: float):
         self.table, self.lr = table.detach(), lr
+        self.touched, self.part = torch.zeros(0, dtype=torch.int64), self.table[:0]
 
     def take(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Copy the rows of these words [n], each once: the rows [u, d], which collect a gradient,
@@ -135,9 +136,17 @@ class RowSGD:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Write the rows back, moved against their gradient."""
-        moved = self.part.detach().add_(self.part.grad, alpha=-self.lr)
+        """Write the rows back, moved against their gradient.
+
+        Raises ValueError, one line, when they have none.
+        """
+        moved = self.part.detach().add_(self.gradient(), alpha=-self.lr)
         self.table.index_copy_(0, self.touched, moved)
+
+    def gradient(self) -> Tensor:
+        if self.part.grad is None:
+            raise ValueError("step: the rows have no gradient; call take, backward, and then step")
+        return self.part.grad
 
 
 class RowAdam(RowSGD):
@@ -161,8 +170,8 @@ class RowAdam(RowSGD):
     @torch.no_grad()
     def step(self) -> None:
         """Update the moments of the rows taken, and move the rows by them."""
+        (b1, b2), rows, gradient = self.betas, self.touched, self.gradient()
         self.updates += 1
-        (b1, b2), rows, gradient = self.betas, self.touched, self.part.grad
         first = self.first.index_select(0, rows).lerp_(gradient, 1 - b1)
         second = self.second.index_select(0, rows).mul_(b2)
         second.addcmul_(gradient, gradient, value=1 - b2)

@@ -90,6 +90,18 @@ def test_rows_refuse_what_is_not_in_the_table():
         RowAdam(table_of()).take(torch.tensor([2, 30]))
 
 
+@pytest.mark.parametrize("make", [lambda table: RowSGD(table, 0.1), RowAdam])
+def test_a_step_without_a_gradient_is_refused_and_changes_nothing(make):
+    table = table_of()
+    before, rows = table.clone(), make(table)
+    for taken in (False, True):
+        if taken:
+            rows.take(torch.tensor([1, 2]))
+        with pytest.raises(ValueError, match=r"^step: the rows have no gradient; call take.*$"):
+            rows.step()
+    assert torch.equal(table, before)
+
+
 def test_no_words_at_all_are_zeros():
     none = torch.tensor([], dtype=torch.int64)
     assert torch.equal(

@@ -220,10 +220,10 @@ of the others, as compiled programs like it: where `y` is -100 there is no sampl
     cases=epoch_mean_loss_cases,
     drive=epoch_mean_loss_drive,
     reference=epoch_mean_loss,
-    reasoning="""`cross_entropy` returns the mean over the samples of *its* batch. Multiplied by their
-number it is their sum, and sums may be added. Samples are the rows whose label is not -100, both in
-the product and in the division at the end. Then batches may have any size, and the result does not
-depend on how the data were cut.""",
+    reasoning="""`cross_entropy` returns the mean over the samples of *its* batch. Multiplied by
+their number it is their sum, and sums may be added. Samples are the rows whose label is not -100,
+both in the product and in the division at the end. Then batches may have any size, and the result
+does not depend on how the data were cut.""",
     wrong=(
         Wrong(
             _as_found,

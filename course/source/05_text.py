@@ -125,8 +125,8 @@ panel
 # - The dots for the rows lie on the line, which is computed from the counts of the words alone.
 #   Read off how small the share is at a large vocabulary.
 # - The time of *dense Adam* follows the vocabulary. The time of *rows* follows the batch.
-# - The accuracy curves are close to each other, and not equal: the two rules differ. Part 5 shows
-#   how.
+# - Look where the accuracy curves end: both runs have the same time, and slow updates are few. The
+#   two rules are not equal, either. Part 5 shows how they differ.
 
 # %% [markdown]
 # ## 4. Build
@@ -643,7 +643,7 @@ dictionary
 #
 # Two famous mistakes of updates by rows. Each update is repeated from the same rows by the right
 # rule, and the difference is drawn: the *error of the update*, 1 meaning that all of it is wrong.
-# Press **Start**, then choose the mistakes. Would the accuracy have told you?
+# Without a mistake the error lies below the axis. Press **Start**, then choose the mistakes. Would the accuracy have told you?
 
 # %%
 broken = base.turned(twin=True, vocabulary=min(4000, base.vocabulary))

@@ -643,7 +643,8 @@ dictionary
 #
 # Two famous mistakes of updates by rows. Each update is repeated from the same rows by the right
 # rule, and the difference is drawn: the *error of the update*, 1 meaning that all of it is wrong.
-# Without a mistake the error lies below the axis. Press **Start**, then choose the mistakes. Would the accuracy have told you?
+# Without a mistake the error lies below the axis. Press **Start**, then choose the mistakes. Would
+# the accuracy have told you?
 
 # %%
 broken = base.turned(twin=True, vocabulary=min(4000, base.vocabulary))

@@ -61,7 +61,10 @@ Bags = tuple[Tensor, Tensor]  # the words of all texts [n], and where each text 
 
 
 def one_hot_lookup(ids: Tensor, table: Tensor) -> Tensor:
-    """Look words up as a product: ids [n] of a table [V, d] → [n, d], by n · V · d products."""
+    """Look words up as a product: ids [n] of a table [V, d] → [n, d], by n · V · d products.
+
+    ids: int64, 0…V − 1.
+    """
     return functional.one_hot(ids, len(table)).to(table.dtype) @ table
 
 
@@ -185,16 +188,24 @@ class RowAdam(RowSGD):
 def expected_rows(counts: Tensor, words: int) -> float:
     """Predict how many different words so many words drawn at random are: Σ 1 − (1 − p_w)^words.
 
-    counts: how often each word of the vocabulary occurs [V], not all zero.
+    counts: how often each word of the vocabulary occurs [V]. Raises ValueError, one line, for
+    counts that are all zero, and for a negative number of words.
     """
+    if not counts.sum() > 0:
+        raise ValueError("counts: no word occurs, so none can be drawn")
+    if words < 0:
+        raise ValueError(f"words: {words} can not be drawn; it should be 0 or more")
     shares = counts.double() / counts.sum()
     return float((1 - (1 - shares) ** words).sum())
 
 
 def lengths_of(begins: Tensor, words: int) -> Tensor:
-    """How many words each text has [texts]. Raises ValueError, one line, unless begins rise from 0
-    to at most ``words``.
+    """How many words each text has [texts]. Raises ValueError, one line, unless begins are one row
+    of whole numbers that rise from 0 to at most ``words``.
     """
+    if begins.dtype not in (torch.int64, torch.int32) or begins.dim() != 1:
+        found = f"{begins.dtype} {list(begins.shape)}"
+        raise ValueError(f"begins: {found} should be one row of int64, a place for each text")
     lengths = torch.cat([begins, begins.new_tensor([words])]).diff()
     if len(begins) and (begins[0] != 0 or (lengths < 0).any()):
         raise ValueError(f"begins: should rise from 0 to at most {words}, where the words end")
@@ -204,9 +215,13 @@ def lengths_of(begins: Tensor, words: int) -> Tensor:
 
 
 def check_ids(ids: Tensor, size: int) -> None:
-    """Raise ValueError, one line, unless ids are whole numbers of 0…size − 1."""
+    """Raise ValueError, one line, unless ids are one row of whole numbers of 0…size − 1."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"ids: {ids.dtype} are not word numbers; they should be int64")
+    if ids.dim() != 1:
+        raise ValueError(f"ids: {list(ids.shape)} should be one row [n]: flatten it first")
+    if ids.numel() and not size:
+        raise ValueError("ids: the table has no rows, so no word can be looked up")
     if ids.numel():
         low, high = map(int, torch.aminmax(ids))
         if low < 0 or high >= size:

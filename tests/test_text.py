@@ -1,6 +1,7 @@
 """Rows alone equal the whole table's update where they should; bags, cleaning and Chinese words."""
 
 import copy
+import re
 from itertools import islice
 
 import pytest
@@ -83,6 +84,34 @@ def test_what_is_no_bag_is_refused_in_one_line(ids, begins, said):
     with pytest.raises(ValueError, match=said) as error:
         text.embedding_bag(torch.tensor(ids), torch.tensor(begins, dtype=torch.int64), table_of())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "begins", "said"),
+    [
+        ([[0, 1]], [0], "ids: [1, 2] should be one row"),
+        ([0, 1], [[0, 1]], "begins: torch.int64 [1, 2] should be one row of int64"),
+        ([0, 1], [0.0, 1.0], "begins: torch.float32 [2] should be one row of int64"),
+    ],
+)
+def test_bags_of_another_shape_or_kind_are_refused_in_one_line(ids, begins, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        text.embedding_bag(torch.tensor(ids), torch.tensor(begins), table_of())
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_without_rows_holds_no_word():
+    with pytest.raises(ValueError, match="ids: the table has no rows"):
+        text.lookup(torch.tensor([0]), torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "said"),
+    [([0, 0], 3, "counts: no word occurs"), ([], 3, "counts: no"), ([1, 2], -1, "words: -1")],
+)
+def test_what_can_not_be_drawn_is_refused(counts, words, said):
+    with pytest.raises(ValueError, match=said):
+        text.expected_rows(torch.tensor(counts), words)
 
 
 def test_rows_refuse_what_is_not_in_the_table():
@@ -425,14 +454,19 @@ def test_texts_are_told_by_what_is_in_them():
     assert 20 < found["stop words"].accuracies[0] < 80
     assert (found["none"].tokens, found["none"].vocabulary) == (600 * 7, 4)
     assert (found["stop words"].tokens, found["stop words"].vocabulary) == (600 * 4, 2)
-    assert experiment.judged(found["stop words"].gains(found["none"])) == "worse"
+    assert experiment.judged(3 * found["stop words"].gains(found["none"])) == "worse"
 
 
 def test_gains_of_both_signs_tell_nothing():
-    assert experiment.judged([0.1, 2.0]) == "better"
-    assert experiment.judged([-0.1, 2.0]) == "not told apart"
-    assert experiment.judged([-0.4, -0.9]) == "not told apart"
-    assert experiment.judged([-0.4, -2.9]) == "worse"
+    assert experiment.judged([0.1, 2.0, 2.0]) == "better"
+    assert experiment.judged([-0.1, 2.0, 2.0]) == "not told apart"
+    assert experiment.judged([-0.4, -0.9, -0.9]) == "not told apart"
+    assert experiment.judged([-0.4, -2.9, -2.9]) == "worse"
+
+
+@pytest.mark.parametrize("gains", [[], [-5.0], [5.0, 5.0]])
+def test_fewer_than_three_gains_tell_nothing(gains):
+    assert experiment.judged(gains) == "not told apart"
 
 
 def test_in_the_first_update_dense_adam_moves_the_rows_of_the_batch_and_later_others():

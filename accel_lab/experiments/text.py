@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -146,7 +146,7 @@ class Knobs(TrainingKnobs):
         60_000, ge=1000, le=60_000, log=True, description="rows of the embedding table"
     )
     update: Literal["dense Adam", "fused Adam", "SparseAdam", "rows", "no table"] = dial(
-        "rows", description="what is updated: the whole table, the rows of the batch, or none"
+        "rows", description="rule for the table"
     )
     cleaning: Literal[
         "spaces only",
@@ -323,8 +323,9 @@ def cleaned(
             seconds += process_time() - start
             yield tokens
 
-    numbers: dict[str, int] = {}
-    numbered = as_texts(one_by_one(), lambda word: numbers.setdefault(word, len(numbers)))
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__  # a word not seen before gets the next number
+    numbered = as_texts(one_by_one(), numbers.__getitem__)
     found = [reader_accuracy(numbered, labels, seed, training) for seed in some_seeds(seeds)]
     return Cleaned(len(numbered.ids), len(numbers), seconds, found)
 
@@ -349,9 +350,11 @@ def reader_accuracy(
 
 
 def judged(gains: Sequence[float]) -> str:
-    """What gains in points say, a gain for each seed: of one sign in all of them, and a point or
-    more on average, or nothing.
+    """What gains in points say, a gain for each seed: at least three, all of one sign, and a point
+    or more on average; or nothing.
     """
+    if len(gains) < 3:
+        return "not told apart"
     if max(gains) < 0 and fmean(gains) <= -1:
         return "worse"
     return "better" if min(gains) > 0 and fmean(gains) >= 1 else "not told apart"

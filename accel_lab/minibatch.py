@@ -63,7 +63,7 @@ def batches(
     Returns an iterator over copies (x [B, …], y [B, …]); each is fetched when it is asked for, by
     one call per tensor.
     Raises KnobError when batch_size is not a whole number in 1…n; ValueError, one line, for data
-    that are empty or differ in length, and for another ``last``.
+    that are empty, differ in length, or are not tensors, and for another ``last``.
     """
     parts = _parts(x, y, batch_size, generator, last)
     return ((x.index_select(0, part), y.index_select(0, part)) for part in parts)
@@ -86,6 +86,9 @@ def naive_batches(
 def _parts(
     x: Tensor, y: Tensor, batch_size: int, generator: torch.Generator | None, last: str
 ) -> list[Tensor]:
+    for name, data in (("x", x), ("y", y)):
+        if not isinstance(data, Tensor):
+            raise ValueError(f"{name}: should be a tensor, not {type(data).__name__}")
     if len(x) != len(y):
         raise ValueError(f"x, y: {len(x)} samples, but {len(y)} labels")
     if len(x) == 0:
@@ -130,8 +133,14 @@ def gradient_of_batch(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """List the parameters: a tied one once, frozen ones left out."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """List the parameters: a tied one once, frozen ones left out.
+
+    Raises ValueError, one line, when all of them are frozen.
+    """
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError("model: no parameter is trained; set requires_grad for one")
+    return found
 
 
 def gradients_of_samples(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -140,6 +149,7 @@ def gradients_of_samples(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]
     For models that look at each sample by itself.
     Returns one tensor [n, …] per trained parameter: n times the memory of the mean.
     """
+    trained(model)  # refuses a frozen one
     named = model.named_parameters()
     parameters = {name: one.detach() for name, one in named if one.requires_grad}
 
@@ -157,10 +167,11 @@ def squares_of_parts(model: nn.Module, x: Tensor, y: Tensor, parts: int) -> tupl
 
     x: [B, …], y: labels [B]; taken in ``parts`` of B/parts samples, one at a time.
     Returns (mean of the parts' ‖g‖², ‖G‖² of the whole batch).
-    Raises KnobError unless parts is at least 2 and divides B.
+    Raises KnobError unless parts is a whole number, at least 2, that divides B.
     """
-    if parts < 2 or len(x) % parts:
-        raise KnobError("parts", f"{parts} should be at least 2, and divide a batch of {len(x)}")
+    if not isinstance(parts, int) or not 2 <= parts <= len(x) or len(x) % parts:
+        wanted = f"a whole number, at least 2, that divides a batch of {len(x)}"
+        raise KnobError("parts", f"should be {wanted}, not {parts!r}")
     total, small_sq = [torch.zeros_like(parameter) for parameter in trained(model)], 0.0
     for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
         gradient = gradient_of_batch(model, *part)
@@ -172,7 +183,9 @@ def squares_of_parts(model: nn.Module, x: Tensor, y: Tensor, parts: int) -> tupl
 
 
 def _square(gradient: list[Tensor]) -> float:
-    return float(sum(part.square().sum() for part in gradient))
+    """‖g‖², in float32 at least: in float16 the square of 256 is infinite already."""
+    wide = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in gradient)
+    return float(sum(part.square().sum() for part in wide))
 
 
 def noise_scale(small_sq: float, big_sq: float, small: int, big: int) -> float:
@@ -180,10 +193,15 @@ def noise_scale(small_sq: float, big_sq: float, small: int, big: int) -> float:
 
     small_sq, big_sq: means over many batches of ``small`` and of ``big`` samples. Average them
     before, for a single pair is mostly noise.
-    Raises ValueError, one line, unless small < big, and when no gradient is left beside the noise.
+    Raises ValueError, one line, unless small < big and both squares are finite, when the larger
+    batches have the larger square, and when no gradient is left beside the noise.
     """
     if not 0 < small < big:
         raise ValueError(f"small, big: {small} is not above 0 and below {big}; take two sizes")
+    if not (math.isfinite(small_sq) and math.isfinite(big_sq)):
+        raise ValueError(f"small_sq, big_sq: {small_sq} and {big_sq} are not both finite")
+    if small_sq < big_sq:
+        raise ValueError(f"small_sq: {small_sq:g} is below big_sq, {big_sq:g}; are they swapped?")
     trace = (small_sq - big_sq) / (1 / small - 1 / big)
     square = (big * big_sq - small * small_sq) / (big - small)
     if not square > 0:
@@ -200,12 +218,18 @@ class Laws:
 
     call: a, seconds of an update beside its samples · sample: b, seconds per sample · least: S_min,
     updates to the target with perfect gradients · critical: B_crit, in samples.
+    Raises ValueError, one line, unless all four are finite and above 0.
     """
 
     call: float
     sample: float
     least: float
     critical: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: should be finite and above 0, not {value:g}")
 
     def update_seconds(self, batch_size: float) -> float:
         return self.call + self.sample * batch_size
@@ -232,10 +256,12 @@ def fit_line(points: Mapping[float, float]) -> tuple[float, float]:
     """Fit y = p + q·x so that the *relative* errors are least: small values count like large ones.
 
     points: x → y, at least two.
-    Returns (p, q). Raises ValueError, one line, for fewer points, or for a y that is not above 0.
+    Returns (p, q). Raises ValueError, one line, for fewer points, for an x that is not finite, or
+    for a y that is not finite and above 0.
     """
-    if len(points) < 2 or not all(0 < y < math.inf for y in points.values()):
-        raise ValueError(f"points: {dict(points)} are not two or more, with y above 0")
+    told = all(math.isfinite(x) and 0 < y < math.inf for x, y in points.items())
+    if len(points) < 2 or not told:
+        raise ValueError(f"points: {dict(points)} are not two or more, finite, with y above 0")
     x, y = (torch.tensor(list(one), dtype=torch.float64) for one in (points, points.values()))
     rows = torch.stack([1 / y, x / y], 1)
     p, q = torch.linalg.lstsq(rows, torch.ones(len(y), 1, dtype=torch.float64)).solution.flatten()

@@ -4,6 +4,7 @@ more samples per second reaches the target later.
 
 import copy
 import math
+from functools import partial
 from itertools import islice
 from statistics import median
 
@@ -118,6 +119,8 @@ def test_data_that_do_not_fit_are_refused_in_one_line():
         with pytest.raises(ValueError, match=said) as error:
             batches(*bad)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="x: should be a tensor, not list"):
+        batches(x.tolist(), y, 2)
     with pytest.raises(ValueError, match="'shorter' or 'drop', not 'keep'"):
         batches(x, y, 2, last="keep")
 
@@ -174,10 +177,26 @@ def test_parts_leave_the_gradient_of_the_whole_batch(name, parts):
     assert big_sq == pytest.approx(sum(float(one.square().sum()) for one in whole))
 
 
-@pytest.mark.parametrize("parts", [0, 1, 3, 17])
+@pytest.mark.parametrize("parts", [0, 1, 3, 17, 32, 2.0, True])
 def test_parts_that_do_not_divide_are_refused(parts):
     with pytest.raises(KnobError, match="parts: "):
         squares_of_parts(models.mlp(64, 10), *samples(16, 1, 8, 8), parts)
+
+
+@pytest.mark.parametrize(
+    "of", [gradient_of_batch, gradients_of_samples, partial(squares_of_parts, parts=2)]
+)
+def test_a_model_that_is_frozen_is_refused(of):
+    with pytest.raises(ValueError, match="model: no parameter is trained"):
+        of(models.mlp(64, 10).double().requires_grad_(False), *samples(16, 1, 8, 8))
+
+
+def test_squares_in_half_precision_are_finite():
+    """Gradients of some hundred have squares beyond the 65,504 of float16."""
+    torch.manual_seed(0)
+    model, (x, y) = models.mlp(64, 10), samples(16, 1, 8, 8, dtype=torch.float32)
+    half = squares_of_parts(copy.deepcopy(model).half(), 1000 * x.half(), y, 4)
+    assert half == pytest.approx(squares_of_parts(model, 1000 * x, y, 4), rel=0.05)
 
 
 def test_with_single_samples_the_noise_scale_is_the_exact_one():
@@ -206,7 +225,9 @@ def test_the_noise_scale_is_unbiased_where_the_noise_is_known(small, big):
         ((2.0, 1.0, 8, 8), "small, big: 8 is not above 0 and below 8"),
         ((2.0, 1.0, 0, 8), "small, big: 0 is not"),
         ((8.0, 1.0, 1, 8), "big_sq: the noise hides the gradient"),
-        ((math.nan, 1.0, 1, 8), "big_sq: the noise hides"),
+        ((math.nan, 1.0, 1, 8), "small_sq, big_sq: nan and 1.0 are not both finite"),
+        ((8.0, math.inf, 1, 8), "small_sq, big_sq: 8.0 and inf are not"),
+        ((1.0, 2.0, 1, 8), "small_sq: 1 is below big_sq, 2; are they swapped"),
     ],
 )
 def test_a_noise_scale_that_cannot_be_told_is_refused(arguments, said):
@@ -236,6 +257,13 @@ def test_no_batch_is_sooner_than_the_best_one(laws):
     half = laws.half_speed / laws.update_seconds(laws.half_speed)
     assert half == pytest.approx(most / 2)
     assert laws.updates(laws.critical) == pytest.approx(2 * laws.least)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["call", "sample", "least", "critical"])
+def test_laws_that_cannot_be_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=f"{name}: should be finite and above 0"):
+        Laws(**({"call": 1e-4, "sample": 1e-6, "least": 40.0, "critical": 70.0} | {name: wrong}))
 
 
 def test_a_line_is_found_again_and_small_values_count_like_large_ones():
@@ -301,6 +329,12 @@ def test_one_run_tells_the_noise_and_is_the_plain_training():
     assert abs(found.updates - plain.updates) <= 6  # which skips no shorter batch
     laws = experiment.laws_of_one_run(found, (1e-3, 1e-5))
     assert laws.updates(64) == pytest.approx(found.updates)
+
+
+def test_a_target_that_is_easier_is_predicted_sooner(monkeypatch):
+    monkeypatch.setattr(experiment, "costs", lambda fetch, device: (1e-4, 1e-6))
+    easy, usual = (experiment.predicted_seconds(knobs(target=target)) for target in (0.8, 0.3))
+    assert easy < usual / 2
 
 
 def test_the_noise_grows_in_the_end():

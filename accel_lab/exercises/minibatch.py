@@ -339,6 +339,13 @@ in the squares, so averages over updates stay right. A ratio is not, so it is ta
         ),
         Wrong.changed(
             noise_of_ranks,
+            "square = (big * big_sq - small * small_sq) / (big - small)",
+            "square = big_sq - trace / small",
+            "From ‖mean of the ranks‖² you take off the noise of one rank's gradient. The mean has "
+            "less noise: it is a gradient of samples · ranks.",
+        ),
+        Wrong.changed(
+            noise_of_ranks,
             "(big * big_sq - small * small_sq)",
             "(small * small_sq - big * big_sq)",
             "The two sizes are swapped in the estimate of ‖G‖²: the large batch comes first, in "

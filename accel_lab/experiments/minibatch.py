@@ -57,7 +57,7 @@ class Knobs(TrainingKnobs):
     )
     mistake: Literal[
         "none", "rate of a batch of 8", "sum of losses", "not shuffled", "with replacement"
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     target: float = dial(
         0.3, ge=0.05, le=2.0, panel=False, description="loss on training pictures to be reached"
     )
@@ -273,9 +273,9 @@ def laws_of_one_run(found: OneRun, cost: tuple[float, float]) -> Laws:
 
 
 def fitted_laws(updates: Mapping[int, float], cost: tuple[float, float]) -> Laws:
-    """Both laws from an update's costs and the updates that all batch sizes took."""
+    """Both laws from an update's costs (a, b) and the updates that the batch sizes took."""
     least, slope = fit_line({1 / size: needed for size, needed in updates.items()})
-    return Laws(*cost, least, max(slope / least, 1e-9))
+    return Laws(*(max(one, 1e-9) for one in cost), least, max(slope / least, 1e-9))
 
 
 def predicted_throughput(knobs: Knobs) -> float:
@@ -285,8 +285,8 @@ def predicted_throughput(knobs: Knobs) -> float:
 
 
 def predicted_seconds(knobs: Knobs) -> float:
-    """Seconds to the target, predicted from one run with the knobs of the chapter."""
-    found = one_run(Knobs(device=knobs.device))
+    """Seconds to the target, predicted from one run with the learning rate of the chapter."""
+    found = one_run(Knobs(device=knobs.device, seed=knobs.seed, target=knobs.target))
     laws = laws_of_one_run(found, costs(knobs.fetch, knobs.device))
     return laws.seconds(knobs.batch_size)
 

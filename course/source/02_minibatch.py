@@ -95,8 +95,8 @@ guess_time
 
 # %%
 for fetch in ("index", "one by one"):
-    call, sample = experiment.costs(fetch, base.device)
-    print(f"{fetch:<11} an update takes {call * 1e6:.0f} µs and {sample * 1e6:.2f} µs per sample")
+    fixed, each = experiment.costs(fetch, base.device)
+    print(f"{fetch:<11} an update takes {fixed * 1e6:.0f} µs and {each * 1e6:.2f} µs per sample")
 
 # %%
 speed = lab.Sweep(
@@ -283,12 +283,12 @@ lab.show_source(minibatch.noise_scale, docstring=False)
 
 # %%
 single = experiment.one_run(base)
-for updates in (1, 2, 4, len(single.squares)):
-    some = experiment.OneRun(updates, single.squares[:updates])
+for first in (1, 2, 4, len(single.squares)):
+    some = experiment.OneRun(first, single.squares[:first])
     try:
-        print(f"noise scale from {updates:>3} updates: {some.noise:6.0f} samples")
+        print(f"noise scale from {first:>3} updates: {some.noise:6.0f} samples")
     except ValueError as refusal:
-        print(f"noise scale from {updates:>3} updates: {refusal}")
+        print(f"noise scale from {first:>3} updates: {refusal}")
 
 # %% [markdown]
 # Everything is there now: *a* and *b* from a stopwatch, $B_{crit}$ from the noise, $S_{min}$ from
@@ -555,13 +555,13 @@ for size in (16, 1024):
 # one batch?
 
 # %%
-few, labels = x[:64], y[:64]
+some = x[:64], y[:64]
 gradients = {
     "one by one": minibatch.gradient_one_by_one,
     "each sample's (vmap)": minibatch.gradients_of_samples,
 }
 for name, way in gradients.items():
-    one, other = (partial(f, model, few, labels) for f in (way, minibatch.gradient_of_batch))
+    one, other = (partial(f, model, *some) for f in (way, minibatch.gradient_of_batch))
     print(lab.compare(one, other, names=(name, "one batch"), patience=1.0))
 numbers = sum(p.numel() for p in model.parameters())
 print(f"and the gradients of 1,000 samples, each by itself, are {4 * numbers * 1000 / 1e6:.0f} MB")
@@ -619,8 +619,8 @@ for mistake in ("none", *mistakes):
     runs = [list(islice(experiment.run(one), 150)) for one in turned]
     lasts = [[s.metrics for s in run if "target_loss" in s.metrics][-1] for run in runs]
     reached = sum("updates_to_target" in last for last in lasts)
-    of_batch, judged = (median(last[name] for last in lasts) for name in ("loss", "target_loss"))
-    print(f"{mistake:<22} {reached} of {len(seeds)} {of_batch:>19.3g} {judged:>26.3g}")
+    batch, target = (median(last[name] for last in lasts) for name in ("loss", "target_loss"))
+    print(f"{mistake:<22} {reached} of {len(seeds)} {batch:>19.3g} {target:>26.3g}")
 
 # %% [markdown]
 # Is it a mistake, then, to keep one learning rate for all sizes? Here are two rates, each kept for
@@ -694,8 +694,8 @@ except ValueError as refusal:
 
 # %%
 shares = experiment.system_shares(lambda: lab.models.cnn(8), (8, 64, 256, 1024))
-for size, (speed, system) in shares.items():
-    print(f"CNN, batch of {size:>4}: {speed:>7,.0f} samples per second of CPU", end=", ")
+for size, (rate, system) in shares.items():
+    print(f"CNN, batch of {size:>4}: {rate:>7,.0f} samples per second of CPU", end=", ")
     print(f"{system:4.0%} of it in the system")
 print(
     f"from 64 to 1,024: {shares[1024][0] / shares[64][0]:.2f} × the samples/s; the network above,"

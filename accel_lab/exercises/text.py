@@ -94,6 +94,13 @@ to 0 the text is empty: dividing by 1 there leaves the zeros.""",
             "short texts come out too small.",
         ),
         Wrong.changed(
+            bag_means,
+            DIVISOR,
+            "lengths",
+            "You divide by the number of words, and a text without words gives 0/0. Divide by the "
+            "sum of the weights, and let an empty text get zeros.",
+        ),
+        Wrong.changed(
             bag_means, DIVISOR, "totals", "A text without words gives 0/0. It has to get zeros."
         ),
         Wrong.changed(

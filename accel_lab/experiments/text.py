@@ -125,7 +125,7 @@ def all_reviews() -> tuple[list[str], Tensor]:
 
 
 @cache
-def whole_reviews(number: int = 3000) -> tuple[list[str], Tensor]:
+def whole_reviews(number: int = 2500) -> tuple[list[str], Tensor]:
     """So many whole reviews, as they were typed, and their labels; fewer for a quick look."""
     texts, labels = zip(*words.long_reviews(round(number * effort())), strict=True)
     return list(texts), torch.tensor(labels)

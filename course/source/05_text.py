@@ -107,12 +107,13 @@ touched = lab.Sweep(
 )
 milliseconds = lab.Sweep("vocabulary", "update_ms", "time of an update, ms", log=True)
 accuracy = lab.Curve("test_accuracy", "test accuracy, %", scale=100, over="updates", ends=(40, 80))
+speed = lab.Curve("words_per_second", "thousand words/s", scale=1e-3, noisy=True)
 
 # %%
 panel = lab.Panel(
     experiment.run,
     base,
-    [milliseconds, touched, accuracy, lab.Curve("words_per_second", "words/s", noisy=True)],
+    [milliseconds, touched, accuracy, speed],
     controls=["update", "vocabulary", "batch_size", "cleaning"],
     baselines={"dense Adam": {"update": "dense Adam"}},
     headline=lab.Headline("update_ms", "time of an update"),
@@ -447,18 +448,18 @@ for way, work in (("dense Adam", {size: size for size in SIZES}), ("rows", rows_
 # %%
 rules = {}
 for way in ("dense Adam", "rows"):
-    settings = base.turned(update=way, vocabulary=min(8000, base.vocabulary), batch_size=64)
+    settings = base.turned(update=way, vocabulary=min(4000, base.vocabulary), batch_size=64)
     rules[way] = [
         experiment.accuracy_after(settings.turned(seed=seed)) for seed in lab.some_seeds(3)
     ]
     print(f"{way:<11}", lab.figure.tell_over_seeds(rules[way], "%"))
 
 # %%
-tested, right = len(labels) // 5, fmean(rules["dense Adam"]) / 100
-error = 100 * (right * (1 - right) / tested) ** 0.5
+tested, p = len(labels) // 5, fmean(rules["dense Adam"]) / 100
+chance = 100 * (p * (1 - p) / tested) ** 0.5
 difference = fmean(rules["rows"]) - fmean(rules["dense Adam"])
-print(f"rows − dense Adam: {difference:+.1f} points; standard error of each: {error:.1f} points")
-print("no difference shown" if abs(difference) < 3 * error else "more than chance explains")
+print(f"rows − dense Adam: {difference:+.1f} points; standard error of each: {chance:.1f} points")
+print("no difference shown" if abs(difference) < 3 * chance else "more than chance explains")
 
 # %% [markdown]
 # These runs can show a large difference only. That no difference is shown does not mean that the

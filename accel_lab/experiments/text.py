@@ -125,7 +125,7 @@ def all_reviews() -> tuple[list[str], Tensor]:
 
 
 @cache
-def whole_reviews(number: int = 2500) -> tuple[list[str], Tensor]:
+def whole_reviews(number: int = 3000) -> tuple[list[str], Tensor]:
     """So many whole reviews, as they were typed, and their labels; fewer for a quick look."""
     texts, labels = zip(*words.long_reviews(round(number * effort())), strict=True)
     return list(texts), torch.tensor(labels)
@@ -308,10 +308,19 @@ class Cleaned:
 
 
 def cleaned(
-    texts: Sequence[str], labels: Tensor, cleaning: Cleaning, *, seeds: int = 5, training: int
+    texts: Sequence[str],
+    labels: Tensor,
+    cleaning: Cleaning,
+    *,
+    seeds: int = 5,
+    training: int,
+    epochs: int = 5,
 ) -> Cleaned:
     """Clean these texts, and train a reader on ``training`` of them for each seed, which draws the
     texts and the weights; the others test it.
+
+    epochs: enough for all cleanings. Few texts make few updates, and before it has learned what it
+    can, a reader of longer texts is behind for that reason alone.
     """
     seconds = 0.0
 
@@ -326,7 +335,9 @@ def cleaned(
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__  # a word not seen before gets the next number
     numbered = as_texts(one_by_one(), numbers.__getitem__)
-    found = [reader_accuracy(numbered, labels, seed, training) for seed in some_seeds(seeds)]
+    found = [
+        reader_accuracy(numbered, labels, seed, training, epochs) for seed in some_seeds(seeds)
+    ]
     return Cleaned(len(numbered.ids), len(numbers), seconds, found)
 
 

@@ -145,8 +145,8 @@ lab.SpeedLog.of_the_reader()
 #
 # One sentence for each word of the field, and the chapter that explains it:
 #
-# - **1F1B** ([18](18_pipeline.ipynb)): A pipeline schedule, *one forward, one backward*: each stage
-#   turns back as soon as it can, and so holds fewer activations than under GPipe.
+# - **1F1B** ([18](18_pipeline.ipynb)): A pipeline schedule, *one forward, one backward*: each
+#   stage turns back as soon as it can, and so holds fewer activations than under GPipe.
 # - **activations** ([18](18_pipeline.ipynb)): What a layer computes on the way forward, and keeps
 #   until its backward pass.
 # - **all-gather** ([16](16_ddp.ipynb)): Every rank ends with the pieces of all ranks; the second
@@ -159,25 +159,31 @@ lab.SpeedLog.of_the_reader()
 #   last layer to the first.
 # - **bfloat16** ([13](13_precision.ipynb)): A floating-point number of 16 bits, with the range of
 #   float32 and 8 significant bits.
-# - **bubble** ([18](18_pipeline.ipynb)): The share of all ranks' time in which a rank of a pipeline
-#   has nothing to do.
+# - **bubble** ([18](18_pipeline.ipynb)): The share of all ranks' time in which a rank of a
+#   pipeline has nothing to do.
 # - **bucket** ([16](16_ddp.ipynb)): Several gradients that travel together in one message, while
 #   backward goes on.
 # - **chunk** ([16](16_ddp.ipynb)): One of the *p* equal parts of a tensor that go round a ring of
 #   *p* ranks.
+# - **critical batch size** ([02](02_minibatch.ipynb)): The batch beyond which more samples hardly
+#   save updates.
 # - **data parallelism** ([16](16_ddp.ipynb)): Each rank holds the whole model and takes a part of
 #   every batch.
+# - **embedding** ([05](05_text.ipynb)): The vector of numbers that stands for a word: a row of a
+#   table.
+# - **epoch** ([02](02_minibatch.ipynb)): Every training sample is used once, in an order that
+#   chance picks.
 # - **exponential moving average** ([14](14_averaging.ipynb)): A running mean in which each value
 #   counts less the older it is; EMA for short.
-# - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or multiplication;
-#   FLOP/s is how many a second.
+# - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or
+#   multiplication; FLOP/s is how many a second.
 # - **global norm** ([12](12_clipping.ipynb)): The length of all gradients taken as one vector: the
 #   root of the sum of all squares.
 # - **GPipe** ([18](18_pipeline.ipynb)): A pipeline schedule: all forwards, then all backwards.
 # - **gradient accumulation** ([11](11_accumulation.ipynb)): The gradients of several micro-batches
 #   are added up, and the weights are updated once.
-# - **gradient clipping** ([12](12_clipping.ipynb)): Gradients that are larger than a limit are made
-#   smaller before the optimizer's step.
+# - **gradient clipping** ([12](12_clipping.ipynb)): Gradients that are larger than a limit are
+#   made smaller before the optimizer's step.
 # - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
 #   pairs leave possible, with 99 % certainty.
 # - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;
@@ -186,13 +192,20 @@ lab.SpeedLog.of_the_reader()
 #   gradients do not become 0 in float16; before the step the gradients are divided by it.
 # - **micro-batch** ([11](11_accumulation.ipynb)): A part of a batch that goes through the network
 #   by itself.
+# - **mini-batch** ([02](02_minibatch.ipynb)): The samples that one update looks at: more than one,
+#   fewer than all.
 # - **mixed precision** ([13](13_precision.ipynb)): Products are computed in 16 bits, weights are
 #   kept in 32.
+# - **noise scale** ([02](02_minibatch.ipynb)): The batch whose gradient has as much noise as
+#   signal, tr(Σ)/‖G‖², in samples.
+# - **one-hot** ([05](05_text.ipynb)): A vector with a 1 at the place of its word and zeros
+#   elsewhere.
 # - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
 #   ratio of the two counts.
 # - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
 #   micro-batches flow through them.
-# - **rank** ([16](16_ddp.ipynb)): One of the processes that train together, and its number, from 0.
+# - **rank** ([16](16_ddp.ipynb)): One of the processes that train together, and its number, from
+#   0.
 # - **recomputation** ([15](15_memory.ipynb)): Activations are forgotten on the way forward, and
 #   computed again when the backward pass needs them.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
@@ -206,13 +219,15 @@ lab.SpeedLog.of_the_reader()
 # - **segments** ([15](15_memory.ipynb)): The parts of a chain of layers of which recomputation
 #   keeps no more than what enters them.
 # - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
-# - **stochastic rounding** ([13](13_precision.ipynb)): A number is rounded up or down by chance, so
-#   that the mean is right.
+# - **stochastic rounding** ([13](13_precision.ipynb)): A number is rounded up or down by chance,
+#   so that the mean is right.
+# - **stop words** ([05](05_text.ipynb)): Frequent words that a list declares to be empty.
 # - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the
 #   *student*, learns from.
 # - **temperature** ([19](19_distillation.ipynb)): Logits are divided by it before softmax; a high
 #   one makes the probabilities more alike.
 # - **throughput** ([11](11_accumulation.ipynb)): Samples per second of training.
+# - **tokens** ([05](05_text.ipynb)): What a text is cut into: words and signs.
 # - **warm-up** ([01](01_measuring.ipynb)): What a program does slowly the first time; it runs once
 #   or more before it is timed.
 # - **world size** ([16](16_ddp.ipynb)): The number of ranks, *p*.

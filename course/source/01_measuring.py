@@ -682,6 +682,6 @@ check(intensity_of_linear)
 # *Individual comparisons by ranking methods*, 1945.
 #
 # **Next.** You can tell what is faster, and how much faster it could be. So to the first technique:
-# why should a network care whether its pixels run from 0 to 255 or from 0 to 1? That is
-# [chapter 03](03_normalization.ipynb). The other chapters are listed on the
+# a larger batch makes more samples per second, but which batch reaches a given loss first? That is
+# [chapter 02](02_minibatch.ipynb). The other chapters are listed on the
 # [first page](00_start_here.ipynb).

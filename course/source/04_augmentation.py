@@ -541,6 +541,6 @@ check(misheard)
 # · P. Vincent et al., *Denoising Autoencoders*, 2008 · B. Pang, L. Lee, *Seeing stars*, 2005 (the
 # sentences) · G. Miller, *WordNet*, 1995.
 #
-# **Next.** Data is scaled and multiplied; the batch is still as large as it was. What if it should
-# be larger than the memory? That is gradient accumulation, [chapter 11](11_accumulation.ipynb). All
-# chapters are listed on the [first page](00_start_here.ipynb).
+# **Next.** Sentences were multiplied here, word by word. How does a network read words at all, and
+# what should be cleaned off them before? That is [chapter 05](05_text.ipynb). All chapters are
+# listed on the [first page](00_start_here.ipynb).

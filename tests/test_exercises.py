@@ -710,6 +710,7 @@ CASES = [
     ({"y": torch.ones(50, dtype=torch.int64)}, "y = int64 [50]"),
     ({"parts": [[0, 1], [2]], "none": None}, "parts = [[0, 1], [2]]\nnone = None"),
     ({"parts": [[7]] * 40}, "parts = [[7], … 40 in all]"),
+    ({"texts": [["not", "a", "bad", "film"], []]}, "texts = [['not', 'a', 'bad', 'film'], []]"),
     (
         {"pair": [torch.ones(9, 9), torch.ones(9)]},
         "pair = [float32 [9, 9], [1, 1, 1, 1, 1, 1, 1, 1, 1]]",

@@ -57,9 +57,11 @@ def _brief(thing: Plain) -> str:
             return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
         return _brief(thing.tolist())
     if type(thing) is list:
+        whole = f"[{', '.join(map(_brief, thing))}]"
         few = len(thing) <= MOST_ENTRIES or _size(thing) <= MOST_VALUES
-        told = map(_brief, thing if few else thing[:1])
-        return f"[{', '.join(told)}{'' if few else f', … {len(thing)} in all'}]"
+        if few or len(whole) <= MOST_LETTERS:
+            return whole
+        return f"[{_brief(thing[0])}, … {len(thing)} in all]"
     if type(thing) is dict:
         return f"{{{', '.join(f'{key!r}: {_brief(one)}' for key, one in thing.items())}}}"
     if type(thing) is float:

@@ -176,9 +176,9 @@ def cut_layer(layer: nn.Module, h: Tensor, rows: Tensor | None, columns: Tensor 
     return linear(h, weight, bias)
 
 
-def as_mask(kept: Tensor, width: int) -> Tensor:
+def as_mask(kept: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The mask [width] that does to every sample what cutting does: 0, or width / kept."""
-    mask = torch.zeros(width, device=kept.device)
+    mask = torch.zeros(width, dtype=dtype, device=kept.device)
     return mask.index_fill(0, kept, width / len(kept))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ Answer = Callable[[Tensor], Tensor]
 class Knobs(TrainingKnobs):
     depth: int = dial(1, ge=1, le=64, log=True, description="hidden layers")
     parameters: Literal[100_000, 400_000, 1_000_000] = dial(
-        400_000, description="weights and biases, which the width is solved for"
+        100_000, description="weights and biases, which the width is solved for"
     )
     residual: bool = dial(False, description="add to each hidden layer what went into it")
     dropout: Literal["none", "mask", "cut"] = dial(
@@ -212,18 +212,18 @@ def predicted_bytes(knobs: Knobs) -> float:
 
 
 @lru_cache
-def costs(parameters: int, batch_size: int = 64, device: str = "auto") -> tuple[float, float]:
+def costs(parameters: int, batch_size: int, device: str) -> tuple[float, float]:
     """(seconds of an update of one wide layer, seconds that the calls of one further layer add).
 
     The second number comes from layers of four units: they have next to nothing to add up.
     """
-    thin, thick = 4, 36  # layers of the two networks that tell what one layer adds
+    few, many = 4, 36  # layers of the two networks that tell what one layer adds
     knobs = Knobs(parameters=parameters, batch_size=batch_size, device=device)
     nets = {1: net_of(knobs)}
-    nets |= {depth: Net(INPUTS, *[4] * depth, OUTPUTS) for depth in (thin, thick)}
+    nets |= {depth: Net(INPUTS, *[4] * depth, OUTPUTS) for depth in (few, many)}
     taken = updates_in_turn(nets, batch_size, rounds=20, device=device)
     seconds = {depth: min(times) for depth, times in taken.items()}
-    return seconds[1], (seconds[thick] - seconds[thin]) / (thick - thin)
+    return seconds[1], (seconds[many] - seconds[few]) / (many - few)
 
 
 def predicted_seconds(knobs: Knobs) -> float:
@@ -334,8 +334,3 @@ def second_core(knobs: Knobs, patience: float = 1.0) -> Comparison:
     return compare(
         partial(on, 1), partial(on, 2), names=("one core", "two cores"), patience=patience
     )
-
-
-def patterns(net: Net, p: float, batches: int) -> Iterator[list[Tensor]]:
-    """The units that each of so many batches keeps."""
-    return (draw_kept(net, p) for _ in range(batches))

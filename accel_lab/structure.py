@@ -5,7 +5,7 @@ sums an answer takes and how many bytes the model needs. They do not say how lon
 
     parameters  in·w + (depth − 1)·w² + w·out, and a bias for each unit    solved for w: width_for
     seconds     layers · c + sums / speed        c: the calls of one layer, whatever its width
-    activations 4 · B · depth · w bytes          grows like √depth at equal parameters
+    activations 4 · B · depth · w bytes          grows with depth, at equal parameters too
 
 A layer has to wait for the one before, so depth is serial. The units of one layer wait for nobody:
 width is parallel.

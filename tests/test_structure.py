@@ -293,15 +293,26 @@ def test_both_kinds_of_dropout_close_the_gap_where_data_are_few():
     assert max(mask, cut) < 0.95 * plain
 
 
-def test_the_predicted_seconds_grow_by_the_same_for_each_layer():
-    wide, layer = experiment.costs(100_000, 64, "cpu")
-    assert wide > 0
-    assert layer > 0
-    at = {
-        depth: experiment.predicted_seconds(Knobs(depth=depth, device="cpu")) for depth in (1, 11)
-    }
-    assert at[1] == wide
-    assert at[11] == pytest.approx(wide + 10 * layer)
+def test_the_predicted_seconds_grow_by_the_same_for_each_layer(monkeypatch):
+    found = experiment.Costs({100_000: 2.0, 400_000: 3.0}, 0.5)
+    monkeypatch.setattr(experiment, "costs", lambda batch_size, device: found)
+    assert experiment.predicted_seconds(Knobs(depth=1)) == 2.0
+    assert experiment.predicted_seconds(Knobs(depth=11, parameters=400_000)) == 8.0
+
+
+@pytest.mark.slow
+def test_the_costs_are_measured_for_all_sizes():
+    found = experiment.costs(64, "cpu")
+    assert set(found.wide) == set(Knobs.model_fields["parameters"].annotation.__args__)
+    assert min(*found.wide.values(), found.layer) > 0
+
+
+def test_what_a_layer_adds_is_the_slope_between_few_and_many():
+    taken = {-4: [5.0, 6.0, 90.0], -36: [70.0, 69.0, 71.0]}
+    assert experiment.layer_seconds(taken) == 2.0
+    assert experiment.layer_seconds(taken, min) == 2.0
+    both = experiment.depths_in_turn(Knobs(device="cpu"), (1, 2), rounds=1)
+    assert set(both) == {1, 2, -4, -36}
 
 
 def test_answers_are_timed_at_each_depth():

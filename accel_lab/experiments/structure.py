@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import cycle, islice
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import model_validator
@@ -137,6 +137,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
 
     Metrics of each Step:
     loss: mean over the batch.
+    update_seconds: the Step's seconds.
     weight_bytes, gradient_bytes, optimizer_bytes: by the number of parameters, in float32.
     activation_bytes: what autograd held in an update, measured once.
     Of some Steps, measured outside their seconds:
@@ -157,8 +158,9 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
 
     for step in train(update, batches):
         due = (step.index + 1) % EVALUATE_EVERY == 0
-        judged = evaluate(final, digits) if due else {}
-        yield replace(step, metrics={**step.metrics, **memory, **judged})
+        found = {"update_seconds": step.seconds, **memory}
+        found |= evaluate(final, digits) if due else {}
+        yield replace(step, metrics={**step.metrics, **found})
 
 
 def one_update(answer: Answer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
@@ -211,39 +213,61 @@ def predicted_bytes(knobs: Knobs) -> float:
 # ---- predicted beforehand: one wide layer, and the calls of each further one ----
 
 
-@lru_cache
-def costs(parameters: int, batch_size: int, device: str) -> tuple[float, float]:
-    """(seconds of an update of one wide layer, seconds that the calls of one further layer add).
-
-    The second number comes from layers of four units: they have next to nothing to add up.
+@dataclass(frozen=True)
+class Costs:
+    """wide: number of parameters → seconds of an update of one hidden layer · layer: seconds that
+    the calls of one further layer add.
     """
-    few, many = 4, 36  # layers of the two networks that tell what one layer adds
-    knobs = Knobs(parameters=parameters, batch_size=batch_size, device=device)
-    nets = {1: net_of(knobs)}
-    nets |= {depth: Net(INPUTS, *[4] * depth, OUTPUTS) for depth in (few, many)}
-    taken = updates_in_turn(nets, batch_size, rounds=20, device=device)
-    seconds = {depth: min(times) for depth, times in taken.items()}
-    return seconds[1], (seconds[many] - seconds[few]) / (many - few)
+
+    wide: dict[int, float]
+    layer: float
+
+
+@lru_cache
+def costs(batch_size: int, device: str) -> Costs:
+    """Measure both on this machine, taking turns; the fastest update counts."""
+    knobs = Knobs(batch_size=batch_size, device=device)
+    sizes = get_args(Knobs.model_fields["parameters"].annotation)
+    nets = {size: net_of(knobs.turned(parameters=size)) for size in sizes}
+    taken = updates_in_turn(nets, knobs, rounds=20)
+    layer = layer_seconds(taken, min)
+    return Costs({size: min(taken[size]) for size in sizes}, layer)
 
 
 def predicted_seconds(knobs: Knobs) -> float:
     """Seconds of an update without dropout: the sums of the wide network, the calls of the deep."""
-    wide, layer = costs(knobs.parameters, knobs.batch_size, knobs.device)
-    return wide + (knobs.depth - 1) * layer
+    found = costs(knobs.batch_size, knobs.device)
+    return found.wide[knobs.parameters] + (knobs.depth - 1) * found.layer
 
 
-def updates_in_turn(
-    nets: dict[int, Net], batch_size: int, rounds: int, device: str = "auto"
-) -> dict[int, list[float]]:
-    """Seconds of an update of each network, in each round; the networks take turns."""
-    digits = datasets.mnist5k().to(pick_device(device))
-    x, y = digits.train_x[:batch_size], digits.train_y[:batch_size]
+FEW, MANY = 4, 36  # layers of four units, with next to nothing to add up: their calls are all
+
+
+def updates_in_turn(nets: dict[int, Net], knobs: Knobs, rounds: int) -> dict[int, list[float]]:
+    """Seconds of an update of each network in each round, and at −4 and −36 those of so many
+    layers of four units.
+    """
+    nets = nets | {-depth: Net(INPUTS, *[4] * depth, OUTPUTS) for depth in (FEW, MANY)}
+    x, y = next(some_digits(knobs).batches(knobs.batch_size))
     programs = {}
-    for depth, net in nets.items():
+    for name, net in nets.items():
         net.to(x.device)
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-        programs[depth] = partial(one_update, net, optimizer, x, y)
+        optimizer = torch.optim.Adam(net.parameters(), lr=knobs.learning_rate)
+        programs[name] = partial(one_update, net, optimizer, x, y)
     return in_turn(programs, rounds)
+
+
+def layer_seconds(
+    taken: dict[int, list[float]], typical: Callable[[list[float]], float] = median
+) -> float:
+    """What one further layer adds by its calls, from the seconds of ``updates_in_turn``."""
+    return (typical(taken[-MANY]) - typical(taken[-FEW])) / (MANY - FEW)
+
+
+def depths_in_turn(knobs: Knobs, depths: Iterable[int], rounds: int = 15) -> dict[int, list[float]]:
+    """Depth → seconds of an update in each round, with equal parameters; −4 and −36 as above."""
+    nets = {depth: net_of(knobs.turned(depth=depth)) for depth in depths}
+    return updates_in_turn(nets, knobs, rounds)
 
 
 def in_turn(programs: dict[int, Callable[[], object]], rounds: int) -> dict[int, list[float]]:

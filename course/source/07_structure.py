@@ -107,7 +107,8 @@ panel = lab.Panel(
             "milliseconds an update",
             scale=1e3,
             predicted=experiment.predicted_seconds,
-            formula="without dropout, predicted",
+            formula="predicted",
+            log=True,
         ),
         lab.Curve("test_accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100)),
         lab.Budget(
@@ -129,8 +130,8 @@ panel = lab.Panel(
     tour=[
         base.turned(depth=64),
         base.turned(depth=16, residual=True),
-        base.turned(depth=2, dropout="cut"),
-        base.turned(depth=2, dropout="mask"),
+        base.turned(depth=4, dropout="cut"),
+        base.turned(depth=4, dropout="mask"),
     ],
     seconds=1.4,
 )
@@ -349,13 +350,13 @@ print(f"measured is {ms[end] / by_calls[end]:.2f} × what the law says")
 guess_deep.against(deep.ratio)
 
 # %% [markdown]
-# And what do they learn? After 200 updates, with and without residual connections:
+# And what do they learn? After 150 updates, with and without residual connections:
 
 # %%
 of_depth = [*lab.along([1, 4, 16, 32])]
 learned = {
     (depth, residual): experiment.outcomes(
-        base.turned(depth=depth, residual=residual), seeds, updates=200
+        base.turned(depth=depth, residual=residual), seeds, updates=150
     )
     for depth in of_depth
     for residual in (False, True)
@@ -418,7 +419,7 @@ for (depth, residual), runs in learned.items():
     axes.annotate(f"{depth}", (across, fmean(ups)), fontsize=8, color=ink, **side)
 across = [1e3 * fmean(run.seconds for run in runs) for runs in learned.values()]
 axes.set(ylim=(0, 105), xlim=(0, 1.15 * max(across)))
-axes.set(xlabel="ms an update", ylabel="test accuracy after 200 updates, %")
+axes.set(xlabel="ms an update", ylabel="test accuracy after 150 updates, %")
 axes.set_title("hidden layers: blue plain, green residual", loc="left", fontsize=10)
 picture
 
@@ -463,25 +464,26 @@ guess_mask.against(prices["masknone"].ratio)
 #
 # One pattern for the whole batch is less random than one for each sample. So: 500 training
 # pictures, which a network of 400,000 weights learns by heart, and each kind of dropout. Beside it,
-# the same with all 4,000.
+# the same with all 4,000. *Better test* counts the seeds whose test loss is below that of the run
+# without dropout.
 
 # %%
 few = base.turned(depth=2, parameters=400_000, samples=500, residual=False)
-ways = ("none", "mask", "cut")
 tamed = {
-    (samples, how): experiment.outcomes(few.turned(samples=samples, dropout=how), seeds, 150)
-    for samples in (500, 4000)
-    for how in ways
+    (samples, how): experiment.outcomes(few.turned(samples=samples, dropout=how), some, 150)
+    for samples, some in ((500, seeds), (4000, seeds[:2]))
+    for how in ("none", "mask", "cut")
 }
-print("pictures  dropout  training loss  test loss    gap  smaller gap   test accuracy")
+print("pictures  dropout  training loss  test loss    gap  better test   test accuracy")
 for (samples, how), runs in tamed.items():
     known, test, gap = (
         fmean(getattr(r, n) for r in runs) for n in ("train_loss", "test_loss", "gap")
     )
-    smaller = sum(a.gap < b.gap for a, b in zip(runs, tamed[samples, "none"]))
+    plain = tamed[samples, "none"]
+    better = sum(a.test_loss < b.test_loss for a, b in zip(runs, plain))
     told = lab.figure.tell_over_seeds([run.accuracy for run in runs], "%")
     print(f"{samples:>8}  {how:<7} {known:>14.3f} {test:>10.3f} {gap:>6.3f}", end="")
-    print(f"      {smaller} of {len(runs)}   {told}")
+    print(f"       {better} of {len(runs)}   {told}")
 
 # %% [markdown]
 # ## 7. Break it
@@ -593,12 +595,12 @@ print(f"width {large.width}, batch {large.batch_size}:", prices["cutnone"])
 #
 # With a mask for each sample, the noise of dropout averages out over the batch. With one pattern
 # for all, it does not: a larger batch does not calm it. With Adam that did no harm above. Here is
-# SGD with a momentum of 0.9, at a high rate and at a lower one:
+# SGD with a momentum of 0.9, at a high rate and at a lower one, 100 updates each:
 
 # %%
-for rate in (0.1, 0.01):
+for rate in (0.1, 0.02):
     for how in ("none", "mask", "cut"):
-        turned = [few.turned(dropout=how, seed=base.seed + seed) for seed in seeds[:2]]
+        turned = [broken.turned(dropout=how, seed=base.seed + seed) for seed in seeds[:2]]
         runs = [experiment.with_momentum(one, rate) for one in turned]
         told = " ".join(f"{100 * run['test_accuracy']:3.0f} %" for run in runs)
         print(f"rate {rate:<5} {how:<5} test accuracy {told}")
@@ -612,17 +614,16 @@ for rate in (0.1, 0.01):
 
 # %%
 cores = {}
-if lab.usable_cores() > 1:
-    for depth in (1, 64):
-        turned = base.turned(depth=depth, parameters=1_000_000, batch_size=512)
-        cores[depth] = experiment.second_core(turned)
-        print(f"{depth:>2} layers:", cores[depth])
-    if cores[1].interval[0] > cores[64].interval[1]:
-        print("the wide network gains more from the second core, surely")
-    else:
-        print("no sure difference between the two here: another program may hold the second core")
-else:
+for depth in (1, 32) if lab.usable_cores() > 1 else ():
+    turned = base.turned(depth=depth, parameters=1_000_000, batch_size=512)
+    cores[depth] = experiment.second_core(turned)
+    print(f"{depth:>2} layers:", cores[depth])
+if not cores:
     print("this machine has one core that we may use, so there is nothing to compare")
+elif cores[1].interval[0] > cores[32].interval[1]:
+    print("the wide network surely gains more from the second core")
+else:
+    print("no sure difference between the two: another program may hold the second core")
 
 # %% [markdown]
 # So, about the sentences from the start, the verdict for this machine:

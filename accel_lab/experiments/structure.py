@@ -30,6 +30,12 @@ from accel_lab.workbench.step import Step
 INPUTS, OUTPUTS = 784, 10
 EVALUATE_EVERY = 25  # updates
 JUDGED = 500  # training pictures that the training loss is measured on
+TOUR = (  # what a panel that nobody watches shows
+    {"depth": 64},
+    {"depth": 16, "residual": True},
+    {"depth": 4, "dropout": "cut"},
+    {"depth": 4, "dropout": "mask"},
+)
 Answer = Callable[[Tensor], Tensor]
 
 
@@ -345,6 +351,17 @@ def update_of(knobs: Knobs, halved: bool = False) -> Callable[[], Tensor]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     x, y = next(some_digits(knobs).batches(knobs.batch_size, knobs.seed))
     return lambda: one_update(answer, optimizer, x, y)
+
+
+def price(knobs: Knobs, how: str, peer: str, patience: float = 1.0) -> Comparison:
+    """An update with dropout by ``how`` against one by ``peer``: "none", "mask", "cut" or "half the
+    width", which is no dropout in a network of the kept units alone.
+    """
+    halved = peer == "half the width"
+    ours = update_of(knobs.turned(dropout=how))
+    theirs = update_of(knobs.turned(dropout="none" if halved else peer), halved=halved)
+    names = (how, "no dropout" if peer == "none" else peer)
+    return compare(ours, theirs, names=names, patience=patience)
 
 
 def second_core(knobs: Knobs) -> Comparison:

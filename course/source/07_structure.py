@@ -56,7 +56,7 @@ for depth in depths:
 # ## 2. Predict
 #
 # All of these networks have the same number of weights, so an answer takes the same number of
-# multiplications and additions, up to one or two percent. Two guesses; skip them if you like.
+# multiplications and additions, up to a few percent. Two guesses; skip them if you like.
 
 # %%
 guess_deep = lab.Prediction(
@@ -97,42 +97,34 @@ print(f"each further layer adds {1e3 * cost.layer:.3f} ms, by its calls alone")
 # switch **residual** on, and last try the two kinds of **dropout** at a small depth.
 
 # %%
+milliseconds = lab.Sweep(
+    "depth",
+    "update_seconds",
+    "milliseconds an update",
+    scale=1e3,
+    predicted=experiment.predicted_seconds,
+    formula="predicted",
+    log=True,
+)
+parts = {f"{one}_bytes": f"{one}s" for one in ("weight", "gradient", "activation")}
+parts |= {"optimizer_bytes": "optimizer"}
+
+# %%
 panel = lab.Panel(
     experiment.run,
     base.turned(depth=8),
     [
-        lab.Sweep(
-            "depth",
-            "update_seconds",
-            "milliseconds an update",
-            scale=1e3,
-            predicted=experiment.predicted_seconds,
-            formula="predicted",
-            log=True,
-        ),
+        milliseconds,
         lab.Curve("test_accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100)),
         lab.Budget(
-            {
-                "weight_bytes": "weights",
-                "gradient_bytes": "gradients",
-                "optimizer_bytes": "optimizer",
-                "activation_bytes": "activations",
-            },
-            "memory of an update, MiB",
-            scale=1 / 2**20,
-            predicted=experiment.predicted_bytes,
+            parts, "memory of an update, MiB", scale=1 / 2**20, predicted=experiment.predicted_bytes
         ),
         lab.Curve("gap", "test loss − training loss", over="updates"),
     ],
     controls=["depth", "parameters", "residual", "dropout"],
     baselines={"one wide layer": {"depth": 1, "residual": False, "dropout": "none"}},
     headline=lab.Headline("update_seconds", "seconds an update"),
-    tour=[
-        base.turned(depth=64),
-        base.turned(depth=16, residual=True),
-        base.turned(depth=4, dropout="cut"),
-        base.turned(depth=4, dropout="mask"),
-    ],
+    tour=[base.turned(**changes) for changes in experiment.TOUR],
     seconds=1.4,
 )
 panel
@@ -143,7 +135,8 @@ panel
 # - The weights stay the same, and so do gradients and optimizer. The activations grow with depth.
 # - The dashed curve was there before the dots: one wide layer, plus the calls of each further one.
 # - Without residual connections, very deep networks may stay at 10 %, which is chance.
-# - *mask* and *cut* leave out the same share of units. Which one takes less time?
+# - *mask* and *cut* leave out the same share of units. Which one takes less time? Is it the same
+#   one with 1,000,000 weights?
 #
 # ## 4. Build
 #
@@ -177,8 +170,8 @@ for depth in depths:
     print(f" {paper.activation_bytes / 2**10:>18.0f}")
 
 # %% [markdown]
-# The sums of an answer are the same. Those of an update grow a little, because the first layer
-# needs no gradient for the pictures, and in a thin network the first layer is small. The
+# The sums of an answer are nearly the same. Those of an update grow a little, because the first
+# layer needs no gradient for the pictures, and in a thin network the first layer is small. The
 # activations grow with every line. Once the square matrices have most of the weights, *w* falls
 # like $1/\sqrt{d}$ and the activations grow like $\sqrt{d}$.
 #
@@ -211,8 +204,8 @@ lab.show_source(structure.cut_forward, structure.cut_layer, docstring=False)
 # %%
 torch.manual_seed(base.seed)
 tiny = structure.Net(784, 10, 8, 10)
-parts = torch.zeros(16, 8, 10)
-for part in parts:
+taken_part = torch.zeros(16, 8, 10)
+for part in taken_part:
     columns, rows = structure.draw_kept(tiny, 0.5)
     part[rows[:, None], columns] = 1
 
@@ -220,7 +213,7 @@ for part in parts:
 # %% jupyter={"source_hidden": true}
 def cut_out(batch=1):
     picture, (left, right) = lab.figure.axes(8.4, 3, columns=2)
-    now, trained = parts[batch - 1], parts[:batch].sum(0)
+    now, trained = taken_part[batch - 1], taken_part[:batch].sum(0)
     for axes, shown, most in ((left, now, 1.4), (right, trained, 10)):
         axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=most, edgecolors="#cccccc")
         axes.set(xticks=[], yticks=[], ylim=(8, 0), xlabel="units before", ylabel="units after")
@@ -230,7 +223,7 @@ def cut_out(batch=1):
     return picture
 
 
-lab.Sliders(cut_out, batch=range(1, len(parts) + 1))
+lab.Sliders(cut_out, batch=range(1, len(taken_part) + 1))
 
 # %% [markdown]
 # Each batch trains another small network, and all of them share their weights. That is what dropout
@@ -423,41 +416,23 @@ axes.set(xlabel="ms an update", ylabel="test accuracy after 150 updates, %")
 axes.set_title("hidden layers: blue plain, green residual", loc="left", fontsize=10)
 picture
 
-# %%
-means = {shape: fmean(run.accuracy for run in runs) for shape, runs in learned.items()}
-gain = max(means.values()) - means[1, False]
-best = max(means, key=means.get)
-if gain > 1:
-    name = f"{best[0]} layers{' with residual connections' * best[1]}"
-    print(f"{name}: {gain:.1f} points more than one layer, on average")
-else:
-    print("no depth gains more than a point over one layer, on average")
-print(f"plain, {of_depth[-1]} layers: {means[of_depth[-1], False] - means[1, False]:+.1f} points")
-
 # %% [markdown]
 # ### The price of dropout
 #
-# Two hidden layers, a million weights, batches of 256, half of the units left out. *Half the width*
-# is a network that has only the kept units: no dropout by cutting can be faster than that.
+# Two hidden layers, half of the units left out: a million weights with batches of 256, and 100,000
+# with batches of 16. *Half the width* is a network that has only the kept units: no dropout by
+# cutting can be faster than that.
 
 # %%
-large = base.turned(depth=2, parameters=1_000_000, batch_size=256, residual=False)
-
-
-def price(knobs, how, peer="none"):
-    ours = experiment.update_of(knobs.turned(dropout=how))
-    other = knobs.turned(dropout="none" if peer == "half the width" else peer)
-    theirs = experiment.update_of(other, halved=peer == "half the width")
-    names = (how, "no dropout" if peer == "none" else peer)
-    return lab.compare(ours, theirs, names=names, patience=1.0)
-
-
-prices = {
-    how + peer: price(large, how, peer)
-    for how, peer in (("mask", "none"), ("cut", "none"), ("cut", "mask"), ("cut", "half the width"))
-}
-print(*prices.values(), sep="\n")
-guess_mask.against(prices["masknone"].ratio)
+shape = base.turned(depth=2, residual=False)
+large = shape.turned(parameters=1_000_000, batch_size=256)
+small = shape.turned(parameters=100_000, batch_size=16)
+pairs = (("mask", "none"), ("cut", "none"), ("cut", "mask"), ("cut", "half the width"))
+prices = {pair: experiment.price(large, *pair) for pair in pairs}
+copied = experiment.price(small, "cut", "none")
+print(f"width {large.width}, batch {large.batch_size}:", *prices.values(), sep="\n  ")
+print(f"width {small.width}, batch {small.batch_size}:", copied, sep="\n  ")
+guess_mask.against(prices["mask", "none"].ratio)
 
 # %% [markdown]
 # ### Does the cut regularize as well?
@@ -510,7 +485,7 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
-# - **left on.** Dropout works in use, too: the answers are random, and worse.
+# - **left on.** Dropout works in use, too: asked twice, the network gives two answers.
 # - **not scaled.** Without $1/(1-p)$ each layer's sums are larger in use than in training. The most
 #   probable class may stay the same, but the probabilities are wrong.
 # - **on the logits.** Half of the time the right class has a logit of 0, so the loss of the batch
@@ -519,7 +494,12 @@ break_it
 # - **weights N(0, 1).** With 784 inputs such weights make sums of the order of 10, and each further
 #   layer multiplies. The first losses are huge.
 #
-# With some seeds, 150 updates each:
+# Here is the code of three of them. Then all, with some seeds, 150 updates each.
+
+# %%
+lab.show_source(
+    experiment.not_scaled, experiment.on_the_logits, experiment.one_pattern, docstring=False
+)
 
 # %%
 print(f"{'':<16} loss of the batch   test loss   test accuracy")
@@ -571,21 +551,13 @@ for wrong in (
 # ### Depth without ReLU
 #
 # Two linear layers with nothing between them are one linear layer: depth that expresses nothing.
-# The fourth exercise finds that layer. With residual connections, or with ReLU, this does not
-# happen; but more layers do not have to express what the task needs, as the accuracies above show.
+# The fourth exercise finds that layer.
 #
 # ### Cutting small matrices
 #
-# Cutting copies weights. With a small network and a small batch, the copy can cost as much as the
-# sums that it saves:
-
-# %%
-small = base.turned(depth=2, parameters=100_000, batch_size=16, residual=False)
-copied = price(small, "cut")
-print(f"width {small.width}, batch {small.batch_size}:", copied)
-print(f"width {large.width}, batch {large.batch_size}:", prices["cutnone"])
-
-# %% [markdown]
+# Cutting copies weights. With a small network and a small batch, the copy can cost more than the
+# sums that it saves: compare the last line of *The price of dropout* with those above it.
+#
 # ### Enough data
 #
 # Where training and test loss are close already, there is little to tame: look at the lines with
@@ -594,8 +566,9 @@ print(f"width {large.width}, batch {large.batch_size}:", prices["cutnone"])
 # ### A noise that the batch shares
 #
 # With a mask for each sample, the noise of dropout averages out over the batch. With one pattern
-# for all, it does not: a larger batch does not calm it. With Adam that did no harm above. Here is
-# SGD with a momentum of 0.9, at a high rate and at a lower one, 100 updates each:
+# for all, it does not: a larger batch does not calm it. Adam trained all runs above. Here is SGD
+# with a momentum of 0.9, at a high rate and at a lower one, 100 updates each. A rate that is right
+# for the others can be too high for the cut:
 
 # %%
 for rate in (0.1, 0.02):
@@ -629,23 +602,28 @@ else:
 # So, about the sentences from the start, the verdict for this machine:
 
 # %%
+means = {shape: fmean(run.accuracy for run in runs) for shape, runs in learned.items()}
+best = max(means, key=means.get)
+gain, name = means[best] - means[1, False], f"{best[0]} layers{', residual' * best[1]}"
+more = f"the best on average, {name}: {gain:.1f} points more than one layer"
+print(more if gain > 1 else "no depth gains more than a point over one layer, on average")
 verdict = (
     f"{base.parameters:,} weights in {end} layers: {deep.ratio:.1f} × the time of an update "
     f"of one wide layer, {answers[1]:.1f} × that of an answer, {kept:.1f} × the activations; "
     f"accuracy of {of_depth[-1]} layers {means[of_depth[-1], False]:.0f} %, with residual "
     f"connections {means[of_depth[-1], True]:.0f} %, of one {means[1, False]:.0f} %; dropout of "
-    f"one half takes {prices['masknone'].ratio:.2f} × the time by a mask, "
-    f"{prices['cutnone'].ratio:.2f} × by cutting"
+    f"one half takes {prices['mask', 'none'].ratio:.2f} × the time by a mask, "
+    f"{prices['cut', 'none'].ratio:.2f} × by cutting"
 )
 lab.log_verdict("structure", verdict)
 
 # %% [markdown]
-# - *More layers express more:* they can. Whether they learn it is another question, and their price
-#   in time and memory is certain.
+# - *More layers express more:* they can. Whether they learn it is another question, and they have a
+#   price in time and memory.
 # - *Fewer neurons are faster:* compare the widths in the first table with the times. What counts is
 #   how many layers wait for one another, and how many sums there are.
-# - *Dropout tames over-fitting:* compare the gaps. It takes time rather than saves it, unless the
-#   units are cut out.
+# - *Dropout tames over-fitting:* compare the test losses where data are few. A mask adds work; only
+#   what is cut out is not computed.
 #
 # ## 9. Exercises
 #
@@ -715,8 +693,8 @@ check(collapse)
 # Known from elsewhere, and not measured here: wide residual networks reach the accuracy of thin
 # ones that are far deeper, and train several times faster (Zagoruyko and Komodakis, 2016, section
 # 3). On large tasks depth does pay, once residual connections let it learn (He et al., 2015,
-# section 4). Which units are left out can be chosen, so that a network can be pruned afterwards (A.
-# Gomez et al., *Targeted dropout*, 2018).
+# section 4). Dropout can be aimed at weights that are to be pruned later (A. N. Gomez et al., 2019,
+# arXiv:1905.13678).
 #
 # **What would prove this wrong?** A network of 64 layers that takes no longer for an update than
 # one wide layer with as many weights, on one core. If you find one, look for layers that were fused

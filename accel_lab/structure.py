@@ -83,7 +83,8 @@ class Net(nn.Module):
             raise ValueError(
                 f"widths: {widths[1:-1]}; residual connections need hidden layers of equal width"
             )
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        layers = [nn.Linear(before, after) for before, after in pairwise(widths)]
+        self.layers: Sequence[nn.Linear] = nn.ModuleList(layers)  # ty: ignore[invalid-assignment]
         self.residual = residual
 
     def forward(self, x: Tensor, drop: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
@@ -163,7 +164,7 @@ def cut_forward(net: Net, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
     return cut_layer(net.layers[-1], h, None, columns)
 
 
-def cut_layer(layer: nn.Module, h: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+def cut_layer(layer: nn.Linear, h: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """Apply a part of a linear layer. h: [n, kept inputs]; returns [n, kept outputs].
 
     rows, columns: indices of the outputs and inputs that are kept; None keeps all.

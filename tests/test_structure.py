@@ -29,6 +29,7 @@ from accel_lab.structure import (
 )
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 
 SMALL_KNOBS = {"depth": 2, "parameters": 100_000, "seed": 1}  # the chapter in little, for papermill
@@ -310,7 +311,6 @@ def test_the_costs_are_measured_for_all_sizes():
 def test_what_a_layer_adds_is_the_slope_between_few_and_many():
     taken = {-4: [5.0, 6.0, 90.0], -36: [70.0, 69.0, 71.0]}
     assert experiment.layer_seconds(taken) == 2.0
-    assert experiment.layer_seconds(taken, min) == 2.0
     both = experiment.depths_in_turn(Knobs(device="cpu"), (1, 2), rounds=1)
     assert set(both) == {1, 2, -4, -36}
 
@@ -326,6 +326,33 @@ def test_the_limit_of_cutting_has_half_the_width():
     whole, half = experiment.update_of(knobs), experiment.update_of(knobs, halved=True)
     assert whole().isfinite()
     assert half().isfinite()
+
+
+def test_a_price_is_called_by_what_it_compares(monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "compare", lambda one, two, names, **_: seen.append(names))
+    knobs = Knobs(device="cpu", depth=2)
+    for peer in ("none", "mask", "half the width"):
+        experiment.price(knobs, "cut", peer)
+    assert seen == [("cut", "no dropout"), ("cut", "mask"), ("cut", "half the width")]
+
+
+@pytest.mark.parametrize(("two_cores", "pairs"), [(5.0, 2), (0.6, 9)])
+def test_a_second_core_that_others_hold_is_given_up_soon(two_cores, pairs, monkeypatch):
+    def reading(program):
+        return 1.0 if program.args == (1,) else two_cores
+
+    full = Comparison.of([(1.0, two_cores)] * 9)
+    monkeypatch.setattr(experiment, "reading", reading)
+    monkeypatch.setattr(experiment, "compare", lambda *programs, **_: full)
+    assert len(experiment.second_core(Knobs(device="cpu")).pairs) == pairs
+
+
+def test_one_pattern_a_batch_needs_a_lower_rate_with_momentum():
+    few = Knobs(device="cpu", depth=2, samples=500)
+    cut = experiment.with_momentum(few.turned(dropout="cut"), 0.1, 60)
+    plain = experiment.with_momentum(few, 0.1, 60)
+    assert plain["test_accuracy"] > 0.6 > 0.4 > cut["test_accuracy"]
 
 
 # ---- mistakes ----

@@ -593,10 +593,10 @@ for depth in (1, 32) if lab.usable_cores() > 1 else ():
     print(f"{depth:>2} layers:", cores[depth])
 if not cores:
     print("this machine has one core that we may use, so there is nothing to compare")
-elif cores[1].interval[0] > cores[32].interval[1]:
+elif cores[1].interval[0] > max(1, cores[32].interval[1]):
     print("the wide network surely gains more from the second core")
 else:
-    print("no sure difference between the two: another program may hold the second core")
+    print("no sure gain of the wide network here: another program may hold the second core")
 
 # %% [markdown]
 # So, about the sentences from the start, the verdict for this machine:

@@ -235,7 +235,7 @@ def costs(batch_size: int, device: str) -> Costs:
     knobs = Knobs(batch_size=batch_size, device=device)
     sizes = get_args(Knobs.model_fields["parameters"].annotation)
     nets = {size: net_of(knobs.turned(parameters=size)) for size in sizes}
-    taken = updates_in_turn(nets, knobs, rounds=20)
+    taken = updates_in_turn(nets, knobs, rounds=12)
     return Costs({size: median(taken[size]) for size in sizes}, layer_seconds(taken))
 
 

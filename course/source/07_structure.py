@@ -125,7 +125,7 @@ panel = lab.Panel(
     baselines={"one wide layer": {"depth": 1, "residual": False, "dropout": "none"}},
     headline=lab.Headline("update_seconds", "seconds an update"),
     tour=[base.turned(**changes) for changes in experiment.TOUR],
-    seconds=1.4,
+    seconds=1.1,
 )
 panel
 

@@ -293,6 +293,10 @@ BEYOND_THE_LIBRARY = {
     "compensated_step",
     "debiased_ema",  # of states that pass by, not of a model
     "train_averaged",
+    "width_within",  # the library's width has a budget of parameters, not of bytes
+    "drop_units",
+    "cut_linear",  # the library's layer returns the kept units alone
+    "collapse",
     "sort_units",  # by nearest weights, of units that are nearly equal
     "ema_update",
     "recompute_with",  # the library's has one input

@@ -169,6 +169,8 @@ lab.SpeedLog.of_the_reader()
 #   save updates.
 # - **data parallelism** ([16](16_ddp.ipynb)): Each rank holds the whole model and takes a part of
 #   every batch.
+# - **dropout** ([07](07_structure.ipynb)): Some units are left out in training, other ones each
+#   time.
 # - **embedding** ([05](05_text.ipynb)): The vector of numbers that stands for a word: a row of a
 #   table.
 # - **epoch** ([02](02_minibatch.ipynb)): Every training sample is used once, in an order that
@@ -210,6 +212,8 @@ lab.SpeedLog.of_the_reader()
 #   computed again when the backward pass needs them.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
 #   one piece of the sum; the first half of a ring's all-reduce.
+# - **residual connection** ([07](07_structure.ipynb)): What went into a layer is added to what
+#   comes out of it, so that the gradient has a way past it.
 # - **ridge** ([01](01_measuring.ipynb)): The arithmetic intensity at which the limit of bytes and
 #   the limit of FLOPs meet.
 # - **ring** ([16](16_ddp.ipynb)): An order of ranks in which each sends to the next only, and

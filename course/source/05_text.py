@@ -875,6 +875,6 @@ check(clean_tokens)
 # Lee, *Seeing stars*, 2005, and A. Maas et al., *Learning Word Vectors for Sentiment Analysis*,
 # 2011 (the reviews) · PyTorch, `torch.optim.SparseAdam`.
 #
-# **Next.** Texts and pictures are ready. How deep should the network be, and how wide, if it may have
-# so many weights and no more? That is [chapter 07](07_structure.ipynb). The other chapters are
+# **Next.** Texts and pictures are ready. How deep should the network be, and how wide, if it may
+# have so many weights and no more? That is [chapter 07](07_structure.ipynb). The other chapters are
 # listed on the [first page](00_start_here.ipynb).

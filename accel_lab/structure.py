@@ -153,10 +153,13 @@ def cut_forward(net: Net, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
     """Answer with the kept units alone: smaller matrices, cut out of the weights.
 
     x: [n, …] · kept: of each hidden layer, from ``draw_kept``. Returns [n, outputs].
-    Raises ValueError for residual connections, which need the same units on both sides.
+    Raises ValueError for residual connections, which need the same units on both sides, and unless
+    each hidden layer keeps a unit.
     """
     if net.residual:
         raise ValueError("net: residual connections need all units; use masked_dropout there")
+    if [len(rows) > 0 for rows in kept] != [True] * (len(net.layers) - 1):
+        raise ValueError("kept: give the indices of at least one unit for each hidden layer")
     h, columns = x.flatten(1), None
     for layer, rows in zip(net.layers[:-1], kept, strict=True):
         h = cut_layer(layer, h, rows, columns).relu() * (layer.out_features / len(rows))
@@ -178,7 +181,12 @@ def cut_layer(layer: nn.Linear, h: Tensor, rows: Tensor | None, columns: Tensor 
 
 
 def as_mask(kept: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The mask [width] that does to every sample what cutting does: 0, or width / kept."""
+    """The mask [width] that does to every sample what cutting does: 0, or width / kept.
+
+    Raises ValueError if no unit is kept.
+    """
+    if len(kept) == 0:
+        raise ValueError("kept: give the index of at least one unit")
     mask = torch.zeros(width, dtype=dtype, device=kept.device)
     return mask.index_fill(0, kept, width / len(kept))
 

@@ -511,18 +511,23 @@ def test_headlines_in_words():
         for parts, value in ((2, 6.0), (1, 2.0))
     )
     slow.label = "one part"
-    assert Headline("bytes", "bytes").say(fast, slow) == "3 × the bytes of one part"  # counted
+    assert Headline("bytes", "bytes").say(fast, slow) == (
+        "3 × the bytes of one part",
+        "",
+    )  # counted
     for index in range(6, 12):
         slow.add(Step(index, 8, 0.004, {"bytes": 2.0 + index}))
         slow.close_window(0.2 * (index + 1))
     assert Headline("bytes", "bytes").say(fast, slow) == (
-        "0.75 × the bytes of one part (half of the windows within 0.55–3 ×)"
+        "0.75 × the bytes of one part",
+        "half of the windows within 0.55–3 ×",
     )
     assert Headline("share", "accuracy", points=True).say(slow, fast) == (
-        "40.0 points less accuracy than parts 2, at update 6"
+        "40.0 points less accuracy than parts 2",
+        "at update 6",
     )
-    assert Headline("bytes").say(a_record(Some(), 2, bytes=1.0), slow) == ""
-    assert Headline("bytes").say(fast, a_record(Some(), 6)) == ""
+    assert Headline("bytes").say(a_record(Some(), 2, bytes=1.0), slow) == ("", "")
+    assert Headline("bytes").say(fast, a_record(Some(), 6)) == ("", "")
 
 
 def test_interrupting_wait_stops_the_run(panel, world, monkeypatch):

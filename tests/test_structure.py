@@ -205,6 +205,11 @@ def test_a_mask_does_not_remove_a_broken_unit_and_a_cut_does():
             lambda: cut_forward(small(6, 6, residual=True), batch(2)[0], []),
             "net: residual connections need all units; use masked_dropout there",
         ),
+        *(
+            (partial(cut_forward, small(6, 6), batch(2)[0], kept), "kept: give the indices of at")
+            for kept in ([], [torch.arange(3)], [torch.arange(0)] * 2)
+        ),
+        (lambda: as_mask(torch.arange(0), 6), "kept: give the index of at least one unit"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, line):
@@ -313,6 +318,14 @@ def test_what_a_layer_adds_is_the_slope_between_few_and_many():
     assert experiment.layer_seconds(taken) == 2.0
     both = experiment.depths_in_turn(Knobs(device="cpu"), (1, 2), rounds=1)
     assert set(both) == {1, 2, -4, -36}
+
+
+def test_units_grow_with_every_residual_connection():
+    def growth(depth, residual):
+        return experiment.growth(Knobs(device="cpu", depth=depth, residual=residual))
+
+    assert growth(1, False) == growth(1, True) == 1.0
+    assert growth(16, False) < 1 < 10 < growth(16, True) < growth(64, True) / 1000
 
 
 def test_answers_are_timed_at_each_depth():

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from math import isqrt
 
 import torch
-from torch.nn.functional import linear
 
 from accel_lab.exercises import Case, Exercise, LessTime, Wrong
 from accel_lab.exercises._data import normal, shuffled
@@ -217,20 +216,6 @@ def _scaled_at_use(h, p, training):
     return h * mask
 
 
-def _by_sample(h, p, training):
-    if not training:
-        return h
-    mask = torch.rand(h.shape[0], 1) >= p
-    return h * mask / (1 - p)
-
-
-def _one_pattern(h, p, training):
-    if not training:
-        return h
-    mask = torch.rand(h.shape, generator=torch.Generator().manual_seed(0)) >= p
-    return h * mask / (1 - p)
-
-
 DROP_UNITS = Exercise(
     name="drop_units",
     points=3,
@@ -281,8 +266,10 @@ divided by 1 − p. Then nothing has to be done when the network is used.""",
             "The mask has one entry for each unit, so all samples of a batch lose the same units. "
             "It needs one for each sample and unit: the shape of h.",
         ),
-        Wrong(
-            _by_sample,
+        Wrong.changed(
+            drop_units,
+            "h.shape)",
+            "h.shape[0], 1)",
             "The mask has one entry for each sample, so a sample keeps all of its units or none. "
             "It needs one for each sample and unit.",
         ),
@@ -297,8 +284,10 @@ divided by 1 − p. Then nothing has to be done when the network is used.""",
             "Multiplying by 1 − p in use is the older form of dropout. Asked for is h as it is "
             "when training is false: divide by 1 − p in training.",
         ),
-        Wrong(
-            _one_pattern,
+        Wrong.changed(
+            drop_units,
+            "h.shape)",
+            "h.shape, generator=torch.Generator().manual_seed(0))",
             "The pattern is the same at every call: a smaller network is trained, and the other "
             "units never are. Draw a new one each time.",
         ),
@@ -336,7 +325,7 @@ def cut_linear(x, weight, bias, rows, columns):
     small = weight.index_select(0, rows).index_select(1, columns)
     kept = x.index_select(1, columns) * (weight.shape[1] / len(columns))
     y = x.new_zeros(len(x), weight.shape[0])
-    y[:, rows] = linear(kept, small, bias[rows])
+    y[:, rows] = torch.nn.functional.linear(kept, small, bias[rows])
     return y
 
 
@@ -402,6 +391,13 @@ nobody computes.""",
             "x.index_select(1, columns)",
             "x[:, : len(columns)]",
             "You take the first inputs in place of the kept ones. Select them by `columns`.",
+        ),
+        Wrong.changed(
+            cut_linear,
+            "weight.index_select(0, rows).index_select(1, columns)",
+            "weight[rows, columns]",
+            "weight[rows, columns] pairs each row with one column, so it needs as many of both. "
+            "Select the rows first, and of them the columns: weight[rows][:, columns].",
         ),
         Wrong.changed(
             cut_linear,
@@ -509,6 +505,7 @@ however deep: only the ReLU between them makes depth express more.""",
             "b1.sum() + b2",
             "The first bias is added as it is. It goes through the second layer, as the units do: "
             "w2 @ b1.",
+            also=(lambda w1, b1, w2, b2: (w2 @ w1, b1 + b2),),
         ),
         Wrong.changed(
             collapse,

@@ -321,6 +321,21 @@ def outcomes(knobs: Knobs, seeds: Iterable[int], updates: int) -> list[Outcome]:
 
 
 @torch.no_grad()
+def growth(knobs: Knobs) -> float:
+    """How many times as large the last hidden layer's units are as the first one's, in a new
+    network, by the root of their mean square over one batch.
+    """
+    torch.manual_seed(knobs.seed)
+    net = net_of(knobs)
+    x, _ = next(some_digits(knobs).batches(knobs.batch_size, knobs.seed))
+    seen: list[Tensor] = []  # what the second layer is given, and the last one
+    for layer in (net.layers[1], net.layers[-1]):
+        layer.register_forward_hook(lambda _layer, given, _out: seen.append(given[0]))
+    net(x)
+    return float(seen[-1].norm() / seen[0].norm())
+
+
+@torch.no_grad()
 def answer_seconds(depths: Iterable[int], knobs: Knobs, samples: int) -> dict[int, float]:
     """Depth → median seconds of an answer to so many samples, without gradients."""
     x = some_digits(knobs).test_x[:samples]

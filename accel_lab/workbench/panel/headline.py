@@ -25,29 +25,31 @@ class Headline:
     what: str = "samples/s"
     points: bool = False
 
-    def say(self, live: Record, baseline: Record) -> str:
-        """ "" while there is too little to compare."""
+    def say(self, live: Record, baseline: Record) -> tuple[str, str]:
+        """The sentence, and beside it how certain it is; "" while there is too little to compare,
+        and where there is no spread.
+        """
         return self._difference(live, baseline) if self.points else self._ratio(live, baseline)
 
-    def _ratio(self, live: Record, baseline: Record) -> str:
+    def _ratio(self, live: Record, baseline: Record) -> tuple[str, str]:
         ours, theirs = (self._windows(record) for record in (live, baseline))
         if min(len(ours), len(theirs)) < FEWEST or theirs.min() <= 0:
-            return ""
+            return "", ""
         low, middle, high = np.quantile(np.divide.outer(ours, theirs), (0.25, 0.5, 0.75))
         said = f"{times(middle)} × the {self.what} of {baseline.label}"
         if times(low) == times(high):  # counted rather than timed
-            return said
-        return f"{said} (half of the windows within {times(low)}–{times(high)} ×)"
+            return said, ""
+        return said, f"half of the windows within {times(low)}–{times(high)} ×"
 
-    def _difference(self, live: Record, baseline: Record) -> str:
+    def _difference(self, live: Record, baseline: Record) -> tuple[str, str]:
         (at, ours), (theirs_at, theirs) = (one.points(self.metric) for one in (live, baseline))
         if not len(at) or not len(theirs_at):
-            return ""
+            return "", ""
         update = min(at[-1], theirs_at[-1])  # the last that both have seen
         gained = 100 * (np.interp(update, at, ours) - np.interp(update, theirs_at, theirs))
         more = "more" if gained >= 0 else "less"
         said = f"{abs(gained):.1f} points {more} {self.what} than {baseline.label}"
-        return f"{said}, at update {update:,.0f}"
+        return said, f"at update {update:,.0f}"
 
     def _windows(self, record: Record) -> np.ndarray:
         return record.points(self.metric, summary="median")[1][1:]

@@ -171,8 +171,14 @@ class LivePanel(Bench):
 
     def _compare(self, record: Record) -> None:
         others = [one for one in self.baselines.values() if one.knobs != record.knobs]
-        if self.headline and others and (said := self.headline.say(record, others[0])):
-            self._headline.value = f'<span class="accel-headline">{escape(said)}</span>'
+        if not self.headline or not others:
+            return
+        said, beside = self.headline.say(record, others[0])
+        if said:
+            self._headline.value = (
+                f'<div class="accel-headline" title="{escape(beside)}">{escape(said)} '
+                f"<small>{escape(beside)}</small></div>"
+            )
 
     # ---- what it looks like ----
 
@@ -189,7 +195,7 @@ class LivePanel(Bench):
         self._reset.on_click(lambda _: self.reset())
         self._status, self._noted = w.HTML(), w.HTML()
         # Room for what comes: nothing below may jump.
-        self._headline = w.HTML(layout={"min_height": "34px"})
+        self._headline = w.HTML(layout={"height": "34px"})
         self._legend = w.HTML(layout={"height": "30px"})
         self._verdict = w.HTML(layout={"min_height": "30px"})
         self._say("ready: press Start, then move a knob")

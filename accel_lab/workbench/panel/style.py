@@ -53,11 +53,15 @@ STYLE = """<style>
 /* for screen readers: what is in the picture now */
 .accel-said { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; }
 .accel-sliders > .widget-html { margin: 0; height: 0; overflow: hidden; }
+/* One line, however long: what is below may not jump. What is cut off shows under the mouse. */
 .accel-headline { font-size: 1.35em; font-weight: 600; line-height: 34px; }
+.accel-headline { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.accel-headline small { font-size: 0.75em; font-weight: normal; line-height: 0; }
+.accel-headline small { margin-left: 0.6em; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }
-/* The legend lies in a flex item, which would rather widen the panel than let it scroll. */
-.accel-panel .widget-html-content:has(> .accel-legend) { min-width: 0; }
+/* These lie in a flex item, which would rather widen the panel than let them scroll or end. */
+.accel-panel .widget-html-content:has(> :is(.accel-legend, .accel-headline)) { min-width: 0; }
 .accel-legend { white-space: nowrap; overflow: auto hidden; scrollbar-width: thin; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
 </style>"""

@@ -48,9 +48,9 @@ knobs = {}
 base = lab.settings(experiment.Knobs, knobs)
 depths = lab.along([1, 2, 4, 8, 16, 32, 64])
 seeds = lab.some_seeds(3)
-print(f"{base.parameters:,} weights and biases, 784 inputs, 10 outputs:")
+print(f"{base.parameters:,} weights and biases, 784 inputs, 10 outputs; layers:")
 for depth in depths:
-    print(f"{depth:>3} hidden layers of {base.turned(depth=depth).width} units")
+    print(f"{depth:>3} hidden, of {base.turned(depth=depth).width} units each")
 
 # %% [markdown]
 # ## 2. Predict
@@ -93,8 +93,10 @@ print(f"each further layer adds {1e3 * cost.layer:.3f} ms, by its calls alone")
 
 # %% [markdown]
 # The dashed orange run has one wide layer. Press **Start**, then move **depth** to 64, always with
-# the same number of weights. What happens to the time of an update, and what to the accuracy? Then
-# switch **residual** on, and last try the two kinds of **dropout** at a small depth.
+# the same number of weights. What happens to the time of an update, and what to the accuracy?
+#
+# Then take depth to 16, and switch **residual** on and off. Last try the two kinds of **dropout**
+# at a small depth. *Cut* is refused while residual is on.
 
 # %%
 milliseconds = lab.Sweep(
@@ -123,7 +125,7 @@ panel = lab.Panel(
     ],
     controls=["depth", "parameters", "residual", "dropout"],
     baselines={"one wide layer": {"depth": 1, "residual": False, "dropout": "none"}},
-    headline=lab.Headline("update_seconds", "seconds an update"),
+    headline=lab.Headline("update_seconds", "time of an update"),
     tour=[base.turned(**changes) for changes in experiment.TOUR],
     seconds=1.1,
 )
@@ -134,7 +136,8 @@ panel
 #
 # - The weights stay the same, and so do gradients and optimizer. The activations grow with depth.
 # - The dashed curve was there before the dots: one wide layer, plus the calls of each further one.
-# - Without residual connections, very deep networks may stay at 10 %, which is chance.
+# - Without residual connections, very deep networks may stay at 10 %, which is chance. With them,
+#   16 layers learn, but 64 may still not; part 6 looks for the reason.
 # - *mask* and *cut* leave out the same share of units. Which one takes less time? Is it the same
 #   one with 1,000,000 weights?
 #
@@ -170,8 +173,8 @@ for depth in depths:
     print(f" {paper.activation_bytes / 2**10:>18.0f}")
 
 # %% [markdown]
-# The sums of an answer are nearly the same. Those of an update grow a little, because the first
-# layer needs no gradient for the pictures, and in a thin network the first layer is small. The
+# The sums of an answer are nearly the same. Those of an update grow, because the first layer needs
+# no gradient for the pictures, and a thin network has fewer of its weights in that layer. The
 # activations grow with every line. Once the square matrices have most of the weights, *w* falls
 # like $1/\sqrt{d}$ and the activations grow like $\sqrt{d}$.
 #
@@ -199,7 +202,8 @@ lab.show_source(structure.cut_forward, structure.cut_layer, docstring=False)
 
 # %% [markdown]
 # Press **Play**. On the left is the weight matrix between two small hidden layers, and dark is what
-# this batch multiplies. On the right: how often each weight has been trained so far.
+# this batch multiplies. On the right: how often each weight has been trained so far, the darker the
+# more often.
 
 # %%
 torch.manual_seed(base.seed)
@@ -246,7 +250,8 @@ for depth, residual in ((1, False), (5, False), (5, True)):
     with FlopCounterMode(display=False) as flops, lab.ActivationMeter(net, x, y) as meter:
         cross_entropy(net(x), y).backward()
     off = meter.peak - paper.activation_bytes
-    print(f"{depth} layers, residual {residual}:", flops.get_total_flops() == paper.update_flops)
+    same = flops.get_total_flops() == paper.update_flops
+    print(f"hidden layers {depth}, residual {residual}: sums by PyTorch = by the formula: {same}")
     print(f"  activations by the meter {meter.peak:,} bytes, {off} more than by the formula")
 
 # %% [markdown]
@@ -381,6 +386,23 @@ right.legend(frameon=False, loc="center left", fontsize=8)
 picture
 
 # %% [markdown]
+# ### What residual connections do not do
+#
+# They carry the signal past every layer. But each layer adds to what went in, and after ReLU
+# nothing that is added is negative. Here are new networks, before any training: how large are the
+# units of the last hidden layer, compared with those of the first?
+
+# %%
+print("layers        plain     residual")
+for depth in lab.along([4, 16, 32, 64]):
+    grown = [experiment.growth(base.turned(depth=depth, residual=one)) for one in (False, True)]
+    print(f"{depth:>6} {grown[0]:>12,.2g} {grown[1]:>12,.0f}")
+
+# %% [markdown]
+# With residual connections the units grow with every layer. At 64 layers the first losses are huge,
+# and 150 updates may not be enough to recover. So deep residual networks normalize, too, as in
+# [chapter 03](03_normalization.ipynb).
+#
 # ### Answers
 #
 # A trained network answers, often one sample at a time. Then there is hardly any arithmetic to hide
@@ -413,7 +435,7 @@ for (depth, residual), runs in learned.items():
 across = [1e3 * fmean(run.seconds for run in runs) for runs in learned.values()]
 axes.set(ylim=(0, 105), xlim=(0, 1.15 * max(across)))
 axes.set(xlabel="ms an update", ylabel="test accuracy after 150 updates, %")
-axes.set_title("hidden layers: blue plain, green residual", loc="left", fontsize=10)
+axes.set_title("numbers: hidden layers; blue plain, green residual", loc="left", fontsize=10)
 picture
 
 # %% [markdown]
@@ -440,15 +462,19 @@ guess_mask.against(prices["mask", "none"].ratio)
 # One pattern for the whole batch is less random than one for each sample. So: 500 training
 # pictures, which a network of 400,000 weights learns by heart, and each kind of dropout. Beside it,
 # the same with all 4,000. *Better test* counts the seeds whose test loss is below that of the run
-# without dropout.
+# without dropout, both after 150 updates. Dropout learns more slowly, so a much earlier stop would
+# favour the run without it.
 
 # %%
 few = base.turned(depth=2, parameters=400_000, samples=500, residual=False)
+kinds = ("none", "mask", "cut")
 tamed = {
     (samples, how): experiment.outcomes(few.turned(samples=samples, dropout=how), some, 150)
-    for samples, some in ((500, seeds), (4000, seeds[:2]))
-    for how in ("none", "mask", "cut")
+    for samples, some, ways in ((500, seeds, kinds), (4000, seeds[:2], lab.along(kinds)))
+    for how in ways
 }
+
+# %%
 print("pictures  dropout  training loss  test loss    gap  better test   test accuracy")
 for (samples, how), runs in tamed.items():
     known, test, gap = (
@@ -582,13 +608,13 @@ for rate in (0.1, 0.02):
 # ### A second core
 #
 # The units of a layer can be shared out among cores; the layers cannot, they wait for one another.
-# So width should gain from a second core, and depth should not. Here is an update of a million
-# weights, with batches of 512, on one core against two:
+# So width should gain more from a second core than depth. Here is an update of a million weights,
+# with batches of 256, on one core against two:
 
 # %%
 cores = {}
 for depth in (1, 32) if lab.usable_cores() > 1 else ():
-    turned = base.turned(depth=depth, parameters=1_000_000, batch_size=512)
+    turned = base.turned(depth=depth, parameters=1_000_000, batch_size=256)
     cores[depth] = experiment.second_core(turned)
     print(f"{depth:>2} layers:", cores[depth])
 if not cores:
@@ -622,8 +648,8 @@ lab.log_verdict("structure", verdict)
 #   price in time and memory.
 # - *Fewer neurons are faster:* compare the widths in the first table with the times. What counts is
 #   how many layers wait for one another, and how many sums there are.
-# - *Dropout tames over-fitting:* compare the test losses where data are few. A mask adds work; only
-#   what is cut out is not computed.
+# - *Dropout tames over-fitting:* compare the test losses where data are few. A mask adds work. What
+#   is cut out is not computed, which can save time if matrices and batches are large.
 #
 # ## 9. Exercises
 #
@@ -685,8 +711,10 @@ check(collapse)
 #
 # - The number of weights, or of sums, is not a time. Layers wait for one another; units do not.
 # - With the same number of weights, a deeper network keeps more activations.
-# - Make a network as deep as the task needs, with residual connections, and then wide.
-# - A mask is additional work. Work is saved by what is left out before it is computed.
+# - Make a network as deep as the task needs, with residual connections and, if it is very deep,
+#   normalization. Then make it wide.
+# - A mask is additional work. A cut leaves work out before it is computed; it can save time if the
+#   matrices and the batch are large, and takes more if they are small.
 # - Scale by 1/(1 − p) in training, and switch dropout off in use.
 
 # %% [markdown]

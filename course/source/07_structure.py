@@ -230,8 +230,9 @@ def cut_out(batch=1):
 lab.Sliders(cut_out, batch=range(1, len(taken_part) + 1))
 
 # %% [markdown]
-# Each batch trains another small network, and all of them share their weights. That is what dropout
-# was meant to be (Srivastava et al., 2014). Cutting was proposed by Graham et al. in 2015.
+# Each batch trains another small network, and all of them share their weights. That is the idea of
+# dropout (Srivastava et al., 2014), who draw one for each sample, not for each batch. Cutting was
+# proposed by Graham et al. in 2015.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #

@@ -50,7 +50,7 @@ class Knobs(TrainingKnobs):
     )
     mistake: Literal[
         "none", "left on", "not scaled", "on the logits", "one pattern", "weights N(0, 1)"
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     p: float = dial(0.5, ge=0, le=0.95, panel=False, description="share of units left out, 0…0.95")
     samples: int = dial(
         4000, ge=100, le=4000, panel=False, description="training pictures that may be used"

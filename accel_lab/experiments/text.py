@@ -160,7 +160,7 @@ class Knobs(TrainingKnobs):
     ] = dial("none", description="what is done to the texts before")
     batch_size: int = dial(32, ge=1, le=1024, log=True, description="texts per update")
     mistake: Literal["none", "duplicates lost", "padded length"] = dial(
-        "none", description="a famous mistake to make, by rows"
+        "none", description="made on purpose, by rows"
     )
     learning_rate: float = dial(
         0.01, ge=1e-4, le=1, log=True, panel=False, description="step size of Adam"

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice
-from statistics import fmean
+from statistics import fmean, median
 from time import process_time
 from typing import Literal
 
@@ -211,7 +211,7 @@ def update_seconds(
     knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 15
 ) -> dict[int, float]:
     """Batch size → seconds of an update with its fetching, as ``run`` trains them. The sizes take
-    turns for some rounds, and the fastest one counts: other programs only add.
+    turns for some rounds, and the median counts.
     """
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     with under_watch(), ExitStack() as stack:
@@ -222,7 +222,7 @@ def update_seconds(
             for size in random.sample(list(runs), len(runs)):
                 next(runs[size])  # begun while another one ran
                 taken[size] += [next(runs[size]).seconds for _ in range(2)]
-    return {size: min(seconds[4:]) for size, seconds in taken.items()}
+    return {size: median(seconds[4:]) for size, seconds in taken.items()}
 
 
 @lru_cache

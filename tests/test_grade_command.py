@@ -278,8 +278,13 @@ def servers_gone(within):
 
 
 @pytest.mark.slow
-def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
-    """Two worker processes of dask.distributed; nothing is lost, and nothing is graded twice."""
+def test_a_cluster_of_which_one_worker_is_killed(tmp_path, monkeypatch):
+    """Two worker processes of dask.distributed; nothing is lost, nothing is graded twice, and the
+    killed one leaves nothing behind.
+    """
+    folders = tmp_path / "temporary"
+    folders.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folders))  # of the workers
     learners = 24
     for number in range(learners):
         hand_in(
@@ -320,6 +325,7 @@ def test_a_cluster_of_which_one_worker_is_killed(tmp_path):
     ]
     assert len((tmp_path / "grades" / "journal.jsonl").read_text().splitlines()) == learners
     assert servers_gone(within=10)
+    assert not list(folders.glob("grading-*"))
 
 
 @pytest.mark.slow

@@ -38,20 +38,24 @@ class SandboxFactory:
         self._start()
 
     def _start(self) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="grading-"))
+        # a folder would outlive a worker that is killed, so there is none where each sandbox has
+        # its own
+        self._scratch = (
+            None if self.isolation.has_namespaces else Path(tempfile.mkdtemp(prefix="grading-"))
+        )
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 open until the zygote ends
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line, environment = command(self.isolation, theirs.fileno(), self.limits, self._scratch)
-        with (self._scratch / "errors").open("wb") as errors:
-            self._process = subprocess.Popen(
-                line,
-                env=environment,
-                cwd=self._scratch,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is the grader's alone
-            )
+        self._process = subprocess.Popen(
+            line,
+            env=environment,
+            cwd=self._scratch or "/",
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is the grader's alone
+        )
         theirs.close()
         self._is_ready = False
 
@@ -62,7 +66,8 @@ class SandboxFactory:
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             self._is_ready = self._control.recv(16) == b"ready"
         if not self._is_ready:
-            said = (self._scratch / "errors").read_text(errors="replace").strip()
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip()
             why = said.rpartition("\n")[2] or "it took too long"
             self._stop()
             raise GraderFault(f"no sandbox could be prepared with {self.isolation.name}: {why}")
@@ -119,7 +124,9 @@ class SandboxFactory:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._errors.close()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> SandboxFactory:
         return self

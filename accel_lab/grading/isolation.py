@@ -62,8 +62,13 @@ class Isolation:
     why: str = ""
 
     @property
-    def makes_a_mark(self) -> bool:
+    def has_namespaces(self) -> bool:
+        """Whether each sandbox has its own view of the files, and so a folder of its own."""
         return self.name == "bubblewrap"
+
+    @property
+    def makes_a_mark(self) -> bool:
+        return self.has_namespaces
 
 
 @functools.cache
@@ -85,10 +90,10 @@ def _no_bubblewrap() -> str:
 
 
 def command(
-    isolation: Isolation, control: int, limits: Limits, scratch: Path
+    isolation: Isolation, control: int, limits: Limits, scratch: Path | None
 ) -> tuple[list[str], dict[str, str]]:
     """How to start the zygote in isolation: the command, and its whole environment. scratch: the
-    only writable folder where there is no folder of its own.
+    only writable folder where sandboxes have none of their own.
     """
     inside = limits.inside()
     if isolation.name == "landlock":
@@ -96,16 +101,15 @@ def command(
             "readable": [*_readable(), "/proc", "/sys", "/dev/null", "/dev/urandom", str(INSIDE)],
             "writable": [str(scratch), "/dev/null"],
         }
-    own_namespaces = isolation.name == "bubblewrap"
     home = str(scratch)
-    if own_namespaces:
+    if isolation.has_namespaces:
         home = inside["scratch"] = _scratch_of_each(_readable())
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": home,
         "TMPDIR": home,
         "LANG": "C.UTF-8",
-        "PYTHONPATH": "/sandbox" if own_namespaces else str(INSIDE.parent),
+        "PYTHONPATH": "/sandbox" if isolation.has_namespaces else str(INSIDE.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
         **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")},
@@ -118,7 +122,7 @@ def command(
         isolation.name,
         json.dumps(inside),
     ]
-    return [*(_bubblewrap() if own_namespaces else ()), *python], environment
+    return [*(_bubblewrap() if isolation.has_namespaces else ()), *python], environment
 
 
 def _bubblewrap() -> list[str]:

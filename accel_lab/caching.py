@@ -167,10 +167,10 @@ def augment(pictures: Tensor, drawn: Tensor, side: int) -> Tensor:
     """
     indices, rows, columns, flips, light = drawn
     windows = pictures.unfold(2, side, 1).unfold(3, side, 1)  # [N, C, H−side+1, W−side+1, side, …]
-    crops = windows[indices, :, rows, columns]
+    crops = windows[indices, :, rows, columns].float()
     turned = flips.bool()
     crops[turned] = crops[turned].flip(3)
-    return crops * (light / 255**2).view(-1, 1, 1, 1)
+    return crops.mul_((light / 255**2).view(-1, 1, 1, 1))
 
 
 # ---- loading ahead ----

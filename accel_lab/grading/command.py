@@ -9,7 +9,6 @@ import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +21,8 @@ from accel_lab.grading.journal import Journal
 from accel_lab.grading.marking import Entry
 from accel_lab.grading.submissions import Submission
 from accel_lab.workbench.granted import usable_cores
+from accel_lab.workbench.tasks import WorkerDied
+from accel_lab.workbench.tasks.cluster import NoCluster, on_cluster
 
 
 class Stopped(RuntimeError):
@@ -129,37 +130,21 @@ def _on_this_machine(
 
 
 def _on_cluster(tasks: list, address: str) -> Iterator[tuple[Submission, Entry]]:
-    """dask.distributed: what a worker has not finished when it dies is given to another one."""
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ModuleNotFoundError:
-        raise Stopped(
-            "--scheduler needs the package distributed: pip install distributed"
-        ) from None
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise Stopped(f"--scheduler {address}: {str(error).partition(chr(10))[0]}") from None
-    with client:
-        left, running, ahead = iter(tasks), as_completed(), {}
-        # a few ahead, so that a large class is never all in memory
-        places = 2 * max(1, sum(client.nthreads().values()))
-        while True:
-            for submission, seed in islice(left, places - len(ahead)):
-                try:
-                    content = reader.content(submission.path)
-                except (reader.Unreadable, OSError) as error:
-                    yield submission, marking.refused(submission.technique, error)
-                    continue
-                future = client.submit(
-                    marking.mark_elsewhere, content, submission.technique, seed, pure=False
-                )
-                ahead[future] = submission
-                running.add(future)
-            if not ahead:
-                return
-            future = next(running)
+    """What cannot be read is refused here, at the end."""
+    unreadable = []
+
+    def readable() -> Iterator[tuple[Submission, tuple]]:
+        for submission, seed in tasks:
             try:
-                yield ahead.pop(future), future.result()
-            except KilledWorker as error:
-                raise GraderFault(str(error).partition(chr(10))[0]) from None
+                yield submission, (reader.content(submission.path), submission.technique, seed)
+            except (reader.Unreadable, OSError) as error:
+                unreadable.append((submission, marking.refused(submission.technique, error)))
+
+    try:
+        for submission, entry in on_cluster(marking.mark_elsewhere, readable(), address):
+            if isinstance(entry, WorkerDied):
+                raise GraderFault(str(entry))
+            yield submission, entry
+    except NoCluster as error:
+        raise Stopped(str(error)) from None
+    yield from unreadable

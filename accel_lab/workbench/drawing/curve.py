@@ -22,14 +22,14 @@ FAR, FAR_ON_A_LOG_AXIS = 4.0, 1e4
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the seconds of a run, or over its updates.
+    """A metric over the seconds of a run, over its updates, or over another metric that grows.
 
-    label: with its unit · scale: from the metric's unit to the label's · over: "seconds" or
-    "updates" · log: ends of a logarithmic axis, or True for whole decades around the values ·
-    ends: of a linear axis, by default from zero to a round number, as in (0, 100) for percentages ·
-    limit: a value to draw as a line, and what it is · summary: how the steps of a window become a
-    point · noisy: draw the curve faint and its running median in front; by default only the
-    throughput
+    label: with its unit · scale: from the metric's unit to the label's · over: "seconds",
+    "updates" or the name of a metric, a count · log: ends of a logarithmic axis, or True for whole
+    decades around the values · ends: of a linear axis, by default from zero to a round number, as
+    in (0, 100) for percentages · limit: a value to draw as a line, and what it is · summary: how
+    the steps of a window become a point · noisy: draw the curve faint and its running median in
+    front; by default only the throughput
     """
 
     metric: str
@@ -45,6 +45,16 @@ class Curve:
     @property
     def title(self) -> str:
         return self.label
+
+    @property
+    def across(self) -> str:
+        """What stands across."""
+        return self.over.replace("_", " ")
+
+    @property
+    def counts(self) -> bool:
+        """Whether whole numbers stand across."""
+        return self.over != "seconds"
 
     @property
     def smoothed(self) -> bool:
@@ -81,7 +91,7 @@ class Curve:
         if self.limit:
             limit_line(axes, *self.limit)
             reached.append(self.limit[0])
-        axes.set_xlabel(self.over)
+        axes.set_xlabel(self.across)
         upward(axes, self.log, self.ends, hold=reached)
-        upward(axes, False, vertical=False, whole=self.over == "updates")
+        upward(axes, False, vertical=False, whole=self.counts)
         label_ends(axes, ends)

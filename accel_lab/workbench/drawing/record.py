@@ -117,13 +117,15 @@ class Record:
     def points(
         self, metric: str, over: str = "updates", summary: Summary = "mean"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(seconds or updates, values) of the windows that measured the metric: a curve connects
-        over the others.
+        """(across, values) of the windows that measured the metric: a curve connects over the
+        others. over: "seconds", "updates", or another metric, measured in the same windows.
         """
         values = np.asarray(self.of(metric, summary), float)
-        across = np.asarray(self.seconds if over == "seconds" else self.updates, float)
-        there = np.isfinite(values)
-        return across[: len(values)][there], values[there]
+        own = {"seconds": self.seconds, "updates": self.updates}
+        across = np.asarray(own[over] if over in own else self.of(over, "max"), float)
+        across = across[: len(values)]
+        there = np.isfinite(values[: len(across)]) & np.isfinite(across)
+        return across[there], values[: len(across)][there]
 
     def latest(self, metric: str, summary: Summary = "mean") -> float | None:
         """In the last window that measured it; None if none did."""

@@ -33,7 +33,7 @@ MOST_HOVERED = 40  # points of a run that tell their values under the mouse
 class LiveCurve:
     def __init__(self, chart: Curve, knobs: Knobs):
         self._chart = chart
-        self._across = FittedAxis(chart.over, whole=chart.over == "updates")
+        self._across = FittedAxis(chart.across, whole=chart.counts)
         self._up = FittedAxis(up=True, log=chart.log, ends=chart.ends)
         self._scales = {"x": self._across.scale, "y": self._up.scale}
         self._frame = Frame(chart.title, [self._across.axis, self._up.axis])
@@ -135,7 +135,7 @@ class LiveCurve:
             default_size=90,
             opacities=[0.0],
             hovered_style={"opacity": "1"},
-            tooltip=tooltip(x=self._chart.over, y=self._chart.label),
+            tooltip=tooltip(x=self._chart.across, y=self._chart.label),
         )
 
 

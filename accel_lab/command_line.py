@@ -1,4 +1,6 @@
-"""The command line: list the techniques, run one, grade a class, or see what this machine has."""
+"""The command line: list the techniques, run one, search its knobs, grade a class, or see what this
+machine has.
+"""
 
 from __future__ import annotations
 
@@ -233,6 +235,81 @@ def _grade(arguments: list[str]) -> None:
         print(f"{options.out}, {options.out.with_suffix('') / 'report.html'}")
 
 
+def _search(arguments: list[str]) -> None:
+    parser = Parser(
+        prog="python -m accel_lab search",
+        allow_abbrev=False,
+        description="Search good values for a technique's knobs, on processes or on a cluster.",
+    )
+    parser.add_argument("technique")
+    parser.add_argument(
+        "--vary",
+        action="append",
+        required=True,
+        metavar="KNOB[=LOW:HIGH]",
+        help="a knob to search over, by default over its whole range; as often as wanted",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob for all trials"
+    )
+    parser.add_argument("--metric", default="loss", help="what is judged (%(default)s)")
+    parser.add_argument("--most", action="store_true", help="more of it is better, not less")
+    parser.add_argument(
+        "--strategy", choices=("random", "grid", "halving"), default="random", help="(%(default)s)"
+    )
+    parser.add_argument("--candidates", type=int, default=27, help="(%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="updates of the longest trials (%(default)s)"
+    )
+    parser.add_argument("--eta", type=int, default=3, help="halving keeps one in so many")
+    parser.add_argument("--seed", type=int, default=0, help="of the candidates (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("trials.jsonl"),
+        help="each trial as it ends; the same command goes on from there (%(default)s)",
+    )
+    parser.add_argument("--jsonl", action="store_true", help="print each trial as a line of JSON")
+    parser.add_argument("--jobs", type=int, help="how many at once (as many as there are cores)")
+    parser.add_argument(
+        "--scheduler",
+        default="",
+        metavar="tcp://…",
+        help="spread over the workers of this dask.distributed scheduler",
+    )
+    options = parser.parse_args(arguments)
+    for name in ("jobs", "candidates", "steps"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            fail(f"--{name} {number}: at least 1")
+    if options.eta < 2:
+        fail(f"--eta {options.eta}: at least 2")
+    from accel_lab.workbench.knobs import KnobError, no_such
+
+    if options.technique not in (known := catalog.techniques()):
+        fail(no_such("technique", options.technique, known))
+    from accel_lab import _tuning
+    from accel_lab.workbench.tasks.cluster import NoCluster
+
+    _end_on_sigterm()
+    try:
+        search = _tuning.asked(options)
+        found = _tuning.run(search, options.out, options.jobs, options.scheduler)
+        with contextlib.closing(found):
+            for trial in _tuning.shown(search, found, options.jsonl):
+                print(trial, flush=True)
+    except (KnobError, NoCluster, ValueError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or options.out}: {error.strerror}")
+    except KeyboardInterrupt:
+        print(
+            f"accel_lab: interrupted; {options.out} keeps what has ended, "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
 def _export(arguments: list[str]) -> None:
     parser = Parser(
         prog="python -m accel_lab export",
@@ -274,8 +351,8 @@ def _copy(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m accel_lab", description=__doc__, allow_abbrev=False)
     usage = (
-        "list | run TECHNIQUE [--knob value …] | copy FOLDER | grade SUBMISSIONS… | "
-        "export --nbgrader FOLDER | doctor"
+        "list | run TECHNIQUE [--knob value …] | search TECHNIQUE --vary KNOB … | copy FOLDER | "
+        "grade SUBMISSIONS… | export --nbgrader FOLDER | doctor"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar=usage)
     commands.add_parser("list", help="the techniques, a line each")
@@ -284,6 +361,9 @@ def main(arguments: list[str] | None = None) -> None:
         "run", help="run a technique; its knobs: run TECHNIQUE --help", add_help=False
     )
     runs.add_argument("technique")
+    commands.add_parser(
+        "search", help="search good values for its knobs: search --help", add_help=False
+    )
     commands.add_parser(
         "grade", help="grade what learners have handed in: grade --help", add_help=False
     )
@@ -296,8 +376,9 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         run(options.technique, rest)
-    elif options.command in ("copy", "grade", "export"):
-        {"copy": _copy, "grade": _grade, "export": _export}[options.command](rest)
+    elif options.command in ("search", "copy", "grade", "export"):
+        of = {"search": _search, "copy": _copy, "grade": _grade, "export": _export}
+        of[options.command](rest)
     elif rest:
         fail(f"{options.command} takes no {rest[0]!r}")
     else:

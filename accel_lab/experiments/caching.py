@@ -54,8 +54,8 @@ class Knobs(TrainingKnobs):
     mistake: Literal["none", "float cache", "changed in place", "no limit", "order kept"] = dial(
         "none", description="made on purpose"
     )
-    pictures: int = dial(320, ge=20, le=2000, panel=False, description="JPEG files to train on")
-    batch_size: int = dial(32, ge=4, le=256, panel=False, description="pictures per update")
+    pictures: int = dial(240, ge=20, le=2000, panel=False, description="JPEG files to train on")
+    batch_size: int = dial(24, ge=4, le=256, panel=False, description="pictures per update")
     channels: int = dial(16, ge=2, le=64, panel=False, description="of the first convolution")
     tested: int = dial(4, ge=0, le=100, panel=False, description="epochs between tests, 0: none")
     learning_rate: float = dial(

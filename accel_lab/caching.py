@@ -18,11 +18,11 @@ The traps:
 - Cached behind the augmentation, every epoch sees the same crops.
 - What a cache hands out must be a copy, or what is done to it stays in the cache.
 - Where only a share c of the data fits, keeping the most recently used hits c + (1 − c) ln(1 − c)
-  under random order. Keeping the first that came, for ever, hits c.
+  under random order. Keeping the first that came, and evicting nothing, hits c.
 
 Sources: Mohan et al. 2021, "Analyzing and mitigating data stalls in DNN training",
-arXiv:2007.06775, sections 3.3 and 4.1 (the cache that evicts nothing); Murray et al. 2021,
-"tf.data", arXiv:2101.12127, section 3 (prefetch and the order of the steps).
+arXiv:2007.06775, "The MinIO cache", which evicts nothing; Murray et al. 2021, "tf.data",
+arXiv:2101.12127, on prefetching and on the order of the steps.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Cache:
     def fill(self, indices: Tensor) -> int:
         """Decode those of the pictures that are missing. indices: [B]. Returns how many were there.
 
-        Raises IndexError for an index out of range; ValueError when a picture has another shape or
-        dtype, which is not kept then.
+        Raises IndexError for an index out of range; ValueError for a picture of another shape or
+        dtype, which is not kept.
         """
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.have):
             raise IndexError(f"indices: {indices.tolist()} are not all in 0…{len(self.have) - 1}")

@@ -133,8 +133,8 @@ class Loaded:
 
 
 class Pictures(Dataset):
-    """What a loader is asked for: a batch, by what was drawn for it. Each process has its own, with
-    a cache of its own, unless that is shared.
+    """What a loader is asked for: a batch, by what was drawn for it. Each process has its copy,
+    with its own cache unless that is shared.
     """
 
     def __init__(self, files: list[Path], knobs: Knobs):
@@ -186,7 +186,7 @@ def _bytes_of(kept: bytes | Tensor) -> int:
 
 def orders(knobs: Knobs) -> Iterator[list[Tensor]]:
     """Epoch after epoch, what is drawn for each of its batches: in this process, so that the
-    batches are the same whoever loads them.
+    batches do not depend on the process that loads them.
     """
     generator = torch.Generator().manual_seed(knobs.seed)
     epoch: list[Tensor] = []
@@ -211,7 +211,7 @@ class _Coming:
 
 
 def loaded_by(knobs: Knobs, pictures: Pictures) -> Generator[Loaded, None, None]:
-    """Batches without end, in the same order whoever loads them. Closing it ends the workers."""
+    """Batches without end, the same from any process. Closing it ends the workers."""
     if not knobs.workers:
         for epoch in orders(knobs):
             for drawn in epoch:

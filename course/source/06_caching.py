@@ -31,7 +31,7 @@ from accel_lab import caching
 from accel_lab.experiments import caching as experiment
 from accel_lab.workbench import chapter as lab
 
-torch.set_num_threads(1)  # the second core, where there is one, is left to whoever loads
+torch.set_num_threads(1)  # the second core, where there is one, is left to the loading
 
 # %% [markdown]
 # The next cell holds the settings of this chapter. Change one, as in `knobs = {"pictures": 400}`,
@@ -59,11 +59,11 @@ print("10 photographs. From which of them is a crop of 32 × 32 pixels?")
 
 # %%
 guess_decoded = lab.Prediction(
-    "In a training of 5 epochs, how many times is each picture decoded?",
+    "In a training of 5 epochs, how often is each picture decoded?",
     low=0.5,
     high=10,
     default=1.0,
-    unit="times",
+    unit="×",
 )
 guess_decoded
 
@@ -111,6 +111,7 @@ kept = lab.Sweep(
     scale=2**-20,
     predicted=experiment.predicted_kept,
     formula="predicted",
+    summary="max",
 )
 found = lab.Curve("hits", "found in a cache, %", 100, over="updates", ends=(0, 100))
 waits = lab.Curve("wait_share", "waiting for batches, %", 100, over="updates", ends=(0, 100))
@@ -269,8 +270,8 @@ print(f"this machine lends {lab.usable_cores()} cores")
 # `DataLoader` starts new workers for each epoch, and ends them with it. **So their caches die with
 # every epoch**: hits 0, and nothing says so.
 #
-# *Persistent* workers stay. But each has its own cache, and chance decides to which worker a picture
-# goes. In epoch *e* it is missing only if its worker has not had it in any epoch before:
+# *Persistent* workers stay. But each has its own cache, and chance decides which worker gets a
+# picture. In epoch *e* it is missing only if its worker has not had it in any epoch before:
 #
 # $$\text{hits}(e) = 1 - \left(1 - \frac{1}{W}\right)^{e-1}$$
 
@@ -286,7 +287,8 @@ for name, how in {
 
 # %% [markdown]
 # Who holds which picture? Each square is a picture; blue is kept by the first worker, orange by the
-# second, green by both, grey by none. Recorded from real workers, after each epoch. Press **Play**:
+# second, green by both. Recorded from real workers, after each epoch. Above stands what the next
+# epoch will find. Press **Play**:
 
 # %% jupyter={"source_hidden": true}
 few = base.turned(cache="decoded", pictures=60, batch_size=6, workers=2)
@@ -304,23 +306,25 @@ colors = [(0.9, 0.9, 0.9)] + [
 
 # %% jupyter={"source_hidden": true}
 def who_holds(epoch=2):
-    drawn, row = lab.figure.axes(9.5, 2.4, columns=3)
+    drawn_now, row = lab.figure.axes(9.5, 2.0, columns=3)
     for axes, (name, epochs) in zip(row, held.items()):
         first, second = epochs[epoch - 1]
-        which = first.long() + 2 * second.long()
-        axes.imshow(torch.tensor(colors)[which].view(5, 12, 3))
+        axes.imshow(torch.tensor(colors)[first.long() + 2 * second.long()].view(5, 12, 3))
+        for place in range(12):
+            axes.axvline(place - 0.5, color="white")
+            axes.axhline(place % 5 - 0.5, color="white")
         axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.set_title(f"{name}: {int(which.bincount(minlength=4)[1:].sum())} of 60", fontsize=9)
-    row[0].set_ylabel(f"epoch {epoch}")
-    return drawn
+        finds = 0 if name.startswith("new") else (first.float() + second.float()).mean() / 2
+        axes.set_title(f"{name}: next, {finds:.0%} hits", fontsize=9)
+    row[0].set_ylabel(f"after epoch {epoch}")
+    return drawn_now
 
 
 lab.Sliders(who_holds, epoch=range(1, 6))
 
 # %% [markdown]
-# On the left every epoch ends with each picture in one of the two caches, and the next one begins
-# with both empty.
+# On the left every epoch ends with each picture in one of the two caches, and both are thrown away
+# before the next one begins.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
@@ -361,7 +365,7 @@ class OneByOne(list):
     def __getitem__(self, index):
         picture = caching.read_picture(super().__getitem__(index), 96)
         draws = of_picture[index].clone()
-        draws[0] = 0  # the only picture of its own batch
+        draws[0] = 0  # the only picture of its batch
         return caching.augment(picture[None], draws[:, None], 32)[0]
 
 
@@ -403,15 +407,13 @@ for way, shares in hits.items():
 
 # %% jupyter={"source_hidden": true} tags=["hero"]
 drawing, (left, right) = lab.figure.axes(10, 3.6, columns=2)
-numbers = range(1, 6)
-shown = {way: hits[way] for way in ("no worker", "2 persistent", "2 workers")}
-lines = {way: dict(zip(numbers, [100 * share for share in line])) for way, line in shown.items()}
+numbers, drawn = range(1, 6), ("no worker", "2 persistent", "2 workers", "no cache")
+lines = {way: dict(zip(numbers, [100 * share for share in hits[way]])) for way in drawn}
 by_formula = {e: 100 * caching.expected_hits(e, 2, persistent=True) for e in numbers}
-lab.figure.draw_lines(left, lines, dashed={"": by_formula})
-left.set(ylim=(-4, 108), ylabel="found in a cache, %", title="Does the cache hit?")
+lab.figure.draw_lines(left, lines, dashed={"formula": by_formula})
+left.set(ylim=(-6, 108), ylabel="found in a cache, %", title="Does the cache hit?")
 in_epoch = {
-    way: {e: median(run[e - 1].seconds for run in runs[way]) for e in numbers}
-    for way in ("no cache", "2 workers", "2 persistent", "no worker")
+    way: {e: median(run[e - 1].seconds for run in runs[way]) for e in numbers} for way in drawn
 }
 lab.figure.draw_lines(right, in_epoch)
 right.set(ylim=(0, None), ylabel="seconds of an epoch", title="And is it faster?")
@@ -448,8 +450,8 @@ of_all = len(runs["no worker"])
 print(f"one process with a cache beats two workers with caches in {faster} of {of_all} runs")
 
 # %% [markdown]
-# The two workers of the first row have a cache, and pay for it in memory. What they gain, if they do,
-# they gain by working beside the training, on a core that is free.
+# The two workers of the first row have a cache, and pay for it in memory. If they gain something,
+# they gain it by working beside the training, on a core that is free.
 #
 # ### Predicted and measured
 
@@ -535,7 +537,7 @@ memory = lab.Budget(
 break_it = lab.Panel(
     experiment.run,
     broken,
-    [lab.Curve("loss", "loss of the batch", over="updates", log=(1e-2, 1e1)), memory],
+    [lab.Curve("loss", "loss of the batch", over="updates"), memory],
     controls=["mistake", "cache"],
     baselines={"no mistake": {"mistake": "none", "cache": "decoded"}},
     headline=None,
@@ -577,8 +579,8 @@ for mistake in ("none", "order kept"):
 # %% [markdown]
 # ### The same luck for all
 #
-# One more mistake with workers. A data set that has its own random generator is copied to each worker,
-# with the generator. PyTorch seeds its global one for each worker; it cannot know yours.
+# One more mistake with workers. A data set that has its own random generator is copied to each
+# worker, with the generator. PyTorch seeds its global one for each worker; it cannot know yours.
 
 
 # %% tags=["nbval-check-output"]
@@ -610,7 +612,7 @@ with experiment.photographs(1) as (file,):
     try:
         caching.read_picture(file, 96)
     except ValueError as refusal:
-        print(str(refusal).rpartition("/")[2][:24])
+        print(str(refusal).rpartition("/")[2].partition(" (")[0])
 grey = caching.Cache(lambda index: torch.zeros(1, 96, 96).byte(), 10, (3, 96, 96))
 for attempt in (
     lambda: grey.fill(torch.tensor([0])),
@@ -640,7 +642,7 @@ print(f"two workers beside a full cache take {lab.figure.tell_over_seeds(cheap, 
 
 # %% [markdown]
 # A worker has to send its batch to another process. For crops that cost some microseconds, sending
-# can cost more than cutting. And a training of one epoch hits nothing, whatever is kept.
+# can cost more than cutting. And a training of one epoch hits nothing.
 #
 # ### When only a part fits
 #
@@ -804,9 +806,10 @@ check(cut_crops)
 
 # %% [markdown]
 # **Sources.** J. Mohan et al., *Analyzing and Mitigating Data Stalls in DNN Training*, 2021,
-# arXiv:2007.06775, sections 3.3 and 4.1 · D. Murray et al., *tf.data: A Machine Learning Data
-# Processing Framework*, 2021, arXiv:2101.12127 · G. Leclerc et al., *FFCV*, 2023, arXiv:2306.12517
-# · PyTorch, `torch.utils.data`.
+# arXiv:2007.06775, "When datasets cannot be fully cached" and "The MinIO cache" · D. Murray et al.,
+# *tf.data: A Machine Learning Data Processing Framework*, 2021, arXiv:2101.12127 · G. Leclerc et
+# al., *FFCV: Accelerating Training by Removing Data Bottlenecks*, 2023, arXiv:2306.12517 · PyTorch,
+# `torch.utils.data`.
 #
 # **Next.** The data wait for the network now, and not the other way round. How deep should that
 # network be, and how wide? That is [chapter 07](07_structure.ipynb). The other chapters are listed

@@ -304,6 +304,17 @@ def test_mistakes_read_another_state():
             torch.testing.assert_close(others, right, rtol=0, atol=1e-6)
 
 
+def test_a_mistake_is_seen_in_the_error_of_the_states():
+    def errors(**knobs):
+        knobs = Knobs(twin=True, hidden=8, batch_size=16, device="cpu", **knobs)
+        return [step.metrics["state_error"] for step in islice(experiment.run(knobs), 3)]
+
+    assert all(one < 1e-5 for form in FORMS for one in errors(form=form))
+    assert all(one < 1e-5 for one in errors(mistake="never shuffled"))
+    for mistake in experiment.MISTAKES:
+        assert all(one > 0.05 for one in errors(mistake=mistake)), mistake
+
+
 def test_never_shuffled_begins_with_the_shortest():
     knobs = Knobs(mistake="never shuffled", batch_size=4)
     lengths = torch.tensor([5, 1, 9, 2, 2, 7, 3, 8])

@@ -58,6 +58,7 @@ class Knobs(TrainingKnobs):
         "none", description="made on purpose"
     )
     hidden: int = dial(64, ge=1, le=512, panel=False, description="numbers of a state")
+    twin: bool = dial(False, panel=False, description="compare the states with the right ones")
     learning_rate: float = dial(
         0.01, ge=1e-5, le=1, log=True, panel=False, description="step size of Adam"
     )
@@ -189,6 +190,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     words_per_second: of the batch; the filling is not counted.
     ns_per_word: nanoseconds of this update for each word.
     padding: share of the places that is filling where the batch is padded, 0 to 1.
+    words_per_sentence: of the batch, on average.
+    state_error (with ``twin``): ‖h − h_right‖ / ‖h_right‖ of the states that the reader judges by.
 
     Every 20th also has test_accuracy, 0 to 1.
     """
@@ -212,8 +215,11 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
         found = {
             "words_per_second": words / step.seconds,
             "ns_per_word": 1e9 * step.seconds / words,
+            "words_per_sentence": words / step.samples,
             "padding": padding_share(batch[1], [torch.arange(step.samples)]),
         }
+        if knobs.twin:
+            found["state_error"] = state_error(reader, knobs, *batch[:2])
         if step.index % EVALUATE_EVERY == 0:
             found["test_accuracy"] = accuracy(reader, knobs)
         yield replace(step, metrics={**step.metrics, **found})
@@ -253,6 +259,14 @@ def accuracy(reader: Reader, knobs: Knobs) -> float:
         ids, lengths, y = fetched(places, reader.out.weight.device)
         right += int((reader.out(form(reader, ids, lengths)).argmax(1) == y).sum())
     return right / TESTS
+
+
+@torch.no_grad()
+def state_error(reader: Reader, knobs: Knobs, ids: Tensor, lengths: Tensor) -> float:
+    """How far the states are from those after each sentence's last word, relative to them."""
+    form = MISTAKES.get(knobs.mistake, FORMS[knobs.form])
+    right = padded(reader, ids, lengths)
+    return float((form(reader, ids, lengths) - right).norm() / right.norm())
 
 
 def predicted_padding(knobs: Knobs) -> float:

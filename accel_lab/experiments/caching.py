@@ -150,8 +150,9 @@ class Pictures(Dataset):
     def decode(self, index: int) -> Tensor:
         return read_picture(self.files[index], KEPT)
 
-    def __getitem__(self, drawn: Tensor | np.ndarray) -> Loaded:
-        start, drawn = perf_counter(), torch.as_tensor(drawn)
+    def __getitem__(self, index: Tensor | np.ndarray) -> Loaded:
+        """index: what was drawn, int64 [5, B], as ``draw`` returns it."""
+        start, drawn = perf_counter(), torch.as_tensor(index)
         chosen, info = drawn[0], get_worker_info()
         if self.knobs.cache == "augmented":  # the first crop of each picture is what is kept
             drawn = torch.stack([self.frozen.setdefault(int(d[0]), d.clone()) for d in drawn.T], 1)

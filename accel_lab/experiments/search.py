@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,14 @@ class Knobs(TrainingKnobs):
     longest: int = dial(27, ge=1, le=81, panel=False, description="epochs of a whole training")
     hidden: int = dial(32, ge=4, le=256, log=True, panel=False, description="units between")
     searches: int = dial(
-        5, ge=1, le=50, panel=False, description="searches with a seed each, side by side"
+        3, ge=1, le=50, panel=False, description="searches with a seed each, side by side"
     )
     mistake: Mistake = dial("none", description="made on purpose")
 
-    def plan(self) -> list[tuple[int, int]]:
+    def plan(self, candidates: int) -> list[tuple[int, int]]:
         """(candidates, epochs) of each rung."""
-        if self.strategy != "halving":
-            return [(self.candidates, self.longest)]
-        return rungs(self.candidates, self.longest, self.eta, min(self.first, self.longest))
+        first = min(self.first, self.longest) if self.strategy == "halving" else self.longest
+        return rungs(candidates, self.longest, self.eta, first)
 
 
 def spent_by(plan: Sequence[tuple[int, int]]) -> int:
@@ -97,7 +96,7 @@ def parts_of(knobs: Knobs) -> Digits:
     train, choose = (x[:TRAINED_ON], y[:TRAINED_ON]), (x[TRAINED_ON:], y[TRAINED_ON:])
     judge = digits.test_x.flatten(1), digits.test_y
     if knobs.mistake == "winner by test":
-        choose, judge = judge, choose
+        choose = judge
     if knobs.mistake == "60 pictures judge":
         choose = choose[0][:FEW], choose[1][:FEW]
     return Digits(train, choose, judge)
@@ -138,17 +137,18 @@ class Searching:
     knobs: Knobs
     digits: Digits
     seed: int
+    candidates: list[Settings]
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
         kind = OldVelocity if self.knobs.mistake == "old velocity" else Population
-        self.candidates = candidates_of(self.knobs, self.seed)
         shape, device = (64, self.knobs.hidden, 10), self.digits.train[0].device
         self.population = kind(self.candidates, shape, self.seed, device=device)
         self._order = torch.Generator().manual_seed(self.seed)
 
     def epochs(self) -> Iterator[Judged]:
-        return halving(self.population, self._train, self._judge, self.knobs.plan())
+        plan = self.knobs.plan(len(self.candidates))
+        return halving(self.population, self._train, self._judge, plan)
 
     def _train(self, population: Population) -> None:
         start = perf_counter()
@@ -195,7 +195,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     """
     digits = parts_of(knobs)
     seeds = [knobs.seed * 1000 + place for place in range(knobs.searches)]
-    searches = [Searching(knobs, digits, seed) for seed in seeds]
+    searches = [Searching(knobs, digits, seed, candidates_of(knobs, seed)) for seed in seeds]
     for index, judged in enumerate(zip(*(one.epochs() for one in searches), strict=True)):
         found = [one.found(what) for one, what in zip(searches, judged, strict=True)]
         accuracies = [one.accuracy for one in found]
@@ -216,7 +216,12 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
 
 def search(knobs: Knobs, seed: int) -> tuple[list[Judged], Found]:
     """Search once. Returns what was found after each epoch, and the winner of the last."""
-    one = Searching(knobs, parts_of(knobs), seed)
+    return search_among(candidates_of(knobs, seed), knobs, seed)
+
+
+def search_among(candidates: list[Settings], knobs: Knobs, seed: int) -> tuple[list[Judged], Found]:
+    """The same, among these."""
+    one = Searching(knobs, parts_of(knobs), seed, candidates)
     judged = list(one.epochs())
     return judged, one.found(judged[-1])
 
@@ -315,6 +320,60 @@ def epoch_of(update: Update, digits: Digits, batch: int = BATCH) -> Callable[[],
             update(x, y)
 
     return epoch
+
+
+# ---- each by itself ----
+
+
+def trained_alone(
+    settings: Settings, network: nn.Sequential, knobs: Knobs, seed: int
+) -> Iterator[nn.Sequential]:
+    """Train a network with these settings and yield it after each epoch."""
+    digits, order = parts_of(knobs), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings["learning_rate"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+    )
+    first, activation, last = network
+    whole = nn.Sequential(first, activation, nn.Dropout(settings["dropout"]), last)
+    for _ in range(knobs.longest):
+        whole.train()
+        for x, y in batches(*digits.train, BATCH, order):
+            optimizer.zero_grad()
+            cross_entropy(whole(x), y).backward()
+            optimizer.step()
+        yield whole.eval()
+
+
+@torch.no_grad()
+def share_right(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float((network(x).argmax(1) == y).float().mean())
+
+
+def score_alone(settings: Settings, epochs: int) -> float:
+    """A trial as a process of its own runs it: accuracy on the pictures that choose."""
+    torch.set_num_threads(1)
+    knobs = Knobs(device="cpu", longest=epochs)
+    (network,) = networks_of(Population([settings], (64, knobs.hidden, 10)))
+    *_, trained = trained_alone(settings, network, knobs, 0)
+    return share_right(trained, *parts_of(knobs).choose)
+
+
+def objective(candidates: list[Settings], knobs: Knobs, seed: int) -> Callable[[Any], float]:
+    """What Optuna maximizes: the networks and batches of our search, each network by itself."""
+    networks = networks_of(Population(candidates, (64, knobs.hidden, 10), seed))
+
+    def of_trial(trial: Any) -> float:
+        settings = {
+            name: trial.suggest_float(name, one.low, one.high, log=one.log)
+            for name, one in SPACE.items()
+        }
+        *_, trained = trained_alone(settings, networks[trial.number], knobs, seed)
+        return share_right(trained, *parts_of(knobs).choose)
+
+    return of_trial
 
 
 # ---- what else the chapter measures ----

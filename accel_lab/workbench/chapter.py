@@ -40,6 +40,7 @@ from accel_lab.workbench.ranks.launch import RankFailed, collect, failure_of, la
 from accel_lab.workbench.ranks.rank import RankSpanRecorder
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.tasks.processes import on_processes
 
 if TYPE_CHECKING:
     from accel_lab.workbench.drawing import figure, motion

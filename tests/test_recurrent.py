@@ -261,7 +261,7 @@ def test_a_wrong_knob_is_named_in_one_line(knobs, line):
 def test_run_trains_and_reports():
     steps = list(islice(experiment.run(Knobs(pool=8, hidden=16, device="cpu")), 21))
     assert {step.samples for step in steps} == {64}
-    assert [place for place, one in enumerate(steps) if "test_accuracy" in one.metrics] == [0, 20]
+    assert [place for place, one in enumerate(steps) if "test_accuracy" in one.metrics] == [19]
     assert all(one.metrics["words_per_second"] > 0 for one in steps)
     one = steps[3]
     words = one.metrics["words_per_second"] * one.seconds
@@ -271,7 +271,7 @@ def test_run_trains_and_reports():
 
 @pytest.mark.slow
 def test_it_learns():
-    assert experiment.accuracy_after(Knobs(pool=8, cell="GRU"), updates=121) > 57
+    assert experiment.accuracy_after(Knobs(pool=8, cell="GRU"), updates=120) > 57
 
 
 def test_all_forms_train_alike():

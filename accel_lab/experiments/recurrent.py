@@ -220,7 +220,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
         }
         if knobs.twin:
             found["state_error"] = state_error(reader, knobs, *batch[:2])
-        if step.index % EVALUATE_EVERY == 0:
+        if (step.index + 1) % EVALUATE_EVERY == 0:
             found["test_accuracy"] = accuracy(reader, knobs)
         yield replace(step, metrics={**step.metrics, **found})
 
@@ -274,10 +274,10 @@ def predicted_padding(knobs: Knobs) -> float:
     return expected_padding(numbered_reviews().lengths[TESTS:], knobs.batch_size, knobs.pool)
 
 
-def accuracy_after(knobs: Knobs, updates: int = 201) -> float:
+def accuracy_after(knobs: Knobs, updates: int = 200) -> float:
     """Train for so many updates, and return the test accuracy, in percent.
 
-    updates: one more than a multiple of 20, for the last one measures.
+    updates: a multiple of 20, for each 20th measures.
     """
     with closing(run(knobs)) as steps:
         *_, last = islice(steps, updates)
@@ -347,9 +347,9 @@ class FilledBySlices(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.slice_backward.default:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.slice_backward.default:
             self.bytes += out.nbytes
         return out
 

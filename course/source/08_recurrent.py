@@ -426,7 +426,7 @@ picture
 
 # %%
 seeds = lab.some_seeds(3)
-updates = 20 * round(5 * lab.effort()) + 1
+updates = 20 * round(5 * lab.effort())
 learned = {
     pool: [
         experiment.accuracy_after(base.turned(pool=pool, seed=base.seed + seed), updates)
@@ -517,14 +517,13 @@ else:
 # the other, each with a pool of 1 and with a larger one.
 
 # %%
+wrong_by = lab.Curve("state_error", "error of the states", over="updates", ends=(0, 1.6))
+mean_length = lab.Curve("words_per_sentence", "words a sentence", over="updates", ends=(0, 40))
 judged = lab.Badge("state_error", 1e-4, "states of the last words", "states of something else")
 break_it = lab.Panel(
     experiment.run,
     base.turned(twin=True),
-    [
-        lab.Curve("state_error", "error of the states", over="updates", ends=(0, 1.6)),
-        lab.Curve("words_per_sentence", "words of a sentence", over="updates", ends=(0, 40)),
-    ],
+    [wrong_by, mean_length],
     controls=["mistake", "pool"],
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,

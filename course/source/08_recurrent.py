@@ -77,7 +77,7 @@ guess_bucketed
 # %%
 guess_recalled = lab.Prediction(
     "A new LSTM is trained to tell the first of 40 symbols, one of two: how many % right?",
-    low=0,
+    low=1,
     high=100,
     default=95,
     unit="%",

@@ -306,6 +306,10 @@ BEYOND_THE_LIBRARY = {
     "epoch_mean_loss",
     "noise_of_ranks",  # the library's parts belong to one model
     "fetch_batches",  # the library draws the order itself
+    "freeze_first",  # the library wraps what it freezes
+    "tune_head",
+    "epochs_on_kept",
+    "epochs_to_pay",
 }
 
 

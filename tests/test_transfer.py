@@ -257,6 +257,11 @@ def test_kept_and_asked_are_the_same_training(cut):
     assert [step.metrics["asked"] for step in asked] == [16, 32, 48, 64, 80]
 
 
+def test_without_a_trunk_nothing_is_asked():
+    for knobs in ({"way": "small CNN"}, {"cut": 0}, {"cut": 0, "way": "asked"}):
+        assert [step.metrics["asked"] for step in steps_of(2, **knobs)] == [0, 0]
+
+
 @pytest.mark.parametrize("way", ["kept", "asked", "new weights", "small CNN"])
 def test_run_reports(way):
     steps = steps_of(4, way=way)

@@ -70,7 +70,8 @@ def split(network: nn.Sequential, cut: int) -> tuple[Frozen, nn.Sequential]:
     """
     if not 0 <= cut <= len(network):
         raise ValueError(f"cut: {cut} is not within 0 and the {len(network)} parts of the network")
-    return Frozen(network[:cut]), network[cut:]
+    parts = list(network)
+    return Frozen(nn.Sequential(*parts[:cut])), nn.Sequential(*parts[cut:])
 
 
 # ---- the two ways to train on a frozen trunk ----

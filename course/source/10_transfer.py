@@ -24,6 +24,7 @@ from statistics import fmean, median
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from accel_lab import transfer
 from accel_lab.experiments import transfer as experiment
@@ -40,6 +41,7 @@ knobs = {}
 
 # %%
 base = lab.settings(experiment.Knobs, knobs)
+at_length = lab.effort() == 1  # no quick look
 network = experiment.photo_network()
 weights = sum(parameter.numel() for parameter in network.parameters())
 of_head = (experiment.WIDTH + 1) * experiment.CLASSES
@@ -230,7 +232,7 @@ for epochs in (1, 3, 10, 30, 100, 1000):
 
 # %%
 told = base.turned(cut=18, way="kept", mistake="none")
-slow = 8 if lab.effort() == 1 else 3  # epochs of what takes long
+slow = 8 if at_length else 3  # epochs of what takes long
 recorded = {
     "kept": experiment.outcome(told, 30),
     "asked": experiment.outcome(told.turned(way="asked"), slow),
@@ -406,7 +408,7 @@ picture
 # weights that the network came with or from new ones.
 
 # %%
-few_epochs = 2 if lab.effort() == 1 else 1
+few_epochs = 2 if at_length else 1
 race = {
     "kept": recorded["kept"],
     "asked": recorded["asked"],
@@ -438,12 +440,12 @@ picture
 # ### Over seeds
 #
 # Each seed chooses other training pictures, weights and orders. All runs have the same number of
-# updates, and are tested on the same 500 pictures.
+# updates, and are tested on the same pictures.
 
 # %%
 learned = {}
 for way in ("kept", "small CNN"):
-    turned = told.turned(pictures=10, way=way, judged=500)
+    turned = told.turned(pictures=10, way=way, judged=500 if at_length else 200)
     learned[way] = experiment.over_seeds(turned, 30, lab.some_seeds(5))
     percent = lab.figure.tell_over_seeds([run.accuracy for run in learned[way]], "%")
     print(f"10 a class, {way:<9} {percent}, {fmean(run.seconds for run in learned[way]):.2f} s")
@@ -466,7 +468,7 @@ guess_right.against(fmean(run.accuracy for run in by_kept))
 
 # %%
 gains = {}
-for cut in (17, 11):
+for cut in (17, 11) if at_length else (17,):
     tried = [told.turned(cut=cut, seed=base.seed + one) for one in lab.some_seeds(2)]
     gains[cut] = [b - a for a, b in (experiment.head_first(turned, 3) for turned in tried)]
     points = lab.figure.tell_over_seeds(gains[cut], "points")
@@ -517,6 +519,8 @@ break_it
 # %%
 cases = {"none": told, **broken, "ImageNet scale": told.turned(mistake="ImageNet scale")}
 lost = {}
+if not at_length:
+    cases = {name: cases[name] for name in ("none", "batch norm", "old head")}
 for name, turned in cases.items():
     epochs = 3 if name == "high rate" else 20
     found = experiment.over_seeds(turned, epochs, lab.some_seeds(2))
@@ -555,7 +559,7 @@ for wrong in (
 
 # %%
 beyond = {}
-for number in lab.along([50, 200]):
+for number in (50, 200) if at_length else (200,):
     found = [experiment.digits(number, seed) for seed in lab.some_seeds(2)]
     beyond[number] = fmean(run.kept - run.small for run in found)
     for way in ("kept", "small"):
@@ -573,7 +577,7 @@ print("kept answers are behind with", " and ".join(map(str, behind)) or "none of
 # detail. Each step costs time; what does it gain?
 
 # %%
-for side in (32, 64, 96):
+for side in (32, 64, 96) if at_length else (32, 64):
     turned = told.turned(side=side)
     found = experiment.over_seeds(turned, 20, lab.some_seeds(1))
     right = lab.figure.tell_over_seeds([run.accuracy for run in found], "%")
@@ -630,7 +634,7 @@ def tune_head(trunk, head, batches):
     losses = []
     for x, y in batches:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(both(x), y)
+        loss = cross_entropy(both(x), y)
         loss.backward()
         for parameter in trunk.parameters():
             parameter.grad.zero_()  # frozen

@@ -101,7 +101,7 @@ def kept_update(rest: nn.Module, optimizer: Optimizer, kept: Tensor, y: Tensor) 
 
 
 @torch.no_grad()
-def answers(trunk: nn.Module, x: Tensor, batch_size: int = 16) -> Tensor:
+def answers(trunk: nn.Module, x: Tensor, batch_size: int = 10) -> Tensor:
     """Ask a network about all pictures, once: its answers [n, …], to be kept.
 
     x: pictures [n, …]. They go through in batches, so that only one batch's activations exist.

@@ -57,7 +57,7 @@ class Knobs(TrainingKnobs):
     mistake: Literal[
         "none", "batch norm", "ImageNet scale", "no scale", "old head", "high rate", "drawn once"
     ] = dial("none", description="made on purpose")
-    batch_size: int = dial(16, ge=1, le=128, panel=False, description="pictures per update")
+    batch_size: int = dial(10, ge=1, le=128, panel=False, description="pictures per update")
     judged: int = dial(
         200, ge=50, le=500, panel=False, description="test pictures for the accuracy"
     )
@@ -282,7 +282,7 @@ def ask_once(knobs: Knobs, trunk: nn.Module, x: Tensor) -> Tensor:
         return answers(trunk, x)
     trunk.network.train()  # the mistake: weights are frozen, statistics are not
     with torch.no_grad():
-        kept = torch.cat([trunk(part) for part in x.split(16)])
+        kept = torch.cat([trunk(part) for part in x.split(10)])
     trunk.eval()
     return kept
 
@@ -309,7 +309,7 @@ def share_right(rest: nn.Module, seen: Tensor, y: Tensor) -> float:
     """Test accuracy (0…1) in evaluation mode; the mode is put back."""
     training = rest.training
     rest.eval()
-    logits = torch.cat([rest(part) for part in seen.split(32)])
+    logits = torch.cat([rest(part) for part in seen.split(10)])
     rest.train(training)
     return float((logits.argmax(1) == y).double().mean())
 
@@ -351,7 +351,7 @@ class Costs:
 
 
 @lru_cache
-def costs(side: int, device: str, batch_size: int = 16) -> Costs:
+def costs(side: int, device: str, batch_size: int = 10) -> Costs:
     """Measure them on this machine: medians."""
     knobs = Knobs(side=side, device=device)
     x, _ = pictures_of(knobs, photographs(knobs))

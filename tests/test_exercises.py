@@ -319,6 +319,10 @@ BEYOND_THE_LIBRARY = {
     "augmented_batches",
     "read_ahead",  # the library reads batches that come by themselves
     "cut_crops",  # the library also flips and darkens
+    "freeze_first",  # the library wraps what it freezes
+    "tune_head",
+    "epochs_on_kept",
+    "epochs_to_pay",
 }
 
 

@@ -163,6 +163,10 @@ lab.SpeedLog.of_the_reader()
 #   pipeline has nothing to do.
 # - **bucket** ([16](16_ddp.ipynb)): Several gradients that travel together in one message, while
 #   backward goes on.
+# - **bucketing** ([08](08_recurrent.ipynb)): puts sentences of like length into one batch, so that
+#   little has to be filled.
+# - **cache** ([06](06_caching.ipynb)): keeps what was expensive to make for the next time it is
+#   asked for.
 # - **chunk** ([16](16_ddp.ipynb)): One of the *p* equal parts of a tensor that go round a ring of
 #   *p* ranks.
 # - **critical batch size** ([02](02_minibatch.ipynb)): The batch beyond which more samples hardly
@@ -177,8 +181,13 @@ lab.SpeedLog.of_the_reader()
 #   chance picks.
 # - **exponential moving average** ([14](14_averaging.ipynb)): A running mean in which each value
 #   counts less the older it is; EMA for short.
+# - **fine-tuning** ([10](10_transfer.ipynb)): trains weights on that were trained for another
+#   task.
 # - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or
 #   multiplication; FLOP/s is how many a second.
+# - **forget gate** ([08](08_recurrent.ipynb)): decides how much of its old state an LSTM keeps.
+# - **frozen** ([10](10_transfer.ipynb)): neither the weights nor the statistics of a layer change
+#   in training.
 # - **global norm** ([12](12_clipping.ipynb)): The length of all gradients taken as one vector: the
 #   root of the sum of all squares.
 # - **GPipe** ([18](18_pipeline.ipynb)): A pipeline schedule: all forwards, then all backwards.
@@ -186,6 +195,9 @@ lab.SpeedLog.of_the_reader()
 #   are added up, and the weights are updated once.
 # - **gradient clipping** ([12](12_clipping.ipynb)): Gradients that are larger than a limit are
 #   made smaller before the optimizer's step.
+# - **head** ([10](10_transfer.ipynb)): the new last layer of a network that is taken over.
+# - **hyper-parameter** ([09](09_search.ipynb)): a setting that training does not find, such as the
+#   learning rate.
 # - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
 #   pairs leave possible, with 99 % certainty.
 # - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;
@@ -202,14 +214,20 @@ lab.SpeedLog.of_the_reader()
 #   signal, tr(Σ)/‖G‖², in samples.
 # - **one-hot** ([05](05_text.ipynb)): A vector with a 1 at the place of its word and zeros
 #   elsewhere.
+# - **packing** ([08](08_recurrent.ipynb)): computes a batch of sentences without filling: those
+#   that have ended leave the batch.
 # - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
 #   ratio of the two counts.
+# - **persistent workers** ([06](06_caching.ipynb)): loading processes that stay when an epoch
+#   ends, and with them what they have cached.
 # - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
 #   micro-batches flow through them.
 # - **rank** ([16](16_ddp.ipynb)): One of the processes that train together, and its number, from
 #   0.
 # - **recomputation** ([15](15_memory.ipynb)): Activations are forgotten on the way forward, and
 #   computed again when the backward pass needs them.
+# - **recurrent network** ([08](08_recurrent.ipynb)): reads a sentence word by word and keeps a
+#   state.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
 #   one piece of the sum; the first half of a ring's all-reduce.
 # - **residual connection** ([07](07_structure.ipynb)): What went into a layer is added to what
@@ -220,18 +238,27 @@ lab.SpeedLog.of_the_reader()
 #   receives from the one before.
 # - **roofline** ([01](01_measuring.ipynb)): The most FLOP/s that a machine allows, by its
 #   arithmetic and by its memory, for each arithmetic intensity.
+# - **rung** ([09](09_search.ipynb)): a level of a successive halving: so many candidates, so many
+#   epochs.
 # - **segments** ([15](15_memory.ipynb)): The parts of a chain of layers of which recomputation
 #   keeps no more than what enters them.
+# - **shared memory** ([06](06_caching.ipynb)): memory that several processes see, so that one
+#   cache serves all of them.
 # - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
 # - **stochastic rounding** ([13](13_precision.ipynb)): A number is rounded up or down by chance,
 #   so that the mean is right.
 # - **stop words** ([05](05_text.ipynb)): Frequent words that a list declares to be empty.
+# - **successive halving** ([09](09_search.ipynb)): trains many candidates a little, keeps the
+#   best, trains these longer, and so on.
 # - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the
 #   *student*, learns from.
 # - **temperature** ([19](19_distillation.ipynb)): Logits are divided by it before softmax; a high
 #   one makes the probabilities more alike.
 # - **throughput** ([11](11_accumulation.ipynb)): Samples per second of training.
 # - **tokens** ([05](05_text.ipynb)): What a text is cut into: words and signs.
+# - **transfer learning** ([10](10_transfer.ipynb)): begins with a network that was trained for
+#   another task.
+# - **trunk** ([10](10_transfer.ipynb)): the front part of a network that is taken over.
 # - **warm-up** ([01](01_measuring.ipynb)): What a program does slowly the first time; it runs once
 #   or more before it is timed.
 # - **world size** ([16](16_ddp.ipynb)): The number of ranks, *p*.

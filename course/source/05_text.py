@@ -875,6 +875,7 @@ check(clean_tokens)
 # Lee, *Seeing stars*, 2005, and A. Maas et al., *Learning Word Vectors for Sentiment Analysis*,
 # 2011 (the reviews) · PyTorch, `torch.optim.SparseAdam`.
 #
-# **Next.** Texts and pictures are ready. How deep should the network be, and how wide, if it may
-# have so many weights and no more? That is [chapter 07](07_structure.ipynb). The other chapters are
-# listed on the [first page](00_start_here.ipynb).
+# **Next.** Texts and pictures are ready. Before a network sees a picture, somebody reads, decodes
+# and crops it, in every epoch anew. What is worth keeping, and in which process? That is
+# [chapter 06](06_caching.ipynb). The other chapters are listed on the
+# [first page](00_start_here.ipynb).

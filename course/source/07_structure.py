@@ -735,6 +735,6 @@ check(collapse)
 # al., *Dropout*, Journal of Machine Learning Research 15, 2014 · B. Graham, J. Reizenstein, L.
 # Robinson, *Efficient batchwise dropout training using submatrices*, 2015, arXiv:1502.02478.
 #
-# **Next.** The network has its shape. Now the batch should be larger than the memory allows. That
-# is gradient accumulation, [chapter 11](11_accumulation.ipynb). The other chapters are listed on
-# the [first page](00_start_here.ipynb).
+# **Next.** The network has its shape. What if its input is a sentence, and each has another length?
+# That is [chapter 08](08_recurrent.ipynb). The other chapters are listed on the
+# [first page](00_start_here.ipynb).

@@ -755,6 +755,6 @@ check(filling_to_expect)
 # Jozefowicz, W. Zaremba, I. Sutskever, *An Empirical Exploration of Recurrent Network
 # Architectures*, 2015 · B. Pang, L. Lee, *Seeing stars*, 2005 (the sentences).
 #
-# **Next.** The model is chosen. Now the batch should be larger than the memory allows. That is
-# gradient accumulation, [chapter 11](11_accumulation.ipynb). The other chapters are listed on the
-# [first page](00_start_here.ipynb).
+# **Next.** Every network so far had settings that somebody had chosen: a learning rate, a momentum.
+# How are good ones found with little training? That is [chapter 09](09_search.ipynb). The other
+# chapters are listed on the [first page](00_start_here.ipynb).

@@ -97,7 +97,7 @@ guess_speed
 
 # %%
 spent = lab.Curve(
-    "accuracy", "winner's test accuracy, %", 100, over="epochs_spent", ends=(0, 100), noisy=False
+    "accuracy", "winner's test accuracy, %", 100, over="epochs_spent", ends=(60, 100), noisy=False
 )
 left = lab.Curve("candidates_left", "candidates left", log=(1, 1e3))
 panel = lab.Panel(
@@ -404,14 +404,12 @@ for (name, found), color in zip(accuracy.items(), ("ORANGE", "GREY", "BLUE", "GR
     cost = results[name][0].spent * {"grid of 27": 0.93, "27 at random": 1.07}.get(name, 1.0)
     reach = [[middle - min(found)], [max(found) - middle]]
     right_axes.errorbar([cost], [middle], reach, color=color, marker="o", capsize=4)
-    side = {"27 at random": 8}.get(name, -8)
     right_axes.annotate(
         name,
-        (cost, middle),
-        xytext=(side, 0),
+        (cost, max(found)),
+        xytext=(0, 5),
         textcoords="offset points",
-        ha="right" if side < 0 else "left",
-        va="center",
+        ha={"grid of 27": "right", "27 at random": "left"}.get(name, "center"),
         color=color,
         fontsize=9,
     )

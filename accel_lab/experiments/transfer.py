@@ -27,6 +27,7 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.measure.comparison import reading
 from accel_lab.workbench.measure.load import under_watch
+from accel_lab.workbench.measure.memory_meter import process_peak
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Step
 
@@ -46,10 +47,10 @@ TOUR = (  # what a panel that nobody watches shows
 
 
 class Knobs(TrainingKnobs):
-    way: Literal["kept", "asked", "new weights", "small CNN"] = dial(
-        "kept", description="ask the trunk once, or always; or train a new network"
+    way: Literal["kept", "asked", "small CNN"] = dial(
+        "kept", description="ask the trunk once, or always; or train a small network"
     )
-    cut: Literal[18, 17, 15, 11, 0] = dial(
+    cut: Literal[18, 17, 15, 11] = dial(
         18, description="parts of the network, of 18, that stay frozen"
     )
     pictures: Literal[3, 10, 30, 100] = dial(10, description="training pictures of each class")
@@ -57,6 +58,9 @@ class Knobs(TrainingKnobs):
     mistake: Literal[
         "none", "batch norm", "ImageNet scale", "no scale", "old head", "high rate", "drawn once"
     ] = dial("none", description="made on purpose")
+    learns: Literal["behind the cut", "all", "new weights"] = dial(
+        "behind the cut", panel=False, description="that, or all, as it comes or drawn anew"
+    )
     batch_size: int = dial(10, ge=1, le=128, panel=False, description="pictures per update")
     judged: int = dial(
         200, ge=50, le=500, panel=False, description="test pictures for the accuracy"
@@ -67,6 +71,11 @@ class Knobs(TrainingKnobs):
     def updates(self) -> float:
         """Updates in an epoch."""
         return CLASSES * self.pictures / self.batch_size
+
+    @property
+    def frozen(self) -> int:
+        """Parts of the network that stay frozen."""
+        return self.cut if self.learns == "behind the cut" else 0
 
     @model_validator(mode="after")
     def _fit_together(self) -> Knobs:
@@ -216,7 +225,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     seen = None if knobs.mistake == "batch norm" else test_answers(knobs, trunk, test_x)
     spans = SpanRecorder(x.device)
     kept, asked = None, 0
-    has_trunk = knobs.cut > 0 and knobs.way in ("kept", "asked")
+    has_trunk = knobs.frozen > 0 and knobs.way != "small CNN"
 
     def update(places: Tensor, y: Tensor) -> dict[str, Tensor]:
         nonlocal kept, asked
@@ -247,10 +256,8 @@ def networks(knobs: Knobs) -> tuple[nn.Module, nn.Sequential]:
     device = pick_device(knobs.device)
     if knobs.way == "small CNN":
         return Frozen(nn.Sequential()), models.cnn(16, CLASSES, 32, colors=3).to(device)
-    if knobs.way == "new weights":
-        head = nn.Linear(WIDTH, CLASSES)
-        return Frozen(nn.Sequential()), nn.Sequential(*new_network(), head).to(device)
-    trunk, rest = split(photo_network(), knobs.cut)
+    network = new_network() if knobs.learns == "new weights" else photo_network()
+    trunk, rest = split(network, knobs.frozen)
     return trunk.to(device), nn.Sequential(*rest, nn.Linear(WIDTH, CLASSES)).to(device)
 
 
@@ -267,7 +274,7 @@ def pictures_of(knobs: Knobs, data: datasets.Data) -> tuple[Tensor, Tensor]:
 def optimizer_of(knobs: Knobs, rest: nn.Sequential) -> torch.optim.Adam:
     if knobs.way == "small CNN":
         return torch.optim.Adam(rest.parameters(), lr=CNN_RATE)
-    if knobs.way == "new weights":
+    if knobs.learns == "new weights":
         return torch.optim.Adam(rest.parameters(), lr=NEW_RATE)
     *others, head = rest
     if knobs.mistake == "old head":
@@ -291,7 +298,7 @@ def test_answers(knobs: Knobs, trunk: nn.Module, test_x: Tensor) -> Tensor:
     """The trunk's answers to the test pictures, which the accuracy is measured with; once for all
     runs with this cut, side and scale.
     """
-    if knobs.way in ("new weights", "small CNN") or knobs.cut == 0 or knobs.mistake == "batch norm":
+    if knobs.frozen == 0 or knobs.way == "small CNN" or knobs.mistake == "batch norm":
         return answers(trunk, test_x)
     scale = knobs.mistake if knobs.mistake in SCALES else "its own"
     return _test_answers(knobs.side, knobs.cut, scale, knobs.judged, knobs.device)
@@ -375,9 +382,8 @@ def costs(side: int, device: str, batch_size: int = 10) -> Costs:
 def predicted_seconds(knobs: Knobs, epochs: int) -> float:
     """Seconds of so many epochs: n f + E n h if answers are kept, else E n (f + h)."""
     found, n = costs(knobs.side, knobs.device), CLASSES * knobs.pictures
-    cut = 0 if knobs.way == "new weights" else knobs.cut
     asked = epochs if knobs.way == "asked" else min(epochs, 1)
-    return n * (asked * found.trunk(cut) + epochs * found.rest(cut))
+    return n * (asked * found.trunk(knobs.frozen) + epochs * found.rest(knobs.frozen))
 
 
 def predicted_epoch_seconds(knobs: Knobs) -> float:
@@ -392,10 +398,12 @@ def predicted_epoch_seconds(knobs: Knobs) -> float:
 class Outcome:
     """Of one training: (seconds of training, test accuracy in %) at the end of each epoch that was
     tested; the clock stops for the tests. epoch: median seconds of one, after the first update.
+    grown: bytes that the process grew by at most, tests included.
     """
 
     tests: list[tuple[float, float]]
     epoch: float
+    grown: int
 
     @property
     def seconds(self) -> float:
@@ -409,14 +417,15 @@ class Outcome:
 @lru_cache(maxsize=256)
 def outcome(knobs: Knobs, epochs: int) -> Outcome:
     """Train for so many epochs; knobs.every must divide them. Once for each knobs."""
-    with under_watch(), closing(run(knobs)) as steps:
+    with process_peak() as memory, under_watch(), closing(run(knobs)) as steps:
         taken = list(islice(steps, ceil(epochs * knobs.updates)))
     seconds, tests = 0.0, []
     for step in taken:
         seconds += step.seconds
         if "test_accuracy" in step.metrics:
             tests.append((seconds, 100 * step.metrics["test_accuracy"]))
-    return Outcome(tests, median(step.metrics["epoch_seconds"] for step in taken[1:]))
+    epoch = median(step.metrics["epoch_seconds"] for step in taken[1:])
+    return Outcome(tests, epoch, memory.grown)
 
 
 def over_seeds(knobs: Knobs, epochs: int, seeds: Iterable[int]) -> list[Outcome]:

@@ -160,7 +160,7 @@ def prepared(x: Tensor, side: int, scale: str = "its own") -> Tensor:
     if side != x.shape[-1]:
         x = interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
     mean, spread = (torch.tensor(one).view(-1, 1, 1).to(x) for one in SCALES[scale])
-    return ((x - mean) / spread).contiguous(memory_format=torch.channels_last)
+    return (x - mean).div_(spread).contiguous(memory_format=torch.channels_last)
 
 
 @cache
@@ -441,6 +441,7 @@ def update_of(knobs: Knobs) -> Callable[[], object]:
     return lambda: next(steps)
 
 
+@process_peak()  # for what it does first: freed memory goes back to the system
 def head_first(knobs: Knobs, epochs: int, rate: float = REST_RATE) -> tuple[float, float]:
     """Test accuracy in % of a head on kept answers, and after so many epochs that train all behind
     the cut from there, at this rate.
@@ -473,6 +474,7 @@ DIGITS_JUDGED = 200
 
 
 @lru_cache(maxsize=64)
+@process_peak()
 def digits(number: int, seed: int, updates: int = 100) -> Digits:
     """Learn digits from so many of them, by the same number of updates."""
     data = datasets.mnist5k()

@@ -103,19 +103,30 @@ class Cache:
     def fill(self, indices: Tensor) -> int:
         """Decode those of the pictures that are missing. indices: [B]. Returns how many were there.
 
-        Raises IndexError for an index out of range; ValueError for a picture of another shape or
-        dtype, which is not kept.
+        Raises IndexError for other indices than int64 [B], and for one out of range; ValueError for
+        a picture of another shape or dtype, which is not kept.
         """
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.have):
-            raise IndexError(f"indices: {indices.tolist()} are not all in 0…{len(self.have) - 1}")
+        self._refuse_others(indices)
         there = self.have[indices]
         for index in indices[~there].unique().tolist():
             self.pictures[index] = self._whole(index)
             self.have[index] = True  # last, so that no other worker sees half a picture
         return int(there.sum())
 
+    def _refuse_others(self, indices: Tensor) -> None:
+        found, shape = (
+            getattr(indices, "dtype", type(indices).__name__),
+            getattr(indices, "shape", ()),
+        )
+        if found not in (torch.int64, torch.int32) or len(shape) != 1:  # True would be picture 1
+            raise IndexError(f"indices: {found} {list(shape)}, and not an int64 tensor [B]")
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.have):
+            raise IndexError(f"indices: {indices.tolist()} are not all in 0…{len(self.have) - 1}")
+
     def _whole(self, index: int) -> Tensor:
         picture, shape = self.decode(index), self.pictures.shape[1:]
+        if not isinstance(picture, Tensor):
+            raise ValueError(f"picture {index}: {type(picture).__name__}, and not a tensor")
         if picture.shape != shape or picture.dtype != torch.uint8:
             found = f"{picture.dtype} {list(picture.shape)}"
             raise ValueError(f"picture {index}: {found}, and not uint8 {list(shape)}")
@@ -131,6 +142,8 @@ def check_room(count: int, shape: Sequence[int], shared: bool = False) -> None:
     """Raise ValueError, before anything is filled, unless so many uint8 pictures fit in memory."""
     if count < 1:
         raise ValueError(f"count: {count} pictures; there must be one at least")
+    if min(shape, default=1) < 1:
+        raise ValueError(f"shape: {list(shape)}; a picture has one pixel at least")
     free = psutil.virtual_memory().available
     if shared and Path("/dev/shm").is_dir():  # 64 MB in many containers
         free = min(free, shutil.disk_usage("/dev/shm").free)
@@ -181,9 +194,10 @@ def prefetch(batches: Iterable[Batch], depth: int) -> Generator[Batch, None, Non
 
     Hands out the same batches in the same order; what the loading raises is raised here, in its
     place. When it is closed, or left by an exception, the thread ends, and ``batches`` is closed.
-    Raises KnobError unless depth is at least 1: a queue without a limit fills the memory.
+    Raises KnobError unless depth is a whole number, at least 1: a queue without a limit fills the
+    memory.
     """
-    if depth < 1:
+    if not isinstance(depth, int) or depth < 1:
         raise KnobError("depth", f"{depth} batches; a queue needs a limit of at least 1")
     return _prefetch(batches, queue.Queue(depth))
 
@@ -239,4 +253,6 @@ def expected_hits(
 
 def hits_of_recent(share: float) -> float:
     """Hits of a cache for a share c of the data that evicts the least recently used (LRU)."""
+    if not share >= 0:
+        raise ValueError(f"share: {share}; there is room for a share of the data, 0…1")
     return 1.0 if share >= 1 else share + (1 - share) * math.log(1 - share)

@@ -118,6 +118,29 @@ def test_an_index_out_of_range_is_refused(bad):
 
 
 @pytest.mark.parametrize(
+    "bad",
+    [
+        torch.arange(3).numpy(),
+        torch.ones(3).bool(),
+        torch.tensor([1.0]),
+        torch.tensor([0, 2]).byte(),
+        torch.zeros(1, 1).long(),
+        [1],
+        1,
+    ],
+)
+def test_indices_of_another_kind_are_refused_in_one_line(bad):
+    """True and False would be pictures 1 and 0, and bytes a mask."""
+    with pytest.raises(IndexError, match=r"^indices: .*an int64 tensor \[B\]$"):
+        Cache(noise, 3, (3, 12, 10))[bad]
+
+
+def test_a_picture_that_is_no_tensor_is_named():
+    with pytest.raises(ValueError, match="picture 1: ndarray, and not a tensor"):
+        Cache(lambda index: noise(index).numpy(), 3, (3, 12, 10))[torch.tensor([1])]
+
+
+@pytest.mark.parametrize(
     "other", [torch.zeros(1, 12, 10).byte(), torch.zeros(3, 12, 10), torch.zeros(3, 10, 12).byte()]
 )
 def test_a_picture_of_another_shape_or_dtype_is_not_kept(other):
@@ -136,6 +159,8 @@ def test_no_pictures_and_no_room_are_refused_before_anything_is_filled():
         check_room(10**9, (3, 1000, 1000))
     with pytest.raises(ValueError, match="MB of shared memory are free"):
         check_room(10**9, (3, 1000, 1000), shared=True)
+    with pytest.raises(ValueError, match=r"shape: \[3, 0, 4\]"):
+        Cache(noise, 3, (3, 0, 4))
 
 
 # ---- augmentation ----
@@ -234,7 +259,7 @@ def test_whoever_leaves_prefetch_ends_its_thread_and_closes_what_it_reads(leave)
     assert not threads_of_ours()
 
 
-@pytest.mark.parametrize("depth", [0, -1])
+@pytest.mark.parametrize("depth", [0, -1, float("nan"), 2.5, "2"])
 def test_a_queue_without_a_limit_is_refused_at_once(depth):
     with pytest.raises(KnobError, match="depth: "):
         prefetch([], depth)
@@ -270,6 +295,12 @@ def test_a_cache_of_a_part_hits_as_foretold(share):
     assert recent[0] == first[0] == 0
     assert recent[1:] == pytest.approx([hits_of_recent(share)] * 2, abs=0.03)
     assert first[1:] == [share, share]
+
+
+@pytest.mark.parametrize("share", [-0.5, float("nan")])
+def test_a_share_below_nothing_is_refused(share):
+    with pytest.raises(ValueError, match="share: "):
+        hits_of_recent(share)
 
 
 # ---- the experiment ----
@@ -373,6 +404,30 @@ def test_run_reports_what_it_keeps_and_how_long_it_waits():
     assert experiment.predicted_kept(knobs(workers=2, persistent=True)) == 2 * 40 * one
 
 
+def test_bytes_are_kept_by_each_worker_even_where_pixels_would_be_shared():
+    """So the memory is that of two caches, and the prediction says so."""
+    stays = {"workers": 2, "persistent": True, "cache": "bytes"}
+    with closing(run(knobs(**stays, shared=True))) as steps:
+        most = max(step.metrics["kept_bytes"] for step in islice(steps, 40))
+    one = experiment.predicted_kept(knobs(cache="bytes"))
+    assert one < most <= 2 * one
+    for more in ({}, {"shared": True}):
+        assert experiment.predicted_kept(knobs(**stays, **more)) == 2 * one
+
+
+@pytest.mark.parametrize("way", [{}, {"workers": 2, "shared": True}])
+def test_the_first_crop_of_each_picture_stays_where_its_cache_stays(way):
+    """Even of workers that are started anew, if they share one."""
+    settings = knobs(cache="augmented", **way)
+    with photographs(40) as files, closing(experiment.Feed(settings, files)) as feed:
+        batches = list(islice(feed, 10))
+    crops = [
+        torch.cat([b.x for b in epoch])[torch.cat([b.chosen for b in epoch]).argsort()]
+        for epoch in (batches[:5], batches[5:])
+    ]
+    assert torch.equal(*crops)
+
+
 def left_behind() -> list:
     folders = list(Path("/tmp").glob("accel_lab_*"))
     segments = list(Path("/dev/shm").glob("torch_*")) if Path("/dev/shm").is_dir() else []
@@ -414,8 +469,10 @@ def test_a_file_that_vanishes_ends_the_run_with_its_name_and_nothing_is_left(tmp
 def test_the_order_stays_only_where_it_is_kept_on_purpose():
     first, second = islice(experiment.orders(knobs()), 2)
     assert not torch.equal(torch.cat(first, 1), torch.cat(second, 1))
-    first, second = islice(experiment.orders(knobs(mistake="order kept")), 2)
-    assert torch.equal(torch.cat(first, 1), torch.cat(second, 1))
+    kept = islice(experiment.orders(knobs(mistake="order kept")), 2)
+    first, second = (torch.cat(epoch, 1) for epoch in kept)
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1:], second[1:])  # the crops are new
 
 
 def test_who_holds_what():

@@ -49,7 +49,7 @@ class Knobs(TrainingKnobs):
     )
     workers: int = dial(0, ge=0, le=2, description="processes that load; 0: none")
     persistent: bool = dial(False, description="workers stay after an epoch")
-    shared: bool = dial(False, description="one cache for all workers")
+    shared: bool = dial(False, description="one cache of pixels for all workers")
     prefetch: int = dial(0, ge=0, le=4, description="batches ahead, by a thread; 0: none")
     mistake: Literal["none", "float cache", "changed in place", "no limit", "order kept"] = dial(
         "none", description="made on purpose"
@@ -69,6 +69,12 @@ class Knobs(TrainingKnobs):
         if self.workers and "fork" not in get_all_start_methods():
             raise KnobError("workers", "this system has no fork, and a new process costs seconds")
         return self
+
+    @property
+    def one_cache(self) -> bool:
+        """Do all workers have one cache? Only pixels can be shared, in a tensor."""
+        pixels = self.cache in ("decoded", "augmented") and self.mistake != "float cache"
+        return self.shared and pixels
 
 
 # ---- files ----
@@ -145,7 +151,9 @@ class Pictures(Dataset):
             self.each = DictCache(lambda index: read_picture(files[index], KEPT).float())
         elif knobs.cache in ("decoded", "augmented"):
             self.one = Cache(self.decode, len(files), (3, KEPT, KEPT), shared=knobs.shared)
-        self.frozen: dict[int, Tensor] = {}  # what was drawn for a picture at first, [5]
+        self.frozen = torch.full((len(files), 5), -1)  # what was drawn at first for each picture
+        if knobs.one_cache:
+            self.frozen.share_memory_()
 
     def decode(self, index: int) -> Tensor:
         return read_picture(self.files[index], KEPT)
@@ -155,7 +163,9 @@ class Pictures(Dataset):
         start, drawn = perf_counter(), torch.as_tensor(index)
         chosen, info = drawn[0], get_worker_info()
         if self.knobs.cache == "augmented":  # the first crop of each picture is what is kept
-            drawn = torch.stack([self.frozen.setdefault(int(d[0]), d.clone()) for d in drawn.T], 1)
+            new = self.frozen[chosen, 0] < 0
+            self.frozen[chosen[new]] = drawn.T[new]
+            drawn = self.frozen[chosen].T
         if self.one is not None:
             hits, kept = self.one.fill(chosen), int(self.one.have.sum()) * 3 * KEPT * KEPT
             if self.knobs.mistake == "changed in place":
@@ -190,12 +200,10 @@ def orders(knobs: Knobs) -> Iterator[list[Tensor]]:
     batches do not depend on the process that loads them.
     """
     generator = torch.Generator().manual_seed(knobs.seed)
-    epoch: list[Tensor] = []
-    for _ in count():
-        if not epoch or knobs.mistake != "order kept":
+    for number in count():
+        if number == 0 or knobs.mistake != "order kept":
             order = torch.randperm(knobs.pictures, generator=generator)
-            epoch = [draw(one, KEPT - SIDE, generator) for one in order.split(knobs.batch_size)]
-        yield epoch
+        yield [draw(one, KEPT - SIDE, generator) for one in order.split(knobs.batch_size)]
 
 
 class _Coming:
@@ -274,7 +282,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
             epoch.append((step, loaded.hits))
             kept[loaded.worker] = loaded.kept
             told = {"ahead_bytes": float(feed.ahead * loaded.x.nbytes)}
-            told["kept_bytes"] = float(max(kept.values()) if knobs.shared else sum(kept.values()))
+            told["kept_bytes"] = float((max if knobs.one_cache else sum)(kept.values()))
             if len(epoch) == length:
                 whole, epoch = _whole_epoch(epoch), []
                 if knobs.tested and (step.index + 1) % (knobs.tested * length) == 0:
@@ -362,7 +370,7 @@ def predicted_epoch_seconds(knobs: Knobs) -> float:
     """
     cost = costs(knobs.device, knobs.channels)
     load = cost["augment"]
-    filled = expected_hits(1000, knobs.workers, knobs.persistent, knobs.shared) == 1
+    filled = expected_hits(1000, knobs.workers, knobs.persistent, knobs.one_cache) == 1
     if knobs.cache in ("nothing", "bytes") or not filled:
         load += cost["decode"]
     if knobs.cache == "nothing" or not filled:
@@ -374,13 +382,16 @@ def predicted_epoch_seconds(knobs: Knobs) -> float:
 
 
 def predicted_kept(knobs: Knobs) -> float:
-    """Bytes in the caches of all processes, once each holds what it will: uint8 pictures."""
-    if knobs.cache not in ("decoded", "augmented"):
-        return (
-            0.0 if knobs.cache == "nothing" else float(sum(map(len, _jpegs(knobs.pictures, False))))
-        )
-    caches = max(1, knobs.workers) if knobs.persistent and not knobs.shared else 1
-    return float(caches * knobs.pictures * 3 * KEPT * KEPT)
+    """Bytes in the caches of all processes, once each holds what it will: files, or uint8
+    pictures.
+    """
+    if knobs.cache == "nothing":
+        return 0.0
+    each = knobs.pictures * 3 * KEPT * KEPT
+    if knobs.cache == "bytes":
+        each = sum(map(len, _jpegs(knobs.pictures, False)))
+    caches = max(1, knobs.workers) if knobs.persistent and not knobs.one_cache else 1
+    return float(caches * each)
 
 
 # ---- what else the chapter measures ----
@@ -477,10 +488,10 @@ def holders(knobs: Knobs, epochs: int) -> list[list[Tensor]]:
     with photographs(knobs.pictures) as files, closing(Feed(knobs, files)) as feed:
         batches = iter(feed)
         for _ in range(epochs):
-            if knobs.workers and not knobs.persistent and not knobs.shared:
+            if knobs.workers and not knobs.persistent and not knobs.one_cache:
                 held = [torch.zeros_like(one) for one in held]
             for loaded in islice(batches, length):
-                for worker in range(caches) if knobs.shared else [loaded.worker]:
+                for worker in range(caches) if knobs.one_cache else [loaded.worker]:
                     held[worker][loaded.chosen] = True
             found.append([one.clone() for one in held])
     return found

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 
-def check_lengths(lengths: Tensor, words: int | None = None, most: int | None = None) -> None:
-    """Raise ValueError unless these are lengths of sentences, which add up to so many words, and of
-    which none is longer than ``most``.
+def check_lengths(
+    lengths: Tensor, words: int | None = None, most: int | None = None, sentences: int | None = None
+) -> None:
+    """Raise ValueError unless these are lengths of sentences: so many, which add up to so many
+    words, and of which none is longer than ``most``.
     """
-    if lengths.is_floating_point() or lengths.dim() != 1 or not len(lengths):
+    if not isinstance(lengths, Tensor):
+        raise ValueError(
+            f"lengths: {type(lengths).__name__} should be a tensor, a length for each sentence"
+        )
+    counts = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    if not counts or lengths.dim() != 1 or not len(lengths):
         found = f"{lengths.dtype} {list(lengths.shape)}"
         raise ValueError(f"lengths: {found} should be one row of int64, a length for each sentence")
+    if sentences is not None and len(lengths) != sentences:
+        raise ValueError(f"lengths: {len(lengths)} of them, and {sentences} sentences are there")
     if (low := int(lengths.min())) < 1:
         place = int((lengths == low).nonzero()[0])
         raise ValueError(

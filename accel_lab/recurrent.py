@@ -81,9 +81,10 @@ def unrolled(x: Tensor, lengths: Tensor, weights: Weights, cell: Cell, states: i
     """The state after the last word of each sentence [B, H], cell by cell: the naive form.
 
     x: padded vectors of words [T, B, I]. lengths: [B]. states: 1, and 2 for an LSTM.
-    Raises ValueError, one line, for an empty sentence, and for one longer than T.
+    Raises ValueError, one line, for an empty sentence, for one longer than T, and for other than B
+    lengths.
     """
-    check_lengths(lengths, most=len(x))
+    check_lengths(lengths, most=len(x), sentences=x.shape[1])
     w_in, w_state, b_in, b_state = weights
     held = (x.new_zeros(x.shape[1], w_state.shape[1]),) * states
     seen = []
@@ -155,7 +156,9 @@ def bucketed(lengths: Tensor, size: int, pool: int, generator: torch.Generator) 
     Sentences are shuffled, ``pool`` batches at a time sorted by length, and the batches shuffled.
     lengths: words of each sentence [N]. size: sentences of a batch. pool: 1 is plain shuffling.
     Returns the places of each batch [size]; one of them may be shorter.
+    Raises ValueError, one line, for a size or a pool below 1, and for an empty sentence.
     """
+    check_lengths(lengths)
     check_batches(size, pool)
     shuffled = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
@@ -166,15 +169,17 @@ def bucketed(lengths: Tensor, size: int, pool: int, generator: torch.Generator) 
 
 def by_length(lengths: Tensor, size: int) -> list[Tensor]:
     """Sort all sentences, never shuffle: the naive form. The least filling, and short first."""
+    check_lengths(lengths)
     check_batches(size)
     return list(lengths.argsort(stable=True).split(size))
 
 
 def padding_share(lengths: Tensor, batches: Iterable[Tensor]) -> float:
     """What share of the places is filling, 0…1, if each batch is filled up to its longest."""
+    check_lengths(lengths)
     some = [lengths[batch] for batch in batches]
-    if not some:
-        raise ValueError("batches: there is none, so there is no share of it")
+    if not some or not all(map(len, some)):
+        raise ValueError("batches: there is none, or an empty one, so it has no share of filling")
     places = sum(len(one) * int(one.max()) for one in some)
     return 1 - sum(int(one.sum()) for one in some) / places
 
@@ -193,5 +198,5 @@ def expected_padding(lengths: Tensor, size: int, pool: int = 1) -> float:
     k = torch.arange(n + 1, dtype=torch.float64)
     ways = torch.lgamma(k[-1] + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     chance = (ways + torch.xlogy(k, at_most) + torch.xlogy(n - k, 1 - at_most)).exp()
-    fewer = chance.cumsum(1)[:, torch.arange(size, n + 1, size) - 1]  # P(k-th longest > x)
+    fewer = chance.cumsum(1)[:, torch.arange(size, n + 1, size) - 1]  # P(a batch's longest > x)
     return 1 - float(lengths.double().mean() / fewer.sum(0).mean())

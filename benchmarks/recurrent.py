@@ -29,7 +29,7 @@ from accel_lab.workbench.measure.comparison import compare
 
 PAIRS = 11
 SHAPES = ((20, 64), (60, 64), (200, 32))  # mean length, sentences
-PEERS = ("packed by torch", "padded", "cell by cell")
+PEERS = ("packed", "padded", "cell by cell")
 
 
 def drawn_lengths(mean: int, number: int) -> Tensor:
@@ -69,10 +69,10 @@ def passes() -> Iterator[str]:
             for mean, number in SHAPES:
                 lengths = drawn_lengths(mean, number)
                 programs = {form: one_pass(form, cell, hidden, lengths) for form in FORMS}
-                case = f"recurrent {cell} {hidden}, mean length {mean}, packed by ours"
+                case = f"recurrent {cell} {hidden}, mean length {mean}, packed, ours"
                 for peer in PEERS:
                     ratio = compare(
-                        programs["packed by ours"], programs[peer], pairs=PAIRS, patience=5.0
+                        programs["packed, ours"], programs[peer], pairs=PAIRS, patience=5.0
                     )
                     yield ratio.line(case, f"nn.{cell}, {peer}" if "cell" not in peer else peer)
 
@@ -86,7 +86,7 @@ def epochs() -> Iterator[str]:
             return part_of_an_epoch(knobs.turned(form=form, pool=pool))
 
         peer = program("padded", 1)
-        for form in ("padded", "packed by torch", "packed by ours"):
+        for form in ("padded", "packed", "packed, ours"):
             for pool in (1, 24):
                 if (form, pool) != ("padded", 1):
                     ratio = compare(program(form, pool), peer, pairs=PAIRS, patience=5.0)
@@ -99,7 +99,7 @@ def limits() -> Iterator[str]:
     """What packing by torch writes beside its sums, and how long such writing takes alone."""
     for longest in (50, 200):
         _, lengths = sentences_of(longest)
-        slow = one_pass("packed by torch", "LSTM", 64, lengths)
+        slow = one_pass("packed", "LSTM", 64, lengths)
         law, found = filled_bytes("LSTM", 64, lengths), filled_by_slices(slow)
         yield f"recurrent filling at {longest} words: {found / law:.3f} of the formula's bytes"
         fill = zeros_alone("LSTM", 64, lengths)

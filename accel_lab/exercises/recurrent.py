@@ -80,6 +80,10 @@ def _sorted_globally(lengths, size, pool, generator):
     return [first, *(others[place] for place in torch.randperm(len(others), generator=generator))]
 
 
+def _sorted_and_no_more(lengths, size, pool, generator):
+    return list(lengths.argsort(descending=True).split(size))
+
+
 def _left_over(lengths, size, pool, generator):
     return [batch for batch in longest_first(lengths, size, pool, generator) if len(batch) == size]
 
@@ -119,6 +123,7 @@ the others as they are, for Python's sort is stable.""",
             _sorted_globally,
             "All sentences are sorted, so every epoch has the same batches: a sentence always "
             "meets the same neighbours. Shuffle first, and sort within pools.",
+            also=(_sorted_and_no_more,),
         ),
         Wrong(
             _left_over,
@@ -334,8 +339,9 @@ def _read_on(x, sizes, w, u, b):
 
 SLICED = Wrong(
     _sliced,
-    "Right, but every step slices x, and the gradient of a slice is as large as x, filled with "
-    "zeros. Multiply all words by w at once, and cut the result with one split.",
+    "Right, but every step takes a slice, and the gradient of a slice is as large as all that was "
+    "sliced, filled with zeros. Multiply all words by w at once, and cut the product with one "
+    "split.",
 )
 
 PACKED_RNN = Exercise(

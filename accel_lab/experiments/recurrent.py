@@ -31,7 +31,6 @@ from accel_lab.recurrent import (
     padding_share,
     unrolled,
 )
-from accel_lab.workbench.data.words import long_reviews
 from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
@@ -48,7 +47,7 @@ STATES = {"GRU": 1, "LSTM": 2}
 
 
 class Knobs(TrainingKnobs):
-    form: Literal["padded", "packed by torch", "packed by ours", "cell by cell"] = dial(
+    form: Literal["padded", "packed", "packed, ours", "cell by cell"] = dial(
         "padded", description="how a batch is computed"
     )
     pool: int = dial(1, ge=1, le=64, log=True, description="batches sorted together; 1: random")
@@ -110,8 +109,8 @@ def cell_by_cell(reader: Reader, ids: Tensor, lengths: Tensor) -> Tensor:
 
 FORMS: dict[str, Form] = {
     "padded": padded,
-    "packed by torch": packed_by_torch,
-    "packed by ours": packed_by_ours,
+    "packed": packed_by_torch,
+    "packed, ours": packed_by_ours,
     "cell by cell": cell_by_cell,
 }
 
@@ -391,13 +390,6 @@ def shares_of(pools: Iterable[int], size: int, seed: int = 0) -> dict[int, float
     }
 
 
-def whole_review_lengths(most: int = 400, number: int = 500) -> tuple[Tensor, int]:
-    """The words of whole reviews, cut at ``most`` [number], and how many of them were cut."""
-    words = map(CLEANINGS["none"], (text for text, _ in long_reviews(number)))
-    lengths = torch.tensor([len(one) for one in words])
-    return lengths.clamp(max=most), int((lengths > most).sum())
-
-
 def places(lengths: Tensor, step: int, packed: bool) -> Tensor:
     """What has become of each place [B, T] after so many steps: 0 nothing, 1 a word to come, 2 a
     word read, 3 filling computed.
@@ -410,7 +402,7 @@ def places(lengths: Tensor, step: int, packed: bool) -> Tensor:
 
 # ---- how far back a state remembers ----
 
-LAYERS = {"RNN": 0.0, "GRU": 0.0, "LSTM": 0.0, "LSTM, gate +2": 2.0}
+LAYERS = {"RNN": 0.0, "LSTM": 0.0, "LSTM, gate +2": 2.0, "GRU": 0.0}
 
 
 def layer_of(name: str, inputs: int, hidden: int) -> nn.RNNBase:
@@ -431,7 +423,7 @@ def first_word_share(name: str, length: int, seed: int = 0) -> float:
     return float(norms[0] / norms[-1])
 
 
-def recalled(name: str, length: int, seed: int, updates: int = 150) -> float:
+def recalled(name: str, length: int, seed: int, updates: int = 120) -> float:
     """Train a layer to tell the first of so many symbols at the last one, and return the share of
     right answers in the last 20 updates, in percent. Guessing gives 50.
     """

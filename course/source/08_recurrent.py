@@ -56,7 +56,7 @@ print(f"batches of {base.batch_size}, {base.cell} with {base.hidden} numbers in 
 
 # %%
 guess_packed = lab.Prediction(
-    "PyTorch's packing computes no filling: how many times the time of computing all of it?",
+    "PyTorch's packing computes no filling. How long does it take, if padding takes 1?",
     low=0.1,
     high=10,
     default=0.5,
@@ -66,7 +66,7 @@ guess_packed
 
 # %%
 guess_bucketed = lab.Prediction(
-    "Sentences of like length in one batch, padded: how many times the time of random batches?",
+    "Sentences of like length in one batch, padded: how long, if random batches take 1?",
     low=0.1,
     high=10,
     default=0.8,
@@ -76,8 +76,8 @@ guess_bucketed
 
 # %%
 guess_recalled = lab.Prediction(
-    "A new LSTM is trained to tell the first of 40 symbols, one of two: how many % right?",
-    low=1,
+    "An LSTM, trained for 120 updates, tells the first of 40 symbols, one of two: % right?",
+    low=40,
     high=100,
     default=95,
     unit="%",
@@ -87,9 +87,10 @@ guess_recalled
 # %% [markdown]
 # ## 3. See
 #
-# The dashed orange run pads random batches. Press **Start**, then choose *packed by torch* as
-# **form**. Next, go back to *padded*, and move **pool** up: so many batches are drawn together,
-# sorted by length, and dealt out again. Last, put both together, and try the other **cell**.
+# The dashed orange run pads random batches. Press **Start**, then choose *packed* as **form**: that
+# is PyTorch's packing, and *packed, ours* is this chapter's. Next, go back to *padded*, and move
+# **pool** up: so many batches are drawn together, sorted by length, and dealt out again. Last, put
+# both together, and try the other **cell**.
 
 # %%
 filling = lab.Sweep(
@@ -114,8 +115,8 @@ panel = lab.Panel(
     baselines={"padded at random": {"form": "padded", "pool": 1}},
     headline=lab.Headline("words_per_second", "words/s"),
     tour=[
-        base.turned(form="packed by torch"),
-        base.turned(form="packed by ours", pool=32),
+        base.turned(form="packed"),
+        base.turned(form="packed, ours", pool=32),
         base.turned(form="padded", pool=32),
     ],
     seconds=1.2,
@@ -138,6 +139,9 @@ panel
 # A cell takes a word and the state before it, and returns the state after it. This is the *GRU*,
 # and below it the *LSTM*, which has a second state `c`. `words` are multiplied by their weights
 # already; the product with the state has to wait for the state.
+#
+# Each `sigmoid` is a *gate*: a number from 0, shut, to 1, open, for each number of the state. The
+# LSTM's *forget gate* `f` says how much of the old `c` is kept.
 
 # %%
 lab.show_source(recurrent.gru_cell, recurrent.lstm_cell, docstring=False)
@@ -181,8 +185,8 @@ lab.show_source(recurrent.packed_last, docstring=False)
 # %% [markdown]
 # ### Watch a batch
 #
-# The first 12 sentences, a row each. Blue is a word that was read, orange is filling that was
-# computed. Press **Play**.
+# The first 12 sentences, a row each. Blue is a word that was read, grey one that is still to come,
+# and orange is filling that was computed. Press **Play** (▶).
 
 # %% jupyter={"source_hidden": true}
 twelve = lengths[experiment.TESTS : experiment.TESTS + 12]
@@ -223,19 +227,16 @@ for pool in (1, 2, 4):
 # %% [markdown]
 # ### The share to expect
 #
-# A batch has as many places as its size times its longest sentence. Draw *n* sentences for a pool.
-# With F(x) the share of sentences of at most x words, the chance that exactly k of them have at
-# most x words is
+# A batch has as many places as its size times its longest sentence. Draw *n* sentences for a pool,
+# each from all of them. With F(x) the share of sentences of at most x words, the chance that
+# exactly k of the n have at most x words is
 #
 # $$\binom{n}{k}\, F(x)^k\, (1 - F(x))^{n-k} .$$
 #
-# Added up over k, this gives the expected length of the sentence that ends each batch, and so the
-# expected share of filling, without dealing a single batch.
-
-# %%
-lab.show_source(recurrent.expected_padding, docstring=False)
-
-# %% [markdown]
+# Added up, these chances give the expected length of the longest sentence in each batch of the
+# pool, and so the expected share of filling, without dealing a single batch. That is
+# `recurrent.expected_padding`; part 6 compares it with batches.
+#
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
 #
 # ## 5. Prove
@@ -303,12 +304,12 @@ for pool, share in shares.items():
 # %% [markdown]
 # ### The time
 #
-# Now six ways take turns in training on the same sentences of 16 batches. The clock includes all
-# that makes a batch: finding the words, sorting, padding or packing.
+# Now six ways take turns in training on the same sentences, one pool of batches. The clock includes
+# all that makes a batch: finding the words, sorting, padding or packing.
 
 # %%
-POOL = 16
-forms = ("padded", "packed by torch", "packed by ours")
+POOL = max(4, round(16 * lab.effort()))
+forms = ("padded", "packed", "packed, ours")
 programs = {
     (form, pool): experiment.part_of_an_epoch(base.turned(form=form, pool=pool), batches=POOL)
     for pool in (1, POOL)
@@ -326,19 +327,23 @@ for (form, pool), found in ratios.items():
     order = "random" if pool == 1 else "bucketed"
     print(f"{form:<16} {order:<9} {micros[form, pool]:>5.1f} {found.ratio:>12.2f}")
 
-# %%
-packing, bucketing = ratios["packed by torch", 1], ratios["padded", POOL]
-saved = shares[1]
-print(
-    f"packing skips {saved:.0f} % of all places; by torch it takes {packing.ratio:.2f} × the time"
+named = {("packed", 1): "packing by torch", ("padded", POOL): "bucketing"}
+packing, bucketing = (
+    lab.compared(taken, way, plain, (name, "padding at random")) for way, name in named.items()
 )
-if packing.ratio > 1:
-    print("Packing skips the filling, and is slower than computing it.")
-elif packing.ratio > 1 - saved / 100:
-    print("Packing saves less time than the filling that it skips.")
+print(packing, bucketing, sep="\n")
+
+# %%
+least, most = packing.interval
+print(f"Packing skips {shares[1]:.0f} % of all places.", end=" ")
+if packing.differs and least > 1:
+    print("It is slower than computing them.")
+elif least > 1 - shares[1] / 100:
+    print("It saves a smaller share of the time, if any.")
+elif most < 1:
+    print("It is faster than computing them.")
 else:
-    print("Packing saves as much time as the filling takes.")
-print(f"bucketing alone takes {bucketing.ratio:.2f} × the time of random batches, padded")
+    print("These rounds do not tell whether that saves time.")
 guess_packed.against(packing.ratio)
 
 # %%
@@ -383,24 +388,25 @@ for longest, some in batches.items():
     turns = experiment.in_turn(passes, rounds=5)
     times[longest] = {way: 1e3 * median(one) for way, one in turns.items()}
 
-# %%
-print("longest    padded   packed by torch   by ours   ours + zeros     (ms, forward and backward)")
+print("longest    padded    packed   packed, ours   ours + zeros     (ms, forward and backward)")
 for longest, ms in times.items():
-    foreseen = ms["packed by ours"] + ms["zeros alone"]
-    print(f"{longest:>7} {ms['padded']:>9.1f} {ms['packed by torch']:>17.1f}", end="")
-    print(f" {ms['packed by ours']:>9.1f} {foreseen:>14.1f}")
+    foreseen = ms["packed, ours"] + ms["zeros alone"]
+    print(f"{longest:>7} {ms['padded']:>9.1f} {ms['packed']:>9.1f}", end="")
+    print(f" {ms['packed, ours']:>14.1f} {foreseen:>14.1f}")
 end = LONGEST[-1]
-longer = times[end]["packed by torch"] / times[end]["packed by ours"]
+longer = times[end]["packed"] / times[end]["packed, ours"]
 print(f"at {end} words, packing by torch takes {longer:.1f} × the time of ours")
 
 # %% jupyter={"source_hidden": true} tags=["hero"]
 picture, (left, right) = lab.figure.axes(10, 3.6, columns=2)
-bars = {}
-for (form, pool), cost in micros.items():
-    bars[f"{form}, {'random' if pool == 1 else 'bucketed'}"] = cost
+colors = dict(zip(forms, (lab.figure.ORANGE, lab.figure.BLUE, lab.figure.GREEN)))
+orders = {1: "random", POOL: "bucketed"}
+bars = {f"{form}, {orders[pool]}": cost for (form, pool), cost in micros.items()}
 lab.figure.draw_bars(left, bars)
+for bar, (form, _) in zip(left.patches, micros):
+    bar.set_color(colors[form])
 left.set_xlabel("µs for each word of a training on reviews")
-left.set_title("Which way of a batch is the fastest?", loc="left", fontsize=10)
+left.set_title("Which form is the fastest?", loc="left", fontsize=10)
 each = {
     form: {n: 1e3 * ms[form] / int(batches[n].sum()) for n, ms in times.items()} for form in forms
 }
@@ -408,14 +414,14 @@ top = max(max(line.values()) for line in each.values())
 right.set(xlabel="longest sentence, words", ylabel="µs for each word", ylim=(0, 1.15 * top))
 right.set(xlim=(0, 1.05 * end))
 foreseen = {
-    n: 1e3 * (ms["packed by ours"] + ms["zeros alone"]) / int(batches[n].sum())
+    n: 1e3 * (ms["packed, ours"] + ms["zeros alone"]) / int(batches[n].sum())
     for n, ms in times.items()
 }
-for form, color, style in zip(forms, ("ORANGE", "BLUE", "GREEN"), ("-s", "-o", "-^")):
-    right.plot(*zip(*each[form].items()), style, color=getattr(lab.figure, color), label=form)
+for form, style in zip(forms, ("-s", "-o", "-^")):
+    right.plot(*zip(*each[form].items()), style, color=colors[form], label=form)
 right.plot(*zip(*foreseen.items()), **lab.figure.LIMIT, label="ours + zeros")
 right.set_title("And with longer sentences?", loc="left", fontsize=10)
-right.legend(frameon=False, fontsize=8, loc="upper left")
+right.legend(frameon=False, fontsize=8, loc="best")
 picture
 
 # %% [markdown]
@@ -441,7 +447,8 @@ gained = fmean(learned[32]) - fmean(learned[1])
 print(f"bucketed against random batches: {round(gained, 1) + 0.0:+.1f} points, on average")
 
 # %% [markdown]
-# With a few seeds, a difference of a point or two is noise.
+# A difference that is smaller than the spread over the seeds is noise, and one seed tells nothing.
+# Besides, the test sentences are few: each accuracy alone is uncertain by a point or two.
 #
 # ### How far back does a state remember?
 #
@@ -476,8 +483,6 @@ recalled = {
     name: {n: [experiment.recalled(name, n, s, updates=120) for s in seeds] for n in spans}
     for name in ("RNN", "LSTM", "LSTM, gate +2")
 }
-
-# %%
 print("right at the end, %; guessing gives 50")
 for name, line in recalled.items():
     said = [f"{n} symbols: {fmean(found):3.0f}" for n, found in line.items()]
@@ -503,8 +508,8 @@ for name, told in able.items():
     print(f"{name:<13} told more than 90 % right, with every seed, of rows of", told or "no length")
 opened = fmean(recalled["LSTM, gate +2"][far]) - fmean(recalled["LSTM"][far])
 if opened > 10:
-    print(f"At {far} symbols one number, the bias of a gate, makes {opened:.0f} points difference:")
-    print("long-range dependencies are not captured automatically.")
+    print(f"At {far} symbols the first bias of one gate makes {opened:.0f} points difference:")
+    print("these updates do not capture long-range dependencies automatically.")
 else:
     print(f"At {far} symbols the bias of the gate makes {opened:.0f} points difference here.")
 
@@ -535,7 +540,8 @@ break_it
 
 # %% [markdown]
 # - **last place.** The state is taken at the end of the padded row. A short sentence has read much
-#   filling by then.
+#   filling by then. The larger the pool, the less there is to read, and the smaller the error is
+#   on average.
 # - **off by one.** One place of filling is read, where there is any.
 # - **order lost.** Packed states come out the longest first, and the labels do not.
 # - **never shuffled.** The least filling of all, and each epoch begins with the shortest sentences.
@@ -550,38 +556,26 @@ lab.show_source(
 
 # %%
 found = {"none": [learned[pool][0] for pool in (1, 32)]}
-for mistake in (*experiment.MISTAKES, "never shuffled"):
+for mistake in experiment.MISTAKES:
     turned = [base.turned(mistake=mistake, pool=pool) for pool in (1, 32)]
     found[mistake] = [experiment.accuracy_after(one, updates) for one in turned]
+unshuffled = experiment.accuracy_after(base.turned(mistake="never shuffled"), updates)
 print("mistake           random   bucketed     (test accuracy, %)")
 for mistake, (random, bucketed) in found.items():
     print(f"{mistake:<15} {random:>8.1f} {bucketed:>10.1f}")
+print(f"{'never shuffled':<15} {unshuffled:>8.1f}")
 
 # %% [markdown]
 # A mistake that this number does not show is still one. The first three train another state than
 # was meant. The fourth reads the right states, and always in the same order.
 #
-# One more thing about the last place: its state has read the filling, so the filling's row of the
-# embedding is trained, unless the table is told to leave it alone (`padding_idx=0`). After the last
-# *word* there is no such gradient:
-
-# %% tags=["nbval-check-output"]
-reader = experiment.Reader("GRU", 8, vocabulary=40)
-reader.embedding.padding_idx = None  # forget to say which row is filling
-for form in (experiment.padded, experiment.last_place):
-    reader.zero_grad()
-    form(reader, torch.arange(1, 1 + len(x)), seven).sum().backward()
-    trained = bool(reader.embedding.weight.grad[0].abs().max() > 0)
-    print(f"{form.__name__:<10} trains the filling: {trained}")
-
-# %% [markdown]
 # A fifth mistake is a pool of one batch. Sorting *inside* a batch moves no sentence to another one,
 # so the filling stays: look at pool 1 in the table of part 6.
 #
 # ### What is refused
 #
 # An empty sentence has no last word. PyTorch says so, too, but not which one it is: the last two
-# lines are PyTorch's. And NaN in one sentence stays in that sentence.
+# lines are PyTorch's.
 
 # %% tags=["nbval-check-output"]
 for wrong in (
@@ -595,12 +589,6 @@ for wrong in (
         wrong()
     except (ValueError, RuntimeError) as refusal:
         print(str(refusal).split(". ")[0])
-
-# %% tags=["nbval-check-output"]
-spoiled = x.detach().clone()
-spoiled[4] = float("nan")  # a word of sentence 1
-last = recurrent.packed_last(spoiled[packed.ids], packed.sizes, weights, recurrent.gru_cell)
-print("finite:", packed.in_order(last).isfinite().all(1).tolist())
 
 # %% [markdown]
 # ## 8. When it does not help
@@ -618,7 +606,7 @@ kinds = {
     "a batch of one": torch.tensor([20]),
     "64 sentences of reviews": drawn,
 }
-print("packed by ours, × padded     GRU    LSTM")
+print("packed, ours, × padded       GRU    LSTM")
 for name, some in kinds.items():
     line = []
     for cell in ("GRU", "LSTM"):
@@ -644,25 +632,12 @@ for cell in ("GRU", "LSTM"):
     print(f"{cell:<5} our loop over cells takes {loop:.2f} × the time of nn.{cell}")
 
 # %% [markdown]
-# ### Long texts
-#
-# Whole reviews are longer, and their lengths differ as well. How much would be filling there?
-
-# %%
-whole, cut = experiment.whole_review_lengths()
-shuffled = recurrent.padding_share(whole, torch.arange(len(whole)).split(base.batch_size))
-sorted_ = recurrent.padding_share(whole, recurrent.by_length(whole, base.batch_size))
-print(f"{len(whole)} whole reviews, {cut} of them cut at {whole.max()} words,", end=" ")
-print(f"{whole.double().mean():.0f} words on average")
-print(f"filling: {shuffled:.0%} in batches as they come, {sorted_:.0%} if all are sorted")
-
-# %% [markdown]
 # So, about the sentences from the start, the verdict for this machine, on one thread:
 
 # %%
 verdict = (
     f"{base.cell} on sentences, {shares[1]:.0f} % filling: packing by torch takes "
-    f"{packing.ratio:.2f} × the time of padding, ours {ratios['packed by ours', 1].ratio:.2f} ×, "
+    f"{packing.ratio:.2f} × the time of padding, ours {ratios['packed, ours', 1].ratio:.2f} ×, "
     f"bucketing alone {bucketing.ratio:.2f} ×; at {end} words torch takes {longer:.1f} × ours; "
     f"of {far} symbols an LSTM tells the first one {fmean(recalled['LSTM'][far]):.0f} % right, "
     f"with its forget gate open {fmean(recalled['LSTM, gate +2'][far]):.0f} %"
@@ -744,12 +719,13 @@ check(filling_to_expect)
 # their problem, too.
 #
 # **What would prove this wrong?** A packed batch with other states than its sentences alone; or, on
-# a CPU, a packed layer of PyTorch's whose time for each word stays the same from 25 to 400 words.
+# a CPU, a packed layer of PyTorch's whose time for each word stays the same from 25 to 200 words.
 
 # %% [markdown]
 # **Sources.** J. Appleyard, T. Kocisky, P. Blunsom, *Optimizing Performance of Recurrent Neural
 # Networks on GPUs*, 2016, arXiv:1604.01946 · V. Khomenko et al., *Accelerating recurrent neural
-# network training using sequence bucketing*, 2016, arXiv:1708.05604 · R. Pascanu, T. Mikolov, Y.
+# network training using sequence bucketing and multi-GPU data parallelization*, 2016,
+# arXiv:1708.05604 · R. Pascanu, T. Mikolov, Y.
 # Bengio, *On the difficulty of training recurrent neural networks*, 2013, arXiv:1211.5063 · F.
 # Gers, J. Schmidhuber, F. Cummins, *Learning to Forget*, Neural Computation 12, 2000 · R.
 # Jozefowicz, W. Zaremba, I. Sutskever, *An Empirical Exploration of Recurrent Network

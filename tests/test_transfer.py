@@ -356,6 +356,7 @@ def test_an_outcome_has_a_test_for_each_epoch():
     found = outcome(Knobs(**LITTLE), 3)
     assert len(found.tests) == 3
     assert found.seconds > 3 * found.epoch / 2
+    assert found.grown > 0
     (last,) = over_seeds(Knobs(**LITTLE), 2, range(1))
     assert len(last.tests) == 1
 

@@ -32,7 +32,7 @@ from accel_lab.experiments.caching import KEPT, SIDE, Feed, Knobs, photographs, 
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
 
-SMALL_KNOBS = {"pictures": 160, "seed": 1}  # the chapter in little, for papermill
+SMALL_KNOBS = {"pictures": 96, "seed": 1}  # the chapter in little, for papermill
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -4,6 +4,7 @@ pipeline with its steps in the wrong order, reading ahead, and crops in half of 
 
 from __future__ import annotations
 
+import functools
 import queue
 import random
 import threading
@@ -108,6 +109,11 @@ decoded all of them once.""",
             "A shared cache is one cache: each picture is decoded once, by whichever worker comes "
             "first.",
         ),
+        Wrong(
+            lambda pictures, epochs, workers, persistent, shared: pictures,
+            "Each picture once: that holds where one cache stays. With which cache does a worker "
+            "begin that is started anew?",
+        ),
     ),
 )
 
@@ -172,6 +178,10 @@ def _keep_recent(decode, capacity):
     return fetch
 
 
+def _keep_recent_itself(decode, capacity):
+    return functools.lru_cache(capacity)(decode)
+
+
 def _keep_latest(decode, capacity):
     kept = {}
 
@@ -206,7 +216,7 @@ own, and hands out copies: otherwise a change made by the caller would stay.""",
             _keep_recent,
             "You evict a kept picture to make room for a new one. In a random order that throws "
             "away what the next epoch asks for: keep what is there, and do not keep the new one.",
-            also=(_keep_latest,),
+            also=(_keep_latest, _keep_recent_itself),
         ),
         Wrong.changed(
             keep_first,
@@ -587,8 +597,9 @@ def _one_by_one(pictures, rows, columns, side):
 
 ONE_BY_ONE = Wrong(
     _one_by_one,
-    "Right, but each crop is cut by calls of its own. `unfold` makes a view of all crops, without "
-    "copying; index it once, with all rows and columns.",
+    "Right, but not fast enough. A loop cuts each crop by calls of its own, and an index for each "
+    "pixel costs time as well. `unfold` makes a view of all crops, without copying; index it once, "
+    "with all rows and columns.",
 )
 
 CUT_CROPS = Exercise(

@@ -129,7 +129,7 @@ panel = lab.Panel(
     baselines={"no cache": {"cache": "nothing", "workers": 0, "prefetch": 0}},
     headline=lab.Headline("epoch_seconds", "seconds of an epoch"),
     tour=[half.turned(**({"cache": "decoded"} | turn)) for turn in turns],
-    seconds=2.5,
+    seconds=2.0,
 )
 panel
 

@@ -269,7 +269,7 @@ def test_what_cannot_be_is_refused_in_one_line(call, line):
     ("knobs", "line"),
     [
         ({"pool": 0}, "pool: should be greater than or equal to 1"),
-        ({"form": "packed"}, "form: should be 'padded'"),
+        ({"form": "unpacked"}, "form: should be 'padded'"),
         ({"cell": "RNN"}, "cell: should be 'GRU'"),
     ],
 )

@@ -817,6 +817,14 @@ def test_what_was_measured_on_a_busy_machine_is_not_recorded(monkeypatch):
     assert "Not recorded" in log_verdict("one", "slow")._repr_markdown_()  # asked again: no quieter
 
 
+@pytest.mark.parametrize(
+    ("low", "default", "high"), [(-10, 1.0, 10), (0, 1.0, 10), (2.0, 1.0, 10), (1.0, 20.0, 10)]
+)
+def test_a_question_whose_slider_cannot_be_is_refused_where_nobody_watches_too(low, default, high):
+    with pytest.raises(ValueError, match="do not rise from above 0"):
+        Prediction("how much?", low=low, high=high, default=default, unit="points")
+
+
 def test_a_slider_that_only_a_front_end_has_moved_is_no_guess(monkeypatch):
     """It moves a value that lies between two steps, and rounds on its way there and back."""
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")

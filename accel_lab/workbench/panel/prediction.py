@@ -26,10 +26,16 @@ class Prediction:
     low, high: the ends of a logarithmic slider · default: what stands in for an answer that was
     never given · unit: as in "2 ×". ``against(measured)`` says how far off it was. A slider that
     was moved counts, committed or not; the answer outlives the kernel. Skipping is fine; then it
-    says that none was made.
+    says that none was made. Raises ValueError, one line, unless 0 < low ≤ default ≤ high.
     """
 
     def __init__(self, question: str, *, low: float, high: float, default: float, unit: str):
+        if (
+            not 0 < low <= default <= high
+        ):  # where nobody watches, too, or only readers would see it
+            raise ValueError(
+                f"low, default, high: {low}, {default}, {high} do not rise from above 0"
+            )
         self.question, self.unit, self.default = question, unit, default
         self.guess: Guess | None = None
         if someone_watches():

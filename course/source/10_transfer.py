@@ -497,7 +497,8 @@ break_it
 # - **drawn once.** Pictures are cut and mirrored at random, and then kept: one draw for all epochs
 #   is not augmentation.
 # - **high rate.** The rate of the new head for all that learns: it destroys what was learned.
-# - **ImageNet scale.** The mean and spread that most networks want, but not this one.
+# - **ImageNet scale.** The mean and spread that most networks want. This one was trained with
+#   others; the next cell tells what that costs here.
 #
 # Now all of them over seeds:
 

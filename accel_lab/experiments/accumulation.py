@@ -117,7 +117,7 @@ class Knobs(TrainingKnobs):
     )
     mistake: Literal[
         "none", "no scaling", "unweighted", "off by one", "forgotten clear", "batch norm"
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     optimizer: Literal["sgd", "adam"] = dial(
         "sgd", panel=False, description="rule that turns a gradient into an update"
     )

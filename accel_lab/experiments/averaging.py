@@ -51,7 +51,7 @@ class Knobs(TrainingKnobs):
         "no warm-up",
         "per micro-batch",
         "never swapped back",
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     network: Literal["mlp", "mlp with batch norm", "cnn"] = dial(
         "mlp", panel=False, description="what is trained"
     )

@@ -159,7 +159,7 @@ class Knobs(TrainingKnobs):
         "after the step",
         "added norms",
         "always scaled",
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     spike_at: int = dial(100, ge=1, le=10_000, panel=False, description="update of the bad batch")
     optimizer: Literal["sgd", "adam"] = dial(
         "sgd", panel=False, description="rule that turns a gradient into an update"

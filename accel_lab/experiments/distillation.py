@@ -90,7 +90,7 @@ class Knobs(TrainingKnobs):
     )
     mistake: Literal[
         "none", "the article's formula", "no T squared", "mean of all", "no logarithm"
-    ] = dial("none", description="a famous mistake to make")
+    ] = dial("none", description="made on purpose")
     data: Literal["mnist5k", "rgb_crops"] = dial(
         "mnist5k", panel=False, description="what to recognise"
     )

@@ -122,7 +122,7 @@ class Knobs(knobs.Knobs):
         "batched", description="one call for all samples, or one for each"
     )
     mistake: Literal["none", "one call", "data in the clock"] = knobs.dial(
-        "none", description="a famous mistake to make"
+        "none", description="made on purpose"
     )
     device: Literal["auto", "cpu", "cuda"] = knobs.dial(
         "auto", panel=False, description="where to compute"

@@ -127,7 +127,7 @@ class Knobs(TrainingKnobs):
         "residual", description="what the chain is made of"
     )
     mistake: Literal["none", "other masks", "statistics twice", "input without gradient"] = dial(
-        "none", description="a famous mistake to make"
+        "none", description="made on purpose"
     )
     learning_rate: float = dial(
         0.001, ge=1e-5, le=0.1, log=True, panel=False, description="step size of Adam"
@@ -504,7 +504,7 @@ class ShardKnobs(RankKnobs):
         128, ge=4, le=1024, log=True, panel=False, description="samples per update, over all ranks"
     )
     mistake: Literal["none", "own norm", "not gathered"] = dial(
-        "none", panel=False, description="a famous mistake to make"
+        "none", panel=False, description="made on purpose"
     )
     max_norm: float = dial(
         0.0, ge=0, panel=False, description="upper limit of the gradient's norm, 0 for no limit"

@@ -53,7 +53,7 @@ class Knobs(TrainingKnobs):
     )
     batch_norm: bool = dial(False, description="batch normalization after every hidden layer")
     mistake: Literal["none", "variance as divisor", "leaked statistics"] = dial(
-        "none", description="a famous mistake to make"
+        "none", description="made on purpose"
     )
     layers: int = dial(
         2, ge=0, le=8, panel=False, description="hidden layers, 0 for softmax regression"

@@ -276,7 +276,7 @@ class Knobs(TrainingKnobs):
     )
     mistake: Literal[
         "none", "no scaling", "not unscaled", "clipped too early", "never checked", "old copies"
-    ] = dial("none", description="a famous mistake to make, in mixed fp16")
+    ] = dial("none", description="made on purpose, in mixed fp16")
     batch_size: int = dial(64, ge=8, le=512, panel=False, description="samples per update")
 
     @model_validator(mode="after")

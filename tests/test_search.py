@@ -371,3 +371,11 @@ def test_ranks_and_their_correlation():
     assert all(sorted(one.tolist()) == list(range(9)) for one in ranks.values())
     assert experiment.correlation(ranks[1], ranks[1]) == pytest.approx(1.0)
     assert experiment.correlation(torch.arange(9), torch.arange(9).flip(0)) == pytest.approx(-1.0)
+
+
+def test_luck_shrinks_with_the_pictures_that_choose():
+    luck = experiment.luck_of_choice(
+        Knobs(device="cpu", strategy="random", candidates=9, longest=3), 0, (20, 300)
+    )
+    assert luck[20] > luck[300]
+    assert luck[20] > 0.3

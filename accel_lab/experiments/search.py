@@ -409,6 +409,29 @@ def ranks_along(knobs: Knobs, seed: int, at: Sequence[int]) -> dict[int, Tensor]
     }
 
 
+def luck_of_choice(
+    knobs: Knobs, seed: int, sizes: Sequence[int], draws: int = 300
+) -> dict[int, float]:
+    """Pictures that choose the winner → by how many points its accuracy on them is above that on
+    all others: a mean over random choices of pictures, among those that trained nobody.
+    """
+    one = Searching(knobs, parts_of(knobs), seed, candidates_of(knobs, seed))
+    list(one.epochs())
+    parts = (one.digits.choose, one.digits.judge)
+    x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+    right = (one.population.logits(x, one.population.weights).argmax(2) == y).double()  # [K, n]
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for size in sizes:
+        gaps = []
+        for _ in range(draws):
+            order = torch.randperm(len(y), generator=generator)
+            claimed = right[:, order[:size]].mean(1)
+            winner = int(claimed.argmax())
+            gaps.append(float(claimed[winner] - right[winner, order[size:]].mean()))
+        found[size] = 100 * sum(gaps) / draws
+    return found
+
+
 def correlation(one: Tensor, other: Tensor) -> float:
     """Spearman's, between two rankings."""
     return float(torch.corrcoef(torch.stack([one, other]).float())[0, 1])

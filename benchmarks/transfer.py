@@ -107,7 +107,7 @@ def heads() -> Iterator[str]:
 
         def ours(kept=kept, y=data.train_y, seed=seed) -> nn.Linear:
             torch.manual_seed(seed)
-            order = [p for _ in range(EPOCHS) for p in torch.randperm(len(y)).split(10)]
+            order = [p for _ in range(EPOCHS) for p in torch.randperm(len(y)).split(32)]
             return train_head(kept, y, 10, order)
 
         def peers(numbers=numbers, labels=labels) -> LogisticRegression:

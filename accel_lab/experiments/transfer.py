@@ -53,7 +53,7 @@ class Knobs(TrainingKnobs):
     cut: Literal[18, 17, 15, 11] = dial(
         18, description="parts of the network, of 18, that stay frozen"
     )
-    pictures: Literal[3, 10, 30, 100] = dial(10, description="training pictures of each class")
+    pictures: int = dial(10, ge=3, le=100, log=True, description="training pictures of each class")
     side: Literal[32, 64, 96] = dial(64, description="pixels that a picture is scaled to")
     mistake: Literal[
         "none", "batch norm", "ImageNet scale", "no scale", "old head", "high rate", "drawn once"

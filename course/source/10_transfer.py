@@ -471,7 +471,7 @@ print("gained more than a point at every seed:", ", ".join(map(str, sure)) or "n
 
 # %%
 mistakes = ["batch norm", "no scale", "old head", "drawn once", "ImageNet scale"]
-sound = told.turned(side=32, judged=100)  # small pictures, so that a run is short
+sound = told.turned(side=32, judged=100, batch_size=20)  # so that a run is short
 broken = {name: sound.turned(mistake=name) for name in mistakes}
 broken["high rate"] = sound.turned(mistake="high rate", cut=15)
 break_it = lab.Panel(

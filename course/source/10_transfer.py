@@ -676,6 +676,6 @@ check(epochs_to_pay)
 # arXiv:1805.08974 · A. Kumar et al., *Fine-Tuning can Distort Pretrained Features*, 2022,
 # arXiv:2202.10054 · M. Tan, Q. Le, *EfficientNet*, 2019, arXiv:1905.11946.
 #
-# **Next.** Training everything did not fit large batches into little memory. How a large batch does
-# fit is gradient accumulation, [chapter 11](11_accumulation.ipynb). The other chapters are listed
-# on the [first page](00_start_here.ipynb).
+# **Next.** Training more of a network needs more memory for each picture of the batch. How a large
+# batch still fits is gradient accumulation, [chapter 11](11_accumulation.ipynb). The other chapters
+# are listed on the [first page](00_start_here.ipynb).

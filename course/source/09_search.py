@@ -49,7 +49,7 @@ knobs = {}
 base = lab.settings(experiment.Knobs, knobs, device="cpu")
 digits = experiment.parts_of(base)
 x, y = digits.train
-seeds = [base.seed + place for place in lab.some_seeds(8)]
+seeds = [base.seed + place for place in lab.some_seeds(6)]
 print(f"{len(x):,} pictures of digits to train, {len(digits.choose[0])} to choose the winner,")
 print(f"{len(digits.judge[0])} to judge it; a perceptron 64-{base.hidden}-10")
 for name, one in experiment.SPACE.items():
@@ -108,7 +108,7 @@ panel = lab.Panel(
     baselines={"a grid of 27": {"strategy": "grid", "candidates": 27}},
     headline=lab.Headline("accuracy", "test accuracy", points=True),
     tour=[base.turned(strategy="random", candidates=27), base],
-    seconds=4.0,
+    seconds=2.5,
 )
 panel
 
@@ -539,7 +539,7 @@ break_it = lab.Panel(
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
     tour=[broken.turned(mistake=mistake) for mistake in mistakes],
-    seconds=2.0,
+    seconds=1.2,
 )
 break_it
 
@@ -555,7 +555,7 @@ break_it
 rows = {}
 for mistake in ("none", *mistakes):
     turned = broken.turned(mistake=mistake)
-    rows[mistake] = experiment.searches(turned, seeds[: len(lab.some_seeds(4))])
+    rows[mistake] = experiment.searches(turned, seeds[: len(lab.some_seeds(3))])
     claimed, real = (
         100 * fmean(part) for part in zip(*((r.claimed, r.accuracy) for r in rows[mistake]))
     )

@@ -36,6 +36,7 @@ pytestmark = [
     pytest.mark.alone,
 ]  # limits of time are watched by the clock
 LIMIT = 3.0  # seconds
+PROMPT = 12.0  # after it, also on a busy machine
 
 
 def notebook(*cells: str, **more) -> bytes:
@@ -442,7 +443,7 @@ def double(x):
 def test_what_runs_wild_is_stopped_and_named(factory, code, reason):
     before, start = strangers(), time.monotonic()
     verdict = grade(factory, code)
-    assert time.monotonic() - start < LIMIT + 3
+    assert time.monotonic() - start < LIMIT + PROMPT
     assert verdict.points == 0
     assert re.search(reason, verdict.reason), verdict.reason
     assert "\n" not in verdict.reason
@@ -696,7 +697,7 @@ def test_the_rank_at_fault_is_named(factory, line, reason):
         f"  {line}\n    return gradient",
         RING,
     )
-    assert time.monotonic() - start < LIMIT + 3
+    assert time.monotonic() - start < LIMIT + PROMPT
     assert verdict.points == 0
     assert re.search(reason, verdict.reason), verdict.reason
     assert strangers() <= before
@@ -1050,7 +1051,7 @@ def test_files_that_are_none(tmp_path):
 def test_a_line_of_spaces_is_read_in_time():
     start = time.monotonic()
     assert parse(notebook(" " * 100_000 + "$\n" + "a " * 100_000 + "$", GOOD)).answer("double")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < PROMPT
 
 
 def test_a_long_chain_is_followed_in_time():

@@ -176,6 +176,10 @@ FAILURES = {
 }
 
 
+# seconds, also on a busy machine: far below the timeouts that would end a launch anyhow
+PROMPT = 8.0
+
+
 @linux
 @pytest.mark.parametrize(
     ("how", "who"),
@@ -191,7 +195,7 @@ def test_the_rank_that_failed_is_named(how, who):
         ) as failed:
             list(launch(gone_wrong, 2, how, who, timeout=timeout))
         assert (failed.value.rank, failed.value.how) == (who, kind)
-        assert time.monotonic() - start < (timeout if kind == "hung" else 0) + 2.0
+        assert time.monotonic() - start < (timeout if kind == "hung" else 0) + PROMPT
 
 
 def test_the_cause_comes_along():
@@ -545,4 +549,4 @@ def assert_named_when_killed(victim, moment, timeout):
         stop.set()
         killer.join()
     assert (failed.value.rank, failed.value.how) == (victim, "died")
-    assert time.monotonic() - start < timeout + 2
+    assert time.monotonic() - start < timeout + PROMPT

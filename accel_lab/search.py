@@ -115,7 +115,7 @@ def rungs(candidates: int, longest: int, eta: int = 3, first: int = 1) -> list[t
     first: epochs of the first rung. With first = longest nobody is cut: plain search.
     Raises ValueError, one line, unless candidates ≥ 1, η ≥ 2 and 1 ≤ first ≤ longest.
     """
-    if candidates < 1:
+    if not isinstance(candidates, int) or candidates < 1:
         raise ValueError(f"candidates: {candidates} is not a whole number of at least 1")
     if eta < 2:
         raise ValueError(f"eta: {eta} would keep everybody; at least 2")
@@ -188,8 +188,9 @@ class Population:
     settings: of each, with ``learning_rate``, and where wanted ``momentum``, ``weight_decay`` and
     ``dropout`` · shape: (in, hidden, classes) · seed: of the weights, drawn as ``nn.Linear`` does,
     and of the dropout.
-    The update is ``torch.optim.SGD``'s. Raises ValueError, one line, without candidates, and for a
-    setting that has no such name.
+    The update is ``torch.optim.SGD``'s. Raises ValueError, one line, without candidates, for a
+    setting that has no such name, is below 0 or not finite, for a dropout of 1 or more, and for
+    candidates without a learning rate.
     """
 
     KNOBS = ("learning_rate", "momentum", "weight_decay", "dropout")
@@ -206,6 +207,12 @@ class Population:
             raise ValueError("settings: there are no candidates")
         for name in set().union(*settings) - set(self.KNOBS):
             raise ValueError(f"settings: {name!r} is not one of {', '.join(self.KNOBS)}")
+        for place, one in enumerate(settings):
+            if "learning_rate" not in one:
+                raise ValueError(f"settings: candidate {place} has no learning_rate")
+            for name, value in one.items():
+                if not 0 <= value < (1 if name == "dropout" else math.inf):
+                    raise ValueError(f"settings: {name} of candidate {place} cannot be {value}")
         self.generator = torch.Generator(device).manual_seed(seed)
         rand = partial(torch.rand, generator=self.generator, dtype=dtype, device=device)
         self.members = torch.arange(len(settings))

@@ -109,6 +109,7 @@ def test_every_plan_ends_at_the_longest_and_never_grows(candidates, longest, eta
     ("asked", "said"),
     [
         ((0, 9), "candidates: 0"),
+        ((2.5, 9), "candidates: 2.5 is not a whole number"),
         ((9, 9, 1), "eta: 1 would keep everybody"),
         ((9, 0), "first: 1 is not within 1 and the longest, 0"),
         ((9, 9, 3, 10), "first: 10 is not within"),
@@ -296,6 +297,17 @@ def test_settings_that_are_none_are_refused():
         Population([], (7, 5, 3))
     with pytest.raises(ValueError, match="settings: 'lr' is not one of learning_rate, momentum"):
         Population([{"lr": 0.1}], (7, 5, 3))
+    with pytest.raises(ValueError, match="settings: candidate 1 has no learning_rate"):
+        Population([{"learning_rate": 0.1}, {"momentum": 0.9}], (7, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("dropout", 1.0), ("momentum", -0.1), ("learning_rate", math.nan), ("weight_decay", math.inf)],
+)
+def test_values_that_cannot_be_are_refused_before_they_spoil_a_network(knob, value):
+    with pytest.raises(ValueError, match=f"settings: {knob} of candidate 0 cannot be {value}"):
+        Population([{"learning_rate": 0.1, knob: value}], (7, 5, 3))
 
 
 # ---- the experiment ----

@@ -58,7 +58,7 @@ class Knobs(TrainingKnobs):
     longest: int = dial(27, ge=1, le=81, panel=False, description="epochs of a whole training")
     hidden: int = dial(32, ge=4, le=256, log=True, panel=False, description="units between")
     searches: int = dial(
-        3, ge=1, le=50, panel=False, description="searches with a seed each, side by side"
+        2, ge=1, le=50, panel=False, description="searches with a seed each, side by side"
     )
     mistake: Mistake = dial("none", description="made on purpose")
 

@@ -219,7 +219,10 @@ def winner_of_cases(rng: random.Random) -> Iterator[Case]:
         else:
             losses = [math.nan] * n
         tests = [loss + rng.uniform(0.5, 0.6) for loss in losses]
-        tests[0 if kind == "last" else -1] = 0.1  # luck
+        lucky = 0 if kind == "last" else -1
+        tests[lucky] = 0.1
+        if kind != "only":
+            losses[lucky] = 0.25  # neither the best nor the worst
         yield {
             "trials": [
                 {"validation_loss": loss, "test_loss": test}
@@ -266,6 +269,12 @@ def _none_is_never(trials):
     return finite.index(min(finite))
 
 
+def _by_test(trials):
+    """Those that diverged on validation are left out."""
+    left = [place for place, one in enumerate(trials) if one["validation_loss"] >= 0]
+    return min(left, key=lambda place: trials[place]["test_loss"], default=None)
+
+
 WINNER_OF = Exercise(
     name="winner_of",
     points=2,
@@ -309,6 +318,7 @@ it is a fair estimate of the winner.""",
             lambda trials: winner_of([{"validation_loss": one["test_loss"]} for one in trials]),
             "You choose by the test loss. Then nothing is left that could judge the winner: choose "
             "by the validation loss.",
+            also=(_by_test,),
         ),
     ),
 )

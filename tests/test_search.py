@@ -151,7 +151,9 @@ class Counted:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(2, 4), st.randoms())
 def test_halving_trains_each_as_long_as_it_lasted_and_keeps_the_best(number, longest, eta, rng):
-    table = {(e, m): rng.random() for e in range(1, longest + 1) for m in range(number)}
+    scores = list(range(longest * number))  # none is equal to another
+    rng.shuffle(scores)
+    table = {(e, m): float(scores.pop()) for e in range(1, longest + 1) for m in range(number)}
     counted = Counted(number, lambda epoch, member: table[epoch, member])
     plan = rungs(number, longest, eta)
     judged = list(halving(counted, counted.train, counted.judge, plan))

@@ -213,7 +213,8 @@ def test_an_interrupt_keeps_what_has_ended_and_leaves_nothing(tmp_path):
     )
     running.stdout.readline()
     children = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(signal.SIGINT)
+    # not SIGINT, which whatever a shell runs in the background ignores
+    running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert f"{out} keeps what has ended" in said

@@ -112,7 +112,8 @@ class Search:
             for one in points
         ]
         knobs(**chosen[0])  # a fixed one that cannot be is refused before anything runs
-        return [Trial(self.technique, one, self.metric, self.steps) for one in chosen]
+        made = [Trial(self.technique, one, self.metric, self.steps) for one in chosen]
+        return list({one.key: one for one in made}.values())  # a grid can repeat a choice
 
 
 def range_of(dial: Dial, ends: Sequence[float] = ()) -> Range:

@@ -121,6 +121,13 @@ def test_the_plan_of_a_halving_ends_at_the_steps_asked_for():
     assert replace(SMALL, candidates=1, strategy="halving").plan() == [(1, 3)]
 
 
+def test_a_grid_over_a_choice_tries_each_once():
+    (twin,) = (d for d in catalog.experiment("accumulation").Knobs.dials() if d.name == "twin")
+    search = replace(SMALL, varied={"twin": range_of(twin)}, candidates=5, strategy="grid")
+    assert [trial.knobs for trial in search.trials()] == [{"twin": False}, {"twin": True}]
+    assert search.plan() == [(2, 3)]
+
+
 def test_those_without_a_score_are_ranked_last():
     trials = [
         Trial("t", {"n": n}, "loss", 1, score) for n, score in enumerate((0.5, None, 0.2, 0.9))

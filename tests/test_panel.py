@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from pydantic import model_validator
 
+from accel_lab import catalog
+from accel_lab.workbench import look
 from accel_lab.workbench.drawing.budget import Budget
 from accel_lab.workbench.drawing.chart import Badge
 from accel_lab.workbench.drawing.curve import Curve
@@ -282,11 +284,12 @@ def test_a_pinned_run_is_kept_by_name_until_it_is_unpinned(panel, world):
 
 
 def test_no_pin_pushes_out_another(panel):
-    for parts in (1, 2, 3, 4, 5, 6):
-        panel.live = a_record(Some(parts=parts))
+    faults = [f"fault {place}" for place in range(len(look.STYLES) + 1)]
+    for fault in faults:
+        panel.live = a_record(Some(fault=fault))
         said = panel.pin()
     assert "Clear makes room" in said
-    assert [record.knobs.parts for record in panel.pinned] == [1, 2, 3, 4, 5]
+    assert [record.knobs.fault for record in panel.pinned] == faults[:-1]
 
 
 def test_knobs_passed_through_on_the_way_are_never_run(panel, world):
@@ -492,6 +495,20 @@ def test_each_mistake_keeps_its_latest_run_with_a_look_of_its_own(world, monkeyp
     assert len(set(colors.values())) == 3
 
 
+def test_a_mistake_is_called_by_its_own_name(world):
+    made = Panel(world.run, WithMistakes(mistake="first"), CHARTS, seconds=0.1)
+    assert made._label(WithMistakes(mistake="second")) == "second"
+    assert made._label(WithMistakes()) == "no mistake"
+
+
+def test_there_is_a_look_for_each_mistake_of_a_chapter():
+    for name in catalog.with_exercises():
+        experiment = catalog.experiment(name)
+        for one in experiment.Knobs.dials():
+            if one.name == "mistake":
+                assert 1 + len(one.choices[1:]) <= len(set(look.STYLES)), name
+
+
 def test_the_legend_names_a_formula_once_and_only_where_there_is_one(world, monkeypatch):
     monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
     bare = Budget({"bytes": "bytes"}, "MiB")
@@ -502,7 +519,7 @@ def test_the_legend_names_a_formula_once_and_only_where_there_is_one(world, monk
     ):
         made = Panel(world.run, Some(), charts)
         made._redraw_what_stays()
-        assert made._legend.value.count("predicted") == times
+        assert made._legend.value.count("predicted</span>") == times
 
 
 def test_headlines_in_words():

@@ -16,13 +16,19 @@ from zlib import crc32
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A8A8A"
 AMBER, SKY = "#E69F00", "#56B4E9"
+# Of lines that stay, in their order: each colour comes twice, in two styles.
 STYLES = (
     (ORANGE, "--"),
     (GREEN, "-."),
     (PURPLE, ":"),
     (AMBER, "--"),
     (SKY, "-."),
-)  # of lines that stay, in their order
+    (ORANGE, ":"),
+    (GREEN, "--"),
+    (PURPLE, "-."),
+    (AMBER, ":"),
+    (SKY, "--"),
+)
 
 # Pieces of work, and what fills a budget, have colours that no run has (Tol's "muted" ones). The
 # first meaning whose word is in a name gives the colour.

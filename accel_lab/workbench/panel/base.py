@@ -140,9 +140,7 @@ class Bench:
     def _label(self, knobs: Knobs) -> str:
         """The knobs that differ from the panel's own."""
         changes = [
-            f"{name.replace('_', ' ')} {_said(value)}"
-            for name, value in knobs
-            if value != getattr(self._base, name)
+            _change(name, value) for name, value in knobs if value != getattr(self._base, name)
         ]
         return ", ".join(changes) or NOW
 
@@ -153,6 +151,12 @@ class Bench:
 
 def _afterwards(label: str) -> str:
     return FIRST if label == NOW else label
+
+
+def _change(name: str, value: object) -> str:
+    if name == MISTAKE:
+        return "no mistake" if value == "none" else str(value)
+    return f"{name.replace('_', ' ')} {_said(value)}"
 
 
 def _said(value: object) -> str:

@@ -26,7 +26,8 @@ from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
 from accel_lab.workbench.panel.trainer import Run, Trainer, Watcher, observe
 
-# One line, whatever is in it: the graphs below stay where they are. What does not fit is scrolled.
+# One line, whatever is in it: the graphs below stay where they are. A name that is cut shows under
+# the mouse; what does not fit even so is scrolled.
 LEGEND = '<div class="accel-legend" tabindex="0" role="region" aria-label="runs">{}</div>'
 
 
@@ -255,7 +256,8 @@ def _progress(record: Record) -> str:
 def _legend_entry(text: str, color: str, style: str) -> str:
     dash = {"-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3"}[style]
     return (
-        '<span class="accel-entry"><svg width="26" height="10" aria-hidden="true">'
+        f'<span class="accel-entry" title="{escape(text)}">'
+        '<svg width="26" height="10" aria-hidden="true">'
         f'<line x1="0" y1="5" x2="26" y2="5" stroke="{color}" stroke-width="2.5" '
         f'stroke-dasharray="{dash}"/></svg> {escape(text)}</span>'
     )

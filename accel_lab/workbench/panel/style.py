@@ -62,6 +62,8 @@ STYLE = """<style>
 .accel-title { font-weight: 600; }
 /* These lie in a flex item, which would rather widen the panel than let them scroll or end. */
 .accel-panel .widget-html-content:has(> :is(.accel-legend, .accel-headline)) { min-width: 0; }
-.accel-legend { white-space: nowrap; overflow: auto hidden; scrollbar-width: thin; }
+.accel-legend { display: flex; overflow: auto hidden; scrollbar-width: thin; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
+/* Names are cut, long ones first, before the row scrolls. */
+.accel-legend .accel-entry { min-width: 5em; overflow: hidden; text-overflow: ellipsis; }
 </style>"""

@@ -280,8 +280,9 @@ def _whole_table(table, squares, ids, gradients, lr):
 
 WHOLE_TABLE = Wrong(
     _whole_table,
-    "The table is right, but each update reads and writes all its rows, and nearly all of their "
-    "gradients are zero. Find the rows of the batch with torch.unique, and work on those.",
+    "The table is right, but an update takes too long: as long as one that works on all rows of the "
+    "table, or not much less. Find the rows of the batch with torch.unique, and work on those alone, "
+    "all of them at once instead of one by one in a loop.",
 )
 
 ADAGRAD_ROWS = Exercise(

@@ -127,8 +127,8 @@ panel
 # - The dots for the rows lie on the line, which is computed from the counts of the words alone.
 #   Read off how small the share is at a large vocabulary.
 # - The time of *dense Adam* follows the vocabulary. The time of *rows* follows the batch.
-# - Look where the accuracy curves end: both runs have the same time, so the slower rule makes fewer
-#   updates. The two rules also differ: part 5 shows how.
+# - *Dense Adam* ran for two seconds. Look where its accuracy curve ends: in equal time, the slower
+#   rule makes fewer updates. The two rules also differ: part 5 shows how.
 
 # %% [markdown]
 # ## 4. Build
@@ -357,8 +357,8 @@ print(*products.values(), sep="\n")
 guess_lookup.against(products[20_000])
 
 # %% [markdown]
-# The product multiplies all the zeros, and each row of the table adds one to every word. The lookup
-# copies a row for each word, however large the table is.
+# The product multiplies all the zeros, so its work grows with the rows of the table. The lookup
+# copies one row for each word, however large the table is.
 #
 # ### An update of rows against an update of the table
 #
@@ -415,7 +415,7 @@ guess_update.against(against_dense.ratio)
 # replace V by *u*, the number of different words in a batch. If word w makes up a share p of all
 # words, a batch of n words holds it with the probability 1 − (1 − p)ⁿ, therefore
 #
-# $$u = \sum_w 1 - (1 - p_w)^n .$$
+# $$u = \sum_w \bigl(1 - (1 - p_w)^n\bigr) .$$
 #
 # The two ends of each curve give a and c. What lies between is predicted.
 
@@ -471,7 +471,8 @@ print("no difference shown" if abs(difference) < 3 * chance else "more than chan
 # Now the first claim. Each cleaning prepares the same sentences. A reader learns from 5,000 of
 # them and is tested on all others; each seed draws other sentences and other weights. Words alone
 # this time, no pairs: a cleaning has to show what it does to words. These sentences come in lower
-# case already, so two steps have nothing to do.
+# case, with spaces around the signs. So *lower case* and *spaces only* are left for the whole
+# reviews.
 
 # %%
 STEPS = ("none", "punctuation", "stop words", "stop words but not", "lemmas", "all")
@@ -531,7 +532,8 @@ guess_clean.against(errors["all"] / errors["none"])
 #
 # Whole reviews are some ten times as long, and as people typed them: capitals, HTML, commas that
 # stick to words. So cutting into words and lower case have something to do here as well: *spaces
-# only* leaves the signs at the words. Fewer reviews and seeds, for they take longer.
+# only* leaves the signs at the words. Whole reviews take longer, so there are fewer of them, and
+# fewer seeds.
 
 # %%
 STEPS_THERE = ("none", "spaces only", "lower case", "stop words", "lemmas", "all")
@@ -573,8 +575,8 @@ for name, one in long.items():
 # ### Chinese
 #
 # What do the same steps mean for a text in Chinese? No labelled Chinese reviews come with this
-# course, so there is no accuracy here. But each step can be tried, on sentences written for this
-# chapter.
+# course, so the accuracy is not measured here. But each step can be tried, on sentences written for
+# this chapter.
 #
 # **Tokens.** There are no spaces. A regular expression finds runs of characters between the signs.
 # Words come from a dictionary: jieba's 349,045 words with their counts.

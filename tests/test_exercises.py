@@ -269,6 +269,9 @@ LIBRARY = {
 }
 # What these ask for, no function of the library does: it is the next thought, not the chapter's.
 BEYOND_THE_LIBRARY = {
+    "serve_bounded",  # the library's server keeps no time
+    "train_with_server",
+    "best_mode",
     "candidates_for",  # the library's plan has a number, and no budget
     "winner_of",
     "train_all",  # the library's members have a hidden layer

@@ -61,6 +61,12 @@ def _rounded_up(depth, budget, batch, inputs, outputs):
     return width_within(depth, budget, batch, inputs, outputs) + 1
 
 
+def _bytes_of_activations(depth, budget, batch, inputs, outputs):
+    a, b = 16 * (depth - 1), 16 * (inputs + outputs + depth) + batch * depth
+    room = budget - 16 * outputs - batch * outputs
+    return room // b if a == 0 else (isqrt(b * b + 4 * a * room) - b) // (2 * a)
+
+
 WIDTH_WITHIN = Exercise(
     name="width_within",
     points=3,
@@ -110,6 +116,11 @@ equation, rounded down. With one hidden layer `a` is 0, and the equation is line
             " + batch * depth",
             " + depth",
             "You counted the activations of one sample. The whole batch has to be kept.",
+        ),
+        Wrong(
+            _bytes_of_activations,
+            "The activations are counted as one byte each. They are numbers of 4 bytes, as the "
+            "weights are.",
         ),
         Wrong.changed(
             width_within,
@@ -304,16 +315,16 @@ def cut_linear_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def cut_linear_large(rng: random.Random) -> Case:
-    return _layer(rng, 512, 512, 512)
+    return _layer(rng, 512, 2048, 512, one_of=4)
 
 
-def _layer(rng: random.Random, n: int, inputs: int, outputs: int) -> Case:
+def _layer(rng: random.Random, n: int, inputs: int, outputs: int, one_of: int = 2) -> Case:
     return {
         "x": normal(rng, n, inputs),
         "weight": normal(rng, outputs, inputs) / inputs**0.5,
         "bias": normal(rng, outputs),
-        "rows": shuffled(rng, outputs)[: outputs // 2],
-        "columns": shuffled(rng, inputs)[: inputs // 2],
+        "rows": shuffled(rng, outputs)[: outputs // one_of],
+        "columns": shuffled(rng, inputs)[: inputs // one_of],
     }
 
 
@@ -339,8 +350,8 @@ def _masked(x, weight, bias, rows, columns):
 
 FULL_PRODUCT = Wrong(
     _masked,
-    "This is right, and it multiplies all rows by all columns before most of it becomes zero. Cut "
-    "the kept rows and columns out of the weight, and multiply those.",
+    "This is right, and takes too long. Multiply the kept rows and columns alone: cut both out of "
+    "the weight, the rows first. Scale what is small, after the cut.",
 )
 
 CUT_LINEAR = Exercise(
@@ -353,23 +364,23 @@ Write `cut_linear(x, weight, bias, rows, columns)` for x [n, inputs], weight [ou
 bias [outputs]. It returns [n, outputs]. The kept outputs are those of the layer when the dropped
 inputs are 0 and the kept ones are multiplied by inputs / len(columns); the dropped outputs are 0.
 
-On 512 samples, a weight of 512 × 512, and half of each kept, it must take at most 0.52 of the time
-of a mask before and after the full product.""",
+On 512 samples, with 2,048 inputs and 512 outputs of which a quarter each is kept, it must take at
+most 0.35 of the time of a mask before and after the full product.""",
     cases=cut_linear_cases,
     drive=cut_linear_drive,
     reference=cut_linear,
-    reasoning="""Half of the rows and half of the columns are a quarter of the weight, so a quarter
-of the sums is left. Cutting copies that quarter, which costs little beside the product, as long as
-the batch is large. The rows are selected first: then the second selection reads half as much. The
-scale can be applied to the kept inputs, which are few numbers. The dropped outputs are zeros that
-nobody computes.""",
+    reasoning="""A quarter of the rows and of the columns is a sixteenth of the weight, so that a
+sixteenth of the sums is left. Cutting copies that part, which costs little beside the product, as
+long as the batch is large. The rows are selected first: then the second selection reads a quarter
+as much. The scale can be applied to the kept inputs, which are few numbers. The dropped outputs are
+zeros that nobody computes.""",
     wrong=(
         FULL_PRODUCT,
         Wrong.changed(
             cut_linear,
             " * (weight.shape[1] / len(columns))",
             "",
-            "The scale is missing. Half of the inputs are left out, so the kept ones are "
+            "The scale is missing. Some of the inputs are left out, so the kept ones are "
             "multiplied by inputs / len(columns).",
         ),
         Wrong.changed(
@@ -430,7 +441,7 @@ nobody computes.""",
             "You return the kept outputs alone. The result has all of them, the dropped ones as 0.",
         ),
     ),
-    target=LessTime(cut_linear_large, 0.52, FULL_PRODUCT),
+    target=LessTime(cut_linear_large, 0.35, FULL_PRODUCT),
 )
 
 

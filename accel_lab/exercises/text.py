@@ -280,9 +280,9 @@ def _whole_table(table, squares, ids, gradients, lr):
 
 WHOLE_TABLE = Wrong(
     _whole_table,
-    "The table is right, but an update takes too long: as long as one that works on all rows of the "
-    "table, or not much less. Find the rows of the batch with torch.unique, and work on those alone, "
-    "all of them at once instead of one by one in a loop.",
+    "The table is right, but an update takes too long: as long as one of the whole table, or not "
+    "much less. Find the rows of the batch with torch.unique, and work on those alone, all of them "
+    "at once instead of one by one in a loop.",
 )
 
 ADAGRAD_ROWS = Exercise(

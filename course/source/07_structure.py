@@ -81,9 +81,9 @@ guess_mask
 # %% [markdown]
 # ## 3. See
 #
-# The networks train on handwritten digits here, now. First the clock is read, for the dashed curve:
-# an update of one wide layer, and what one more layer adds whose four units have next to nothing to
-# add up.
+# The networks train on handwritten digits here, now. First two times are measured, for the dashed
+# curve: an update of one wide layer, and what a further layer adds. That layer has four units, with
+# next to nothing to add up.
 
 # %%
 cost = experiment.costs(base.batch_size, base.device)
@@ -188,8 +188,8 @@ lab.show_source(structure.masked_dropout, docstring=False)
 
 # %% [markdown]
 # All units were computed before; the mask is one more piece of work. To *save* work, a unit has to
-# be left out before it is computed. With another pattern for every sample there is no way to do so
-# in one product of matrices.
+# be left out before it is computed. With another pattern for every sample, one product of matrices
+# cannot do that.
 #
 # ### Dropout by cutting
 #
@@ -231,7 +231,7 @@ lab.Sliders(cut_out, batch=range(1, len(taken_part) + 1))
 
 # %% [markdown]
 # Each batch trains another small network, and all of them share their weights. That is the idea of
-# dropout (Srivastava et al., 2014), who draw one for each sample, not for each batch. Cutting was
+# dropout. Srivastava et al. (2014) draw a network for each sample, not for each batch. Cutting was
 # proposed by Graham et al. in 2015.
 #
 # *Half-way. This is a good place to stop and come back to: run all cells above, and go on here.*
@@ -517,7 +517,8 @@ break_it
 #   probable class may stay the same, but the probabilities are wrong.
 # - **on the logits.** Half of the time the right class has a logit of 0, so the loss of the batch
 #   cannot come down to that of the others.
-# - **one pattern** for ever: a smaller network learns, beside units that never did.
+# - **one pattern.** All batches leave out the same units: a smaller network learns. The other units
+#   stay as they began, and answer in use.
 # - **weights N(0, 1).** With 784 inputs such weights make sums of the order of 10, and each further
 #   layer multiplies. The first losses are huge.
 #
@@ -547,7 +548,7 @@ print("not to be seen in the test loss:", ", ".join(unseen) or "none of them")
 # ### NaN, and bad input
 #
 # One unit is broken and holds NaN. Dropout leaves it out. What comes out? (0 · NaN is NaN; what is
-# cut out is not multiplied at all.) And what cannot be is refused in one line.
+# cut out is not multiplied at all.) Below, settings that cannot work are refused in one line.
 
 # %% tags=["nbval-check-output"]
 net = structure.Net(784, 8, 10)

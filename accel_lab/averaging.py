@@ -69,7 +69,7 @@ class Average:
             tensor.data = tensor.data.float() if tensor.dtype in HALF else tensor.data
 
     def weight(self, before: int) -> float:
-        """The share of the new weights in the average, after ``before`` updates, 1 or more."""
+        """Return the share, 0…1, of the new weights in an average of ``before`` (≥ 1) updates."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -240,9 +240,10 @@ def _prefetch(batches: Iterable[Batch], ready: queue.Queue) -> Generator[Batch, 
 def expected_hits(
     epoch: int, workers: int, persistent: bool = False, shared: bool = False
 ) -> float:
-    """The expected share of pictures that an epoch, 1, 2, …, finds in the cache.
+    """Predict the share of pictures, 0…1, that an epoch, 1, 2, …, finds in the cache.
 
-    workers: processes that load; 0: the training process itself.
+    workers: processes that load; 0: the training process itself. persistent: they outlive an epoch.
+    shared: all have one cache. Raises ValueError for an epoch below 1 or workers below 0.
     """
     if epoch < 1 or workers < 0:
         raise ValueError(f"epoch, workers: {epoch} and {workers}; epochs begin at 1, workers at 0")
@@ -252,7 +253,10 @@ def expected_hits(
 
 
 def hits_of_recent(share: float) -> float:
-    """Hits of a cache for a share c of the data that evicts the least recently used (LRU)."""
+    """Predict the hits, 0…1, of a cache that evicts the least recently used picture (LRU).
+
+    share: of the data that it has room for. Raises ValueError for one below 0.
+    """
     if not share >= 0:
         raise ValueError(f"share: {share}; there is room for a share of the data, 0…1")
     return 1.0 if share >= 1 else share + (1 - share) * math.log(1 - share)

@@ -51,12 +51,18 @@ _hooks = WeakIdKeyDictionary()  # parameter → the hook of the one Buckets that
 
 
 def reduce_scatter_turns(rank: int, world: int) -> list[tuple[int, int]]:
-    """List (chunk to send right, chunk to receive from the left and add) of each turn."""
+    """List (chunk to send right, chunk to receive from the left and add) of each turn.
+
+    rank: of 0…world − 1. A ring of ``world`` ranks has as many chunks, and a turn less.
+    """
     return [((rank - turn) % world, (rank - turn - 1) % world) for turn in range(world - 1)]
 
 
 def all_gather_turns(rank: int, world: int) -> list[tuple[int, int]]:
-    """List (complete chunk to send right, chunk to receive from the left) of each turn."""
+    """List (complete chunk to send right, chunk to receive from the left) of each turn.
+
+    Begins where ``reduce_scatter_turns`` ends: this rank has the complete chunk rank + 1.
+    """
     return [((rank - turn + 1) % world, (rank - turn) % world) for turn in range(world - 1)]
 
 
@@ -115,7 +121,10 @@ def average_per_parameter(parameters: Parameters, share: float) -> int:
 def average_flat(
     parameters: Parameters, share: float, all_reduce: Callable[[Tensor], Any] = dist.all_reduce
 ) -> int:
-    """Copy all gradients into one flat tensor, and all-reduce that. Returns the bytes sent."""
+    """Copy all gradients into one flat tensor, and all-reduce that. Returns the bytes sent.
+
+    share: this rank's part of the samples. all_reduce: adds a tensor up over the ranks, in place.
+    """
     gradients = [parameter.grad for parameter in parameters.values()]
     flat = torch.cat([gradient.flatten() for gradient in gradients]).mul_(share)
     all_reduce(flat)

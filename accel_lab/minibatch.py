@@ -25,8 +25,8 @@ The traps:
 - A mean over an epoch weighs each batch by its samples, for the last one may be shorter.
 
 Sources: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162,
-section 2.2, equations 2.7 and 2.11, and appendix A.1; Shallue et al. 2019, "Measuring the Effects
-of Data Parallelism on Neural Network Training", arXiv:1811.03600.
+sections 2.2 and 2.3, equations 2.7 and 2.11, and appendix A.1; Shallue et al. 2019, "Measuring the
+Effects of Data Parallelism on Neural Network Training", arXiv:1811.03600.
 """
 
 from __future__ import annotations
@@ -232,9 +232,11 @@ class Laws:
                 raise ValueError(f"{name}: should be finite and above 0, not {value:g}")
 
     def update_seconds(self, batch_size: float) -> float:
+        """Predict the seconds of one update: a call, and so much for each sample."""
         return self.call + self.sample * batch_size
 
     def updates(self, batch_size: float) -> float:
+        """Predict how many updates reach the target."""
         return self.least * (1 + self.critical / batch_size)
 
     def seconds(self, batch_size: float) -> float:

@@ -175,7 +175,11 @@ def by_length(lengths: Tensor, size: int) -> list[Tensor]:
 
 
 def padding_share(lengths: Tensor, batches: Iterable[Tensor]) -> float:
-    """What share of the places is filling, 0…1, if each batch is filled up to its longest."""
+    """Compute what share of the places is filling, 0…1, if a batch is filled up to its longest.
+
+    lengths: of all sentences [n]. batches: numbers of the sentences of each.
+    Raises ValueError when there is no batch, or an empty one.
+    """
     check_lengths(lengths)
     some = [lengths[batch] for batch in batches]
     if not some or not all(map(len, some)):

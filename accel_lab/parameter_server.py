@@ -29,8 +29,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from itertools import count, cycle
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from accel_lab.workbench.ranks.rank import RanksDiffer, gather
 
 Rule = Literal["sync", "bounded", "async"]
+PATIENCE = timedelta(days=1)  # of a worker: the server may pause, and itself sees who is late
 HEADER = 2  # numbers before the notes and the gradient of a push: its batch, its share
 Compute = Callable[[int], tuple[Tensor, float, Sequence[float]]]  # batch → gradient, share, notes
 Receive = Callable[[Tensor, set[int]], int]  # (inbox, workers at work) → who has pushed
@@ -123,7 +125,7 @@ class Server:
         self.clock[worker] += 1
         self.waiting.append(worker)
         share /= 1 + self.staleness * self.discount
-        good = bool(gradient.isfinite().all())
+        good = bool(torch.stack(torch.aminmax(gradient)).isfinite().all())  # one pass over it
         if not good:
             self.refused.append(f"push {self.clock[worker]} of worker {worker} is not finite")
         if self.rule != "sync":
@@ -193,14 +195,13 @@ def serve(
     pushes: float = math.inf,
     *,
     notes: int = 0,
-    replies: dist.ProcessGroup | None = None,
     receive: Receive = lambda inbox, at_work: dist.recv(inbox),
 ) -> Iterator[Push]:
     """Serve on rank 0 until so many pushes have come, and then tell the workers to stop.
 
-    notes: numbers that come with each push. replies: the group in which answers travel.
-    receive: takes the next push, by default the first that comes. Yields each push once those who
-    may go on are answered. Later ones, and an incomplete round of ``sync``, are not applied.
+    notes: numbers that come with each push. receive: takes the next one, by default whoever's.
+    Yields each push once those who may go on are answered. Later ones, and an incomplete round of
+    ``sync``, are not applied.
     """
     n, at_work = server.weights.numel(), set(server.clock)
     inbox, answer = (server.weights.new_empty(more + n) for more in (HEADER + notes, 1))
@@ -215,7 +216,7 @@ def serve(
             push = Push(worker, round(batch), tuple(noted), updated, server.staleness, moved)
         answer[0], answer[1:] = goes_on, server.handed_out
         for each in ready:
-            dist.send(answer, each, group=replies)
+            dist.send(answer, each)
         if push:
             yield push
         at_work -= set() if goes_on else set(ready)
@@ -223,9 +224,7 @@ def serve(
             return
 
 
-def work(
-    compute: Compute, weights: Tensor, *, notes: int = 0, replies: dist.ProcessGroup | None = None
-) -> int:
+def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
     """Compute, push, pull, until the server says stop; returns the number of pushes.
 
     compute: gives gradient [n], share and notes for the batch of a number, from 0 on.
@@ -236,8 +235,8 @@ def work(
     while answer[0]:
         push[-n:], share, noted = compute(batch)
         push[:-n] = push.new_tensor([batch, share, *noted])
-        dist.send(push, 0)
-        dist.recv(answer, 0, group=replies)
+        for message in (dist.isend(push, 0), dist.irecv(answer, 0)):
+            message.wait(PATIENCE)  # ty: ignore[missing-union-attribute]
         weights.copy_(answer[1:])
         batch += 1
     return batch
@@ -262,15 +261,15 @@ def replay(
 
 
 def local_update(
-    weights: Tensor, gradient: Tensor, rate: float, number: int, every: int, share: float
+    weights: Tensor, gradient: Tensor, rate: float, number: int, every: int, share: float, **of: Any
 ) -> None:
     """Local SGD: update this rank's weights [n] in place; average all ranks' after every K-th.
 
-    number: of this update, from 0. every: K. share: this rank's part of the samples.
+    number: of this update, from 0. every: K. share: this rank's part of the samples. of: a group.
     """
     weights.add_(gradient, alpha=-rate)
     if (number + 1) % every == 0:
-        dist.all_reduce(weights.mul_(share))
+        dist.all_reduce(weights.mul_(share), **of)
 
 
 def delayed(

@@ -1,11 +1,15 @@
 """Sync = all-reduce = one process; async = what a replay of the arrivals makes, to the last bit."""
 
+import contextlib
 import itertools
 import math
+import random
 import sys
+import threading
 import time
 
 import cloudpickle
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,14 +17,21 @@ from torch.distributed.algorithms.model_averaging.averagers import PeriodicModel
 from torch.nn.functional import mse_loss
 
 from accel_lab import parameter_server as ps
-from accel_lab.parameter_server import Server, flatten, in_turn, meet, replay, serve, work
+from accel_lab.experiments import parameter_server as experiment
+from accel_lab.experiments._serving import Trainer
+from accel_lab.experiments.parameter_server import NOTES, Knobs, run
+from accel_lab.parameter_server import HEADER, Server, flatten, in_turn, meet, replay, serve, work
 from accel_lab.workbench import models
+from accel_lab.workbench.data import datasets
+from accel_lab.workbench.knobs import KnobError
+from accel_lab.workbench.loop import NonFiniteLoss
 from accel_lab.workbench.ranks.launch import RankFailed, collect, launch
 from accel_lab.workbench.ranks.rank import RanksDiffer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks need not import pytest
 
 SMALL_KNOBS = {"batch_size": 8, "width": 16, "seed": 1}  # the chapter in little, for papermill
+MODES = ("all-reduce", "sync", "bounded", "async", "local")
 RATE, SIZES = 0.1, (7, 12, 7, 1, 2, 9, 6, 7, 11, 4)  # one sample leaves some workers none
 
 
@@ -185,14 +196,18 @@ def test_in_turn_the_fast_worker_waits_for_the_slow_one():
     assert clock == {1: 10, 2: 10}
 
 
-def test_mean_staleness_is_the_number_of_other_workers():
-    """Each update ages all gradients under way; those at the end are never counted."""
-    for workers, slow in ((1, 0.0), (2, 0.0), (2, 0.01), (3, 0.0)):
-        heard = server_rank(workers, {"rule": "async"}, 150, slow=slow)[0][0][0]
-        # a push after the last one has aged, too, and the first have aged less
-        mean = sum(push.staleness for push in heard) / len(heard)
-        under_way = 150 if slow else 30
-        assert workers - 1 - (workers - 1) * under_way / 150 <= mean <= workers - 1
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_mean_staleness_is_the_number_of_other_workers(workers):
+    """Each update ages all gradients under way: none is lost, in whatever order they arrive."""
+    server = Server(torch.zeros(1), range(workers), rate=1.0, rule="async")
+    coin, pulled, staleness = random.Random(0), dict.fromkeys(range(workers), 0), []
+    for number in range(500):
+        worker = min(coin.randrange(workers), coin.randrange(workers))  # some are faster
+        arrive(server, worker)
+        staleness.append(server.staleness)
+        pulled[worker] = number + 1
+    under_way = sum(500 - version for version in pulled.values())
+    assert sum(staleness) + under_way == 500 * (workers - 1)
 
 
 def test_every_byte_is_counted():
@@ -375,3 +390,210 @@ def test_delayed_takes_the_gradient_where_it_should():
 def test_the_pace_of_workers_that_wait_and_that_do_not():
     assert ps.gradients_per_second([0.5, 0.25], waits=True) == 4
     assert ps.gradients_per_second([0.5, 0.25], waits=False) == 6
+
+
+def test_a_round_adds_up_alike_in_whatever_order_it_arrives():
+    pushes = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for order in itertools.permutations([1, 2, 3]):
+        server = Server(torch.zeros(50), [1, 2, 3], rate=1.0)
+        for worker in order:
+            server.apply(pushes[worker - 1], worker, 1 / 3)
+        ends.append(server.weights)
+    assert all(torch.equal(end, ends[0]) for end in ends[1:])
+
+
+# ---- the experiment ----
+
+
+def some_steps(n=30, **dials):
+    steps = run(Knobs(**{"width": 16, "batch_size": 8, "slow": 0.0, "timeout": 20.0} | dials))
+    try:
+        return list(itertools.islice(steps, n))
+    finally:
+        steps.close()
+
+
+@pytest.mark.parametrize("mode", ["all-reduce", "sync", "bounded", "async", "local"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_run_in_each_mode(mode, ranks):
+    many = some_steps(300 if mode in ("async", "bounded") else 30, ranks=ranks, mode=mode)
+    steps = many[:30]
+    workers = ranks - 1
+    number = sum(p.numel() for p in models.mlp(784, 16, 16, 10).parameters())
+    each = 1 if mode in ("async", "bounded") else workers
+    assert [step.index for step in steps] == list(range(30))
+    assert all(step.samples == 8 * each for step in steps)
+    assert [step.metrics["gradients"] for step in steps] == [each * (i + 1) for i in range(30)]
+    assert any("accuracy_5_9" in step.metrics for step in steps)
+    lanes = {span.rank for step in many for span in step.spans}
+    assert lanes == set(range(workers if mode in ("all-reduce", "local") else ranks))
+    moved = sum(step.metrics["bytes_moved"] for step in steps)
+    if mode in ("sync", "async"):
+        assert moved == each * 30 * 4 * (2 * number + HEADER + NOTES + 1)
+    if mode == "all-reduce":
+        assert moved == 30 * 2 * (2 * (workers - 1) * 4 * number // workers)
+    if mode == "local":
+        assert moved == 3 * 2 * (2 * (workers - 1) * 4 * number // workers)
+
+
+@pytest.mark.parametrize("mode", ["sync", "bounded", "async"])
+@pytest.mark.parametrize("options", [{}, {"lag": 2}, {"momentum": 0.5}, {"discount": True}])
+def test_every_update_is_the_one_of_its_pushes(mode, options):
+    for step in some_steps(mode=mode, twin=True, slow=2.0, **options):
+        assert step.metrics["update_error"] == 0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "mode"),
+    [
+        ("lost update", "async"),
+        ("lost update", "bounded"),
+        ("sum instead of mean", "sync"),
+        ("sum instead of mean", "async"),
+        ("momentum on the server", "async"),
+        ("momentum on the server", "sync"),
+    ],
+)
+def test_a_mistake_shows_in_the_updates(mistake, mode):
+    steps = some_steps(mode=mode, mistake=mistake, twin=True, slow=2.0)
+    assert max(step.metrics["update_error"] for step in steps) > 0.5
+
+
+def test_a_forgotten_bound_shows_in_who_is_ahead():
+    ahead = {
+        mistake: max(
+            step.metrics["ahead"]
+            for step in some_steps(60, mode="bounded", mistake=mistake, slow=20.0)
+        )
+        for mistake in ("none", "forgotten bound")
+    }
+    assert ahead["none"] == 5 < 10 < ahead["forgotten bound"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_run_goes_on_without_the_pushes_that_are_not_finite(mode):
+    last = some_steps(60, mode=mode, mistake="one worker's NaN", twin=True)[-1]
+    assert last.metrics["refused"] >= 4
+    assert last.metrics["update_error"] == 0
+
+
+def all_nan():
+    experiment.mishap = lambda trainer, *_: trainer.gradients.fill_(math.nan)
+    knobs = Knobs(width=16, batch_size=8, slow=0.0, mode="async")
+    yield from experiment.serve_or_work(knobs, datasets.mnist5k())
+
+
+def test_a_run_without_a_finite_gradient_ends():
+    with pytest.raises(NonFiniteLoss):
+        some_steps(40, mode="all-reduce", mistake="one worker's NaN")
+    with pytest.raises(RankFailed, match="no worker's gradient is finite at push 5") as failed:
+        list(launch(all_nan, 3))
+    assert isinstance(failed.value.cause, NonFiniteLoss)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mistake", "why"),
+    [
+        ("sync", "dying worker", "rank 2 of 3 was killed by SIGKILL"),
+        ("async", "dying worker", "rank 2 of 3 was killed by SIGKILL"),
+        ("async", "dying server", "rank 0 of 3 was killed by SIGKILL"),
+        ("all-reduce", "dying worker", "rank 1 of 2 was killed by SIGKILL"),
+    ],
+)
+def test_who_has_died_is_said_in_one_line(mode, mistake, why):
+    began = time.monotonic()
+    with pytest.raises(RankFailed) as failed:
+        some_steps(400, mode=mode, mistake=mistake)
+    assert failed.value.headline == why
+    assert time.monotonic() - began < 15  # and not the 20 s of the timeout
+
+
+def test_a_stuck_worker_stops_a_sync_run_and_not_an_async_one():
+    with pytest.raises(RankFailed) as failed:
+        some_steps(400, mode="sync", mistake="stuck worker", timeout=3.0)
+    late = "worker 2 pushes no more, and all others wait"
+    assert failed.value.headline == f"rank 0 of 3 raised TimeoutError: {late}"
+    steps = some_steps(100, mode="async", mistake="stuck worker", timeout=3.0)
+    assert len(steps) == 100
+
+
+def test_who_steps_through_a_run_may_pause():
+    steps = run(Knobs(width=16, batch_size=8, slow=0.0, mode="async", timeout=2.0))
+    with contextlib.closing(steps):
+        list(itertools.islice(steps, 10))
+        time.sleep(5)
+        assert len(list(itertools.islice(steps, 20))) == 20
+
+
+def test_nothing_is_left_behind():
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    threads = threading.active_count()
+    some_steps(5)  # starts the fork server, which stays
+    server = {child.pid for child in psutil.Process().children(recursive=True)} - before
+    some_steps(5, mode="async")
+    left = {child.pid for child in psutil.Process().children(recursive=True)} - before
+    assert left == server
+    assert threading.active_count() == threads
+
+
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
+    dials = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 4, "mode": "sync"}
+    whole = [step.metrics["loss"] for step in some_steps(10)]
+    first = some_steps(6, **dials)
+    resumed = some_steps(6, **dials)
+    assert [step.index for step in resumed] == [4, 5, 6, 7, 8, 9]
+    found = [step.metrics["loss"] for step in (*first[:4], *resumed)]
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dials", "why"),
+    [
+        ({"ranks": 1}, "ranks: 1 process is a server without a worker: take 2 or more"),
+        ({"bound": -1}, "bound: should be greater than or equal to 0"),
+        ({"lag": 3}, "lag: should be 0, 1, 2, 4, 8 or 16"),
+        ({"lag": 2, "mode": "local"}, "lag: needs a server: mode sync, bounded, async"),
+        ({"twin": True, "mode": "local"}, "twin: needs a server"),
+        ({"mistake": "lost update", "mode": "all-reduce"}, "mistake: needs a server"),
+        ({"mistake": "forgotten bound"}, "mistake: 'forgotten bound' needs mode bounded"),
+        ({"device": "cuda"}, "device: a server answers whoever comes first, on the CPU"),
+    ],
+)
+def test_knobs_that_cannot_be(dials, why):
+    with pytest.raises(KnobError) as told:
+        Knobs(**dials)
+    assert str(told.value).startswith(why)
+    assert "\n" not in str(told.value)
+
+
+def test_under_torchrun_a_server_is_refused(monkeypatch):
+    monkeypatch.setattr(experiment, "under_torchrun", lambda: True)
+    with pytest.raises(KnobError, match="mode: torchrun's ranks keep in step"):
+        next(run(Knobs(mode="async")))
+
+
+def test_each_worker_has_its_digits_and_every_rank_the_same_batches():
+    digits = datasets.mnist5k()
+    for workers in (1, 2, 3):
+        trainers = [Trainer(Knobs(shards="by digit", seed=3), digits, workers) for _ in range(2)]
+        for worker in range(1, workers + 1):
+            (x, y), (again, _) = (trainer.batch(worker, 5) for trainer in trainers)
+            assert torch.equal(x, again)
+            if workers > 1:
+                assert bool((y >= 5).all() if worker == workers else (y < 5).all())
+            assert not torch.equal(x, trainers[0].batch(worker, 6)[0])
+
+
+def test_an_outcome_in_each_mode_agrees_with_a_run():
+    knobs = [Knobs(width=16, batch_size=8, slow=0.0, mode=mode) for mode in MODES]
+    found = dict(zip(MODES, experiment.outcomes(knobs, 20), strict=True))
+    assert all(sum(outcome.clock.values()) == 20 for outcome in found.values())
+    assert found["sync"][2:4] == pytest.approx(found["all-reduce"][2:4], abs=0.01)
+    assert [len(outcome.pushes) for outcome in found.values()] == [0, 20, 20, 20, 0]
+    assert all(outcome.seconds > 0 for outcome in found.values())
+
+
+def test_the_predicted_pace():
+    assert experiment.predicted_pace(Knobs(mode="sync", slow=10.0), 0.01) == pytest.approx(100)
+    assert experiment.predicted_pace(Knobs(mode="async", slow=10.0), 0.01) == pytest.approx(150)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,8 @@ from accel_lab.parameter_server import Push, Server, flatten
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.ranks.rank import die
+from accel_lab.workbench.ranks.world import RankKnobs
 from accel_lab.workbench.step import Span
-
-if TYPE_CHECKING:
-    from accel_lab.experiments.parameter_server import Knobs
 
 TIMELINE_EVERY = 0.1  # seconds between two updates that bring a timeline
 
@@ -29,7 +27,7 @@ TIMELINE_EVERY = 0.1  # seconds between two updates that bring a timeline
 class Trainer:
     """A flat model, and the batch of each number of each worker, the same wherever it is asked."""
 
-    def __init__(self, knobs: Knobs, digits: datasets.Data, workers: int, first: int = 0):
+    def __init__(self, knobs: RankKnobs, digits: datasets.Data, workers: int, first: int = 0):
         torch.manual_seed(knobs.seed)
         self.model = models.mlp(28 * 28, knobs.width, knobs.width, 10)
         self.weights, self.gradients = flatten(self.model)

@@ -423,3 +423,27 @@ def test_a_wrong_knob_is_named_in_one_line(changes, line):
 def test_the_system_takes_a_share():
     found = experiment.system_shares(lambda: models.mlp(784, 10), (8, 64), seconds=0.1)
     assert all(speed > 0 and 0 <= share <= 1 for speed, share in found.values())
+
+
+def test_one_run_that_misses_its_target_says_so(monkeypatch):
+    monkeypatch.setattr(experiment, "MOST_EPOCHS", 1)
+    assert experiment.one_run(knobs(seed=2, target=2.0)).reached
+    missed = experiment.one_run(knobs(seed=2, target=0.05))
+    assert not missed.reached
+    assert missed.updates == 63  # of 64 samples: an epoch of 4,000, and a little
+
+
+@pytest.mark.parametrize(("rate", "left"), [(1.0, [0.5, 1.3]), (4.0, [0.5]), (0.01, [1.3])])
+def test_other_rates_are_those_that_the_knob_can_take(rate, left):
+    base = knobs(learning_rate=rate)
+    assert experiment.other_rates(base, (0.5, 1.3)) == left
+    for factor in left:
+        base.turned(learning_rate=factor * rate)
+
+
+def test_a_rate_at_which_no_size_reaches_the_target_is_named():
+    there, missed = (experiment.Way(seconds, 1.0, ()) for seconds in (1.0, math.inf))
+    experiment.check_reached({8: [there, there], 64: [missed, there]}, knobs())
+    with pytest.raises(KnobError, match=r"learning_rate: at 0\.01 no batch size") as error:
+        experiment.check_reached({8: [missed, there], 64: [missed]}, knobs(learning_rate=0.01))
+    assert "\n" not in str(error.value)

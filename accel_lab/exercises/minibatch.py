@@ -370,6 +370,13 @@ in the squares, so averages over updates stay right. A ratio is not, so it is ta
         ),
         Wrong.changed(
             noise_of_ranks,
+            "one.square().sum(1).mean()",
+            "one.square().sum(1).sqrt().mean() ** 2",
+            "You average the norms of the ranks' gradients, and square the mean. Square first: the "
+            "equations are about the mean of ‖g‖².",
+        ),
+        Wrong.changed(
+            noise_of_ranks,
             "    if square <= 0:\n        return None\n",
             "",
             "Where the estimate of ‖G‖² is not above 0 the noise hides the gradient, and the ratio "

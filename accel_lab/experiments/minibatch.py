@@ -32,7 +32,7 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.effort import effort
-from accel_lab.workbench.knobs import TrainingKnobs, dial
+from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
@@ -201,6 +201,23 @@ def ways_to_target(
     return found
 
 
+def check_reached(ways: Mapping[int, list[Way]], knobs: Knobs) -> None:
+    """Raise KnobError, one line, where no batch size has reached the target with each seed."""
+    if all(any(way.seconds == math.inf for way in runs) for runs in ways.values()):
+        said = f"at {knobs.learning_rate:g} no batch size reaches the target of {knobs.target:g}"
+        raise KnobError("learning_rate", f"{said} within {MOST_EPOCHS} epochs; choose another one")
+
+
+def other_rates(knobs: Knobs, factors: Iterable[float]) -> list[float]:
+    """Those of the factors by which the learning rate stays one that the knob can take."""
+    field = Knobs.model_fields["learning_rate"]
+    low, high = (
+        next(getattr(one, end) for one in field.metadata if hasattr(one, end))
+        for end in ("ge", "le")
+    )
+    return [factor for factor in factors if low <= factor * knobs.learning_rate <= high]
+
+
 # ---- predicted beforehand ----
 
 
@@ -234,12 +251,13 @@ def costs(fetch: str, device: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class OneRun:
-    """What a single run tells: updates it took to its target, and (‖g‖² of a part, ‖G‖²) of each
-    update.
+    """What a single run tells: updates it took to its target, (‖g‖² of a part, ‖G‖²) of each
+    update, and whether the target was reached within ``MOST_EPOCHS``.
     """
 
     updates: int
     squares: list[tuple[float, float]]
+    reached: bool = True
 
     @property
     def noise(self) -> float:
@@ -262,8 +280,9 @@ def one_run(knobs: Knobs) -> OneRun:
             continue
         squares.append(squares_of_parts(model, x, y, PARTS))
         optimizer.step()
-        if judged(model, digits) < knobs.target or len(squares) * ONE_RUN > 160_000:
-            return OneRun(len(squares), squares)
+        reached = judged(model, digits) < knobs.target
+        if reached or len(squares) * ONE_RUN >= MOST_EPOCHS * len(digits.train_x):
+            return OneRun(len(squares), squares, reached)
     raise AssertionError("epochs go on without end")
 
 

@@ -732,6 +732,7 @@ check(best_ranks)
 # parallel training*, 2020, arXiv:2006.15704 · P. Goyal et al., *Accurate, Large Minibatch SGD*,
 # 2017, arXiv:1706.02677, for the learning rate of large batches.
 #
-# **Next.** Every rank here holds the whole model. If that is too large for one of them, the layers
-# can be dealt out instead. That is pipeline parallelism, [chapter 18](18_pipeline.ipynb). The other
-# chapters are listed on the [first page](00_start_here.ipynb).
+# **Next.** Every update here waits for the slowest rank. Need the others wait? A server could keep
+# the weights, take each gradient as it comes, and answer at once. What that speeds up, and what it
+# unlearns, is [chapter 17](17_parameter_server.ipynb). The other chapters are listed on the
+# [first page](00_start_here.ipynb).

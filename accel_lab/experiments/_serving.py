@@ -133,6 +133,7 @@ class Lanes:
     since: float = 0.0  # when the server began to wait …
     got: float = 0.0  # … and had a push
     refused: int = 0
+    before: float = 0.0  # when the round before began
 
     def now(self) -> float:
         return perf_counter() - self.zero
@@ -165,22 +166,22 @@ class Lanes:
                 self.spans.append(Span(rank, name, start, end))
         return now
 
-    def latest(self, push: Push, former: float, now: float) -> tuple[Span, ...]:
-        """The spans of a round, or of the last worker's latest push, beginning at 0; now and then.
+    def latest(self, push: Push, former: float) -> tuple[Span, ...]:
+        """The spans of the round before, or of the last worker's latest push; now and then.
 
-        What the last worker does is known only when it pushes.
+        They begin at 0 and end where one rank is not known any further: how long a worker waited
+        is known when it pushes again.
         """
-        if len({span.rank for span in self.spans}) <= self.slowest:  # one has not been heard of yet
+        before, self.before = self.before, former
+        ends = {span.rank: span.end for span in self.spans}
+        heard_of_all = len(ends) > self.slowest and (self.in_rounds or push.worker == self.slowest)
+        if not heard_of_all or self.got - self.given < TIMELINE_EVERY:
             return ()
-        if now - self.given < TIMELINE_EVERY or (
-            not self.in_rounds and push.worker != self.slowest
-        ):
-            return ()
-        self.given = now
+        self.given, end = self.got, min(ends.values())
         cycle = push.notes[-1] - push.notes[1]
-        start = former if self.in_rounds else now - min(0.06, max(0.01, 1.2 * cycle))
+        start = before if self.in_rounds else end - min(0.06, max(0.01, 1.2 * cycle))
         return tuple(
-            replace(span, start=max(span.start, start) - start, end=min(span.end, now) - start)
+            replace(span, start=max(span.start, start) - start, end=min(span.end, end) - start)
             for span in self.spans
-            if span.end > start
+            if span.end > start and span.start < end
         )

@@ -232,7 +232,7 @@ def _served(trainer: Trainer, zero: float) -> Iterator[Step]:
             "bytes_moved": moved,
             "refused": len(server.refused),
         }
-        spans = lanes.latest(push, former, now) if knobs.timeline else ()
+        spans = lanes.latest(push, former) if knobs.timeline else ()
         samples = knobs.batch_size * len(losses)
         yield Step(server.version - 1, samples, now - former, metrics | found, spans)
         former, losses, moved = now, [], 0

@@ -368,6 +368,13 @@ def test_an_update_can_be_made_again_and_again():
     assert first.metrics["frozen_ms"] == 0
 
 
+def test_who_is_not_tested_needs_no_answers_to_test_pictures(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "test_answers", lambda knobs, trunk, x: asked.append(x))
+    experiment.update_of(Knobs(**LITTLE))()
+    assert not asked
+
+
 def test_the_head_comes_first():
     before, after = experiment.head_first(Knobs(**LITTLE, cut=17), 1)
     assert 0 <= before <= 100

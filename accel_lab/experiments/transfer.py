@@ -222,9 +222,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     trunk, rest = networks(knobs)
     x, test_x = pictures_of(knobs, data)
     optimizer = optimizer_of(knobs, rest)
-    seen = None if knobs.mistake == "batch norm" else test_answers(knobs, trunk, test_x)
     spans = SpanRecorder(x.device)
-    kept, asked = None, 0
+    kept, seen, asked = None, None, 0
     has_trunk = knobs.frozen > 0 and knobs.way != "small CNN"
 
     def update(places: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -371,9 +370,10 @@ def costs(side: int, device: str, batch_size: int = 10) -> Costs:
         for _ in range(8):
             h = x[:batch_size]
             with torch.no_grad():
-                for place, part in enumerate(network):
-                    taken[place].append(reading(lambda part=part, h=h: part(h)))
-                    h = part(h)
+                for part, seconds in zip(network, taken, strict=False):
+                    found: list[Tensor] = []
+                    seconds.append(reading(lambda part=part, h=h, to=found: to.append(part(h))))
+                    (h,) = found
             taken[-1].append(reading(lambda h=h: kept_update(head, optimizer, h, y), 10))
     *parts, of_head = (median(seconds[1:]) / batch_size for seconds in taken)
     return Costs(tuple(parts), of_head)

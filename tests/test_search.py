@@ -374,6 +374,14 @@ def test_the_famous_mistakes_cost_what_the_chapter_says(mistake, of_halving):
         assert too_much[0] > too_much[1] + 0.01
 
 
+def test_a_search_that_is_asked_for_again_is_the_one_that_was_made():
+    knobs = Knobs(device="cpu", candidates=9, longest=3)
+    judged, found = experiment.searched(knobs, 1)
+    assert experiment.searched(knobs, 1)[0] is judged
+    assert found == experiment.search(knobs, 1)[1]
+    assert found != experiment.searched(knobs, 2)[1]
+
+
 def test_a_run_is_closed_between_epochs():
     steps = run(Knobs(device="cpu", candidates=9, searches=1))
     list(islice(steps, 2))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from accel_lab.minibatch import batches, fit_line
+from accel_lab.minibatch import batches
 from accel_lab.search import (
     Judged,
     Population,
@@ -226,9 +227,15 @@ def search_among(candidates: list[Settings], knobs: Knobs, seed: int) -> tuple[l
     return judged, one.found(judged[-1])
 
 
+@lru_cache(maxsize=128)
+def searched(knobs: Knobs, seed: int) -> tuple[list[Judged], Found]:
+    """The same as ``search``, once for each of these."""
+    return search(knobs, seed)
+
+
 def searches(knobs: Knobs, seeds: Sequence[int]) -> list[Found]:
     """The winner of a search with each seed."""
-    return [search(knobs, seed)[1] for seed in seeds]
+    return [searched(knobs, seed)[1] for seed in seeds]
 
 
 # ---- one update of all candidates, three ways ----
@@ -395,14 +402,9 @@ def update_seconds(numbers: Sequence[int], hidden: int, rounds: int = 7) -> dict
     return {number: sorted(seconds[1:])[rounds // 2] for number, seconds in taken.items()}
 
 
-def cost_of_calls(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """(c, f) of c + K·f, seconds of an update of K networks."""
-    return fit_line(seconds)
-
-
 def ranks_along(knobs: Knobs, seed: int, at: Sequence[int]) -> dict[int, Tensor]:
     """Epoch → the rank of every candidate there, 0 the best, in a search that cuts nobody."""
-    judged, _ = search(knobs.turned(strategy="random"), seed)
+    judged, _ = searched(knobs.turned(strategy="random"), seed)
     return {
         epoch: judged[epoch - 1].scores.nan_to_num(-1).argsort(descending=True).argsort()
         for epoch in at

@@ -294,6 +294,14 @@ def test_run_trains_and_reports():
     assert one.metrics["ns_per_word"] == pytest.approx(1e9 * one.seconds / words)
 
 
+def test_the_accuracy_is_that_after_the_last_update(monkeypatch):
+    """Of any number of updates, and tested once."""
+    tested = []
+    monkeypatch.setattr(experiment, "accuracy", lambda *_: tested.append(1) or len(tested) / 4)
+    assert experiment.accuracy_after(Knobs(hidden=2, batch_size=8, device="cpu"), updates=41) == 25
+    assert len(tested) == 1
+
+
 @pytest.mark.slow
 def test_it_learns():
     assert experiment.accuracy_after(Knobs(pool=8, cell="GRU"), updates=120) > 57

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from statistics import fmean
-from time import perf_counter
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -31,16 +30,16 @@ from accel_lab.recurrent import (
     padding_share,
     unrolled,
 )
-from accel_lab.workbench.device import pick_device, synchronize
+from accel_lab.workbench.device import pick_device
 from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import train
+from accel_lab.workbench.measure.comparison import reading
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.proof import snapshot
 from accel_lab.workbench.step import Step
 
 VOCABULARY, WIDTH = 8000, 64  # rows of the embedding, and numbers of a word's vector
-EVALUATE_EVERY = 20  # updates
 TESTS = 1000  # sentences
 CELLS = {"GRU": gru_cell, "LSTM": lstm_cell}
 STATES = {"GRU": 1, "LSTM": 2}
@@ -57,6 +56,7 @@ class Knobs(TrainingKnobs):
         "none", description="made on purpose"
     )
     hidden: int = dial(64, ge=1, le=512, panel=False, description="numbers of a state")
+    every: int = dial(20, ge=1, le=10_000, panel=False, description="updates between two tests")
     twin: bool = dial(False, panel=False, description="compare the states with the right ones")
     learning_rate: float = dial(
         0.01, ge=1e-5, le=1, log=True, panel=False, description="step size of Adam"
@@ -192,7 +192,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     words_per_sentence: of the batch, on average.
     state_error (with ``twin``): ‖h − h_right‖ / ‖h_right‖ of the states that the reader judges by.
 
-    Every 20th also has test_accuracy, 0 to 1.
+    Every 20th, or as ``every`` says, also has test_accuracy, 0 to 1.
     """
     torch.manual_seed(knobs.seed)
     device = pick_device(knobs.device)
@@ -219,7 +219,7 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
         }
         if knobs.twin:
             found["state_error"] = state_error(reader, knobs, *batch[:2])
-        if (step.index + 1) % EVALUATE_EVERY == 0:
+        if (step.index + 1) % knobs.every == 0:
             found["test_accuracy"] = accuracy(reader, knobs)
         yield replace(step, metrics={**step.metrics, **found})
 
@@ -274,11 +274,8 @@ def predicted_padding(knobs: Knobs) -> float:
 
 
 def accuracy_after(knobs: Knobs, updates: int = 200) -> float:
-    """Train for so many updates, and return the test accuracy, in percent.
-
-    updates: a multiple of 20, for each 20th measures.
-    """
-    with closing(run(knobs)) as steps:
+    """Train for so many updates, and return the test accuracy, in percent."""
+    with closing(run(knobs.turned(every=updates))) as steps:
         *_, last = islice(steps, updates)
     return 100 * last.metrics["test_accuracy"]
 
@@ -294,14 +291,8 @@ def in_turn(programs: Mapping[Way, Callable[[], object]], rounds: int) -> dict[W
     with under_watch():
         for _ in range(1 + max(2, round(rounds * effort()))):
             for way in random.sample(list(programs), len(programs)):
-                taken[way].append(seconds_of(programs[way]))
+                taken[way].append(reading(programs[way]))
     return {way: seconds[1:] for way, seconds in taken.items()}
-
-
-def seconds_of(program: Callable[[], object]) -> float:
-    start = perf_counter()
-    program()
-    return perf_counter() - start
 
 
 def part_of_an_epoch(knobs: Knobs, batches: int = 24) -> Callable[[], None]:
@@ -315,7 +306,6 @@ def part_of_an_epoch(knobs: Knobs, batches: int = 24) -> Callable[[], None]:
     def program() -> None:
         for places in epoch(knobs, lengths, generator):
             update(*fetched(TESTS + places, device))
-        synchronize(device)
 
     return program
 

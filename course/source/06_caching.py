@@ -84,7 +84,7 @@ guess_disk
 # The dashed orange run keeps nothing. Press **Start**, then turn **cache**:
 #
 # - *bytes* keeps the files as they are, *decoded* the pixels. *augmented* keeps the pixels too, and
-#   repeats the first crop of each picture for ever.
+#   repeats the first crop of each picture in every epoch.
 # - **workers** load in processes of their own. **persistent** ones stay when an epoch ends.
 #   **shared** gives all of them one cache of the pixels; that of the bytes cannot be shared here.
 # - **prefetch** loads ahead in a thread.
@@ -97,24 +97,10 @@ guess_disk
 cost = experiment.costs(base.device, base.channels)
 for stage, seconds in cost.items():
     print(f"{stage:<8} {seconds * 1e6:6.0f} µs a picture")
-
-# %%
-spent = lab.Sweep(
-    "cache",
-    "epoch_seconds",
-    "seconds of an epoch",
-    predicted=experiment.predicted_epoch_seconds,
-    formula="predicted",
-)
-kept = lab.Sweep(
-    "workers",
-    "kept_bytes",
-    "kept, MiB",
-    scale=2**-20,
-    predicted=experiment.predicted_kept,
-    formula="predicted",
-    summary="max",
-)
+by_formula = {"predicted": experiment.predicted_epoch_seconds, "formula": "predicted"}
+spent = lab.Sweep("cache", "epoch_seconds", "seconds of an epoch", **by_formula)
+by_formula = {"predicted": experiment.predicted_kept, "formula": "predicted"}
+kept = lab.Sweep("workers", "kept_bytes", "kept, MiB", 2**-20, summary="max", **by_formula)
 found = lab.Curve("hits", "found in a cache, %", 100, over="updates", ends=(0, 100))
 waits = lab.Curve("wait_share", "waiting for batches, %", 100, over="updates", ends=(0, 100))
 
@@ -129,7 +115,7 @@ panel = lab.Panel(
     baselines={"no cache": {"cache": "nothing", "workers": 0, "prefetch": 0}},
     headline=lab.Headline("epoch_seconds", "seconds of an epoch"),
     tour=[half.turned(**({"cache": "decoded"} | turn)) for turn in turns],
-    seconds=2.0,
+    seconds=1.4,
 )
 panel
 
@@ -170,13 +156,11 @@ guess_disk.against(100 * share["read"])
 #
 # ### A cache
 #
-# The naive one is a dictionary:
+# The naive one is a dictionary. It returns the very tensor that it keeps. Whoever darkens the
+# picture darkens it for all epochs:
 
 # %%
 lab.show_source(caching.DictCache)
-
-# %% [markdown]
-# It returns the very tensor that it keeps. Whoever darkens the picture darkens it for all epochs:
 
 # %% tags=["nbval-check-output"]
 naive = caching.DictCache(lambda index: torch.full((3, 2, 2), 200.0))
@@ -187,14 +171,9 @@ for epoch in (1, 2, 3):
 
 # %% [markdown]
 # The real one is a single tensor of all pictures, one byte a number, and one bit of memory for each
-# picture: is it there?
-
-# %%
-lab.show_source(caching.Cache.fill, caching.Cache.__getitem__, docstring=False)
-
-# %% [markdown]
-# Indexing with a tensor copies, so nobody can change what is kept. With `shared=True` both tensors
-# lie in memory that all processes see.
+# picture: is it there? Indexing with a tensor copies, so nobody can change what is kept. With
+# `shared=True` both tensors lie in memory that all processes see. Here it is in use, and below that
+# its source:
 
 # %%
 with experiment.photographs(8) as eight:
@@ -203,16 +182,15 @@ with experiment.photographs(8) as eight:
         for batch in (torch.tensor([0, 3, 5]), torch.tensor([3, 5, 7])):
             print(f"epoch {epoch}, pictures {batch.tolist()}: {cache.fill(batch)} hits")
 print(f"{cache.have.sum()} of 8 pictures kept, {cache.pictures.nbytes / 1e3:.0f} kB for all")
+lab.show_source(caching.Cache.fill, caching.Cache.__getitem__, docstring=False)
 
 # %% [markdown]
 # ### What must stay behind it
 #
 # A crop is random: another place, perhaps flipped, darker or brighter. So it comes *behind* the
 # cache, in every epoch anew. `unfold` makes a view of all crops that could be cut, without copying
-# one. A single index then picks a crop of each picture:
-
-# %%
-lab.show_source(caching.augment, docstring=False)
+# one. A single index then picks a crop of each picture. Here are the crops of 5 × 5 numbers, and
+# below that `augment`:
 
 # %% tags=["nbval-check-output"]
 one = torch.arange(25).view(1, 1, 5, 5)
@@ -220,6 +198,7 @@ windows = one.unfold(2, 3, 1).unfold(3, 3, 1)
 print("from a picture", list(one.shape[2:]), "come", windows.shape[2] * windows.shape[3], "crops")
 print("new memory:", windows.data_ptr() != one.data_ptr())
 print("the crop at row 1, column 2:", windows[0, 0, 1, 2].tolist())
+lab.show_source(caching.augment, docstring=False)
 
 # %% [markdown]
 # ### Loading ahead
@@ -234,13 +213,11 @@ lab.show_source(caching._prefetch, first="left =", last="thread.start()")
 # %% [markdown]
 # The error of a thread would be lost; so it is handed over like a batch. And when the training
 # stops early, the thread may be waiting for room in the queue. So the queue is emptied until the
-# thread has ended:
+# thread has ended. Below are two runs without a cache, recorded: each by itself, then with the
+# thread.
 
 # %%
 lab.show_source(caching._prefetch, first="thread.start()", last="thread.join")
-
-# %% [markdown]
-# Here are two runs without a cache, recorded: each by itself, then with the thread.
 
 # %% jupyter={"source_hidden": true}
 alone, ahead = base.turned(prefetch=0), base.turned(prefetch=2)
@@ -296,18 +273,14 @@ ways_to_hold = {
     "a shared cache": few.turned(shared=True, persistent=True),
 }
 held = {name: experiment.holders(way, 4) for name, way in ways_to_hold.items()}
-colors = [(0.9, 0.9, 0.9)] + [
-    tuple(int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    for color in (lab.figure.BLUE, lab.figure.ORANGE, lab.figure.GREEN)
-]
+INK = torch.tensor([[230, 230, 230], [0, 114, 178], [213, 94, 0], [0, 158, 115]]) / 255
 
 
-# %% jupyter={"source_hidden": true}
 def who_holds(epoch=2):
     drawn_now, row = lab.figure.axes(9.5, 2.0, columns=3)
     for axes, (name, epochs) in zip(row, held.items()):
         first, second = epochs[epoch - 1]
-        axes.imshow(torch.tensor(colors)[first.long() + 2 * second.long()].view(5, 12, 3))
+        axes.imshow(INK[first.long() + 2 * second.long()].view(5, 12, 3))
         for place in range(12):
             axes.axvline(place - 0.5, color="white")
             axes.axhline(place % 5 - 0.5, color="white")
@@ -330,7 +303,10 @@ lab.Sliders(who_holds, epoch=range(1, 5))
 #
 # Does it matter to the training who loads, and what is kept? All random numbers are drawn in the
 # training process, together with the order of the pictures. So all batches should be the same, bit
-# for bit. Two epochs, in six ways:
+# for bit. Two epochs, in six ways.
+#
+# And are they those of a `DataLoader` as people write it, one picture at a time, if it gets the
+# same order and the same draws? The last batch of an epoch is shorter.
 
 
 # %% tags=["nbval-check-output"]
@@ -350,10 +326,6 @@ for how in (
 ):
     same = [torch.equal(a.x, b.x) for a, b in zip(uncached, batches_of(**how))]
     print(f"the same {len(same)} batches: {all(same)}", *(f"{k} {v}" for k, v in how.items()))
-
-# %% [markdown]
-# And are they those of a `DataLoader` as people write it, one picture at a time, if it gets the
-# same order and the same draws? The last batch of an epoch is shorter.
 
 # %% tags=["nbval-check-output"]
 from torch.utils.data import DataLoader
@@ -407,8 +379,8 @@ for way, shares in hits.items():
 drawing, (left, right) = lab.figure.axes(10, 3.6, columns=2)
 numbers, drawn = range(1, 6), ("no worker", "2 persistent", "2 workers", "no cache")
 lines = {way: dict(zip(numbers, [100 * share for share in hits[way]])) for way in drawn}
-by_formula = {e: 100 * caching.expected_hits(e, 2, persistent=True) for e in numbers}
-lab.figure.draw_lines(left, lines, dashed={"formula": by_formula})
+expected = {e: 100 * caching.expected_hits(e, 2, persistent=True) for e in numbers}
+lab.figure.draw_lines(left, lines, dashed={"formula": expected})
 left.set(ylim=(-6, 108), ylabel="found in a cache, %", title="Does the cache hit?")
 in_epoch = {
     way: {e: median(run[e - 1].seconds for run in runs[way]) for e in numbers} for way in drawn
@@ -419,31 +391,27 @@ for axes in (left, right):
     axes.set(xlabel="epoch", xticks=list(numbers))
 drawing
 
-# %%
-decodes_each = {way: sum(1 - share for share in line) for way, line in hits.items()}
-for way, number in decodes_each.items():
-    print(f"{way:<13} decodes each picture {number:.2f} times in 5 epochs")
-off = max(abs(100 * share - by_formula[e]) for e, share in enumerate(hits["2 persistent"], 1))
-print(f"2 persistent workers: at most {off:.0f} points off the formula, in the mean of all seeds")
-guess_decoded.against(decodes_each["2 workers"])
-
-# %% [markdown]
-# The last epochs, against those without a cache:
-
 
 # %%
 def of_last(way, against="no cache"):
     return [a[-1].seconds / b[-1].seconds for a, b in zip(runs[way], runs[against])]
 
 
+decodes_each = {way: sum(1 - share for share in line) for way, line in hits.items()}
+for way, number in decodes_each.items():
+    print(f"{way:<13} decodes each picture {number:.2f} times in 5 epochs")
+off = max(abs(100 * share - expected[e]) for e, share in enumerate(hits["2 persistent"], 1))
+print(f"2 persistent workers: at most {off:.0f} points off the formula, in the mean of all seeds")
 for way in list(ways)[1:]:
-    print(f"{way:<13} {lab.figure.tell_over_seeds(of_last(way), '×')} the seconds of no cache")
+    ratio = lab.figure.tell_over_seeds(of_last(way), "×")
+    print(f"{way:<13} {ratio} the seconds of no cache, in the last epoch")
 faster = sum(ratio < 1 for ratio in of_last("no worker", "2 workers"))
 of_all = len(runs["no worker"])
 print(f"one process with a cache beats two workers with caches in {faster} of {of_all} runs")
+guess_decoded.against(decodes_each["2 workers"])
 
 # %% [markdown]
-# The two workers of the first row have a cache, and pay for it in memory. If they gain something,
+# The workers of *2 workers* have a cache each, and pay for it in memory. If they gain something,
 # they gain it by working beside the training, on a core that is free.
 #
 # ### Predicted and measured
@@ -468,22 +436,15 @@ print(f"with a cache and no worker the first epoch takes {first:.1f} × the last
 
 # %%
 small = base.turned(pictures=100, batch_size=20, channels=8)
-sides = {"augment → cache": "augmented", "cache → augment": "decoded"}
-results = {name: [] for name in sides}
-for seed in lab.some_seeds(4):
-    for name, what in sides.items():
-        results[name].append(
-            experiment.trained(small.turned(cache=what, seed=base.seed + seed), 40)
-        )
+results = {"augment → cache": [], "cache → augment": []}
+for seed in seeds:
+    for each, what in zip(results.values(), ("augmented", "decoded")):
+        each.append(experiment.trained(small.turned(cache=what, seed=seed), 30))
 for name, each in results.items():
     tested = lab.figure.tell_over_seeds([100 * accuracy for accuracy, _ in each], "%")
     print(f"{name}: {tested} of the test crops,")
     print(f"{'':>15}  loss on the training crops {fmean(loss for _, loss in each):.2f}")
-
-# %%
-gains = [
-    100 * (b - a) for (a, _), (b, _) in zip(results["augment → cache"], results["cache → augment"])
-]
+gains = [100 * (b - a) for (a, _), (b, _) in zip(*results.values())]
 better = sum(gain > 0 for gain in gains)
 print(f"cache → augment gains {lab.figure.tell_over_seeds(gains, 'points')},")
 print(f"and is better with {better} of {len(gains)} seeds")
@@ -498,22 +459,18 @@ print(f"and is better with {better} of {len(gains)} seeds")
 # Without a cache, and with it: what does the thread gain?
 
 # %%
-overlap = {
-    "nothing kept": base,
-    "nothing kept, ahead": base.turned(prefetch=2),
-    "kept": decoded,
-    "kept, ahead": decoded.turned(prefetch=2),
-}
-timed = experiment.ways_by_epoch(overlap, seeds, 2)
+overlap = {}
+for name, way in {"nothing kept": base, "kept": decoded}.items():
+    overlap |= {name: way, f"{name}, ahead": way.turned(prefetch=2)}
+timed = experiment.ways_by_epoch(overlap, seeds[:2], 2)
 for name in ("nothing kept", "kept"):
     pairs = zip(timed[f"{name}, ahead"], timed[name])
     ratios = [with_it[-1].seconds / without[-1].seconds for with_it, without in pairs]
     said = "faster in all runs" if max(ratios) < 0.95 else "no clear gain"
     print(f"{name:<13} {lab.figure.tell_over_seeds(ratios, '×')} with the thread: {said}")
 predicted = [experiment.predicted_epoch_seconds(overlap[name]) for name in list(overlap)[:2]]
-print(
-    f"predicted for {lab.usable_cores()} cores, nothing kept: {predicted[1] / predicted[0]:.2f} ×"
-)
+gain_foreseen = predicted[1] / predicted[0]
+print(f"predicted for {lab.usable_cores()} cores, nothing kept: {gain_foreseen:.2f} ×")
 
 # %% [markdown]
 # A thread needs a core that nobody else uses. Where the ratio is near 1, look at what else runs on
@@ -526,9 +483,9 @@ print(
 
 # %%
 broken = base.turned(cache="decoded")
-memory = lab.Budget(
-    {"kept_bytes": "cache", "ahead_bytes": "batches ahead"}, "MiB", scale=2**-20, summary="max"
-)
+pieces = {"kept_bytes": "cache", "ahead_bytes": "batches ahead"}
+memory = lab.Budget(pieces, "MiB", scale=2**-20, summary="max")
+tried = [{"cache": "augmented"}, {"mistake": "changed in place"}, {"mistake": "no limit"}]
 break_it = lab.Panel(
     experiment.run,
     broken,
@@ -536,9 +493,8 @@ break_it = lab.Panel(
     controls=["mistake", "cache"],
     baselines={"no mistake": {"mistake": "none", "cache": "decoded"}},
     headline=None,
-    tour=[broken.turned(cache="augmented")]
-    + [broken.turned(mistake=m) for m in ("changed in place", "float cache", "no limit")],
-    seconds=1.5,
+    tour=[broken.turned(**turn) for turn in tried],
+    seconds=1.2,
 )
 break_it
 
@@ -550,7 +506,7 @@ break_it
 # - **no limit.** The thread loads ahead without end: with a full cache, loading is faster than
 #   training. (Here it is stopped at 200 batches, before the memory is full.)
 # - **order kept** puts the cache behind the shuffle: the same pictures meet in each batch, in every
-#   epoch. Their crops are new.
+#   epoch. Their crops are new. To see it, count the different batches.
 
 # %%
 told = {}
@@ -561,11 +517,6 @@ for mistake in ("none", "changed in place", "float cache", "no limit"):
     last = fmean(metrics["loss"] for metrics in told[mistake][-10:])
     most = max(metrics["kept_bytes"] + metrics["ahead_bytes"] for metrics in told[mistake])
     print(f"{mistake:<17} loss {last:5.2f} in epoch 6, {most / 2**20:6.1f} MiB")
-
-# %% [markdown]
-# *Order kept* hardly shows in such numbers. How many different batches are there in ten epochs?
-
-# %% tags=["nbval-check-output"]
 for mistake in ("none", "order kept"):
     some_orders = islice(experiment.orders(experiment.Knobs(mistake=mistake)), 10)
     different = {tuple(drawn[0].tolist()) for epoch in some_orders for drawn in epoch}
@@ -602,23 +553,20 @@ print("PyTorch's generator: the same:", torch.equal(first_a[1], first_b[1]))
 # its file:
 
 # %% tags=["nbval-check-output"]
+grey = caching.Cache(lambda index: torch.zeros(1, 96, 96).byte(), 10, (3, 96, 96))
 with experiment.photographs(1) as (file,):
     file.write_bytes(file.read_bytes()[:2000])
-    try:
-        caching.read_picture(file, 96)
-    except ValueError as refusal:
-        print(str(refusal).rpartition("/")[2].partition(" (")[0])
-grey = caching.Cache(lambda index: torch.zeros(1, 96, 96).byte(), 10, (3, 96, 96))
-for attempt in (
-    lambda: grey.fill(torch.tensor([0])),
-    lambda: grey.fill(torch.tensor([-1])),
-    lambda: caching.Cache(None, 0, (3, 96, 96)),
-    lambda: caching.prefetch([], depth=0),
-):
-    try:
-        attempt()
-    except (ValueError, IndexError) as refusal:
-        print(refusal)
+    for attempt in (
+        lambda: caching.read_picture(file, 96),
+        lambda: grey.fill(torch.tensor([0])),
+        lambda: grey.fill(torch.tensor([-1])),
+        lambda: caching.Cache(None, 0, (3, 96, 96)),
+        lambda: caching.prefetch([], depth=0),
+    ):
+        try:
+            attempt()
+        except (ValueError, IndexError) as refusal:
+            print(str(refusal).rpartition("/")[2].partition(" (")[0])  # without the folder
 
 # %% [markdown]
 # ## 8. When it does not help
@@ -660,21 +608,6 @@ for room in rooms:
         f"room for {room:.0%}: evicting the least recent hits {parts['recent', room]:.1%}", end=""
     )
     print(f" (formula {formula:.1%}), evicting nothing {parts['first', room]:.1%}")
-
-# %% jupyter={"source_hidden": true}
-drawing_of_parts, (axes,) = lab.figure.axes(6.5, 3)
-axes.set(xlim=(0, 112), ylim=(0, 100), xlabel="room for, % of the pictures", ylabel="hits, %")
-curve = [place / 50 for place in range(50)]
-for policy, formula, color in (
-    ("recent", caching.hits_of_recent, lab.figure.BLUE),
-    ("first", lambda room: room, lab.figure.ORANGE),
-):
-    axes.plot([100 * c for c in curve], [100 * formula(c) for c in curve], "--", color=color)
-    label = {"recent": "least recent is evicted", "first": "nothing is evicted"}[policy]
-    dots = [100 * parts[policy, room] for room in rooms]
-    axes.plot([100 * room for room in rooms], dots, "o", color=color, label=label)
-axes.legend(frameon=False)
-drawing_of_parts
 
 # %% [markdown]
 # The file cache of an operating system is roughly of the first kind. So if the files take twice the
@@ -784,8 +717,7 @@ check(cut_crops)
 # - What is random stays behind the cache. What leaves the cache is a copy.
 # - If only a part fits, keep the first that come and evict nothing.
 # - Loading ahead hides a wait behind the training, if there is a free core. A cache removes it.
-
-# %% [markdown]
+#
 # Known from elsewhere, and not measured here: with hundreds of gigabytes, FFCV packs a data set
 # into one file, so that reading is sequential and one process serves all GPUs. CoorDL shares one
 # cache between the jobs of a machine, and found that the file cache of the system thrashes (Mohan
@@ -798,8 +730,7 @@ check(cut_crops)
 # the data set, and hits above 0. If you find one, look for memory that is shared: a tensor in
 # shared memory, a file, a server. Or two persistent workers that are off the formula by more than
 # chance: then a picture does not go to a worker by chance.
-
-# %% [markdown]
+#
 # **Sources.** J. Mohan et al., *Analyzing and Mitigating Data Stalls in DNN Training*, 2021,
 # arXiv:2007.06775, "When datasets cannot be fully cached" and "The MinIO cache" · D. Murray et al.,
 # *tf.data: A Machine Learning Data Processing Framework*, 2021, arXiv:2101.12127 · G. Leclerc et

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import model_validator
 
+from accel_lab import catalog
 from accel_lab.workbench.knobs import Dial, KnobError, Knobs, dial, no_such
 from accel_lab.workbench.notebook.settings import settings
 
@@ -71,6 +72,20 @@ def test_text_from_a_command_line_gives_the_same_knobs(count, rate, kind):
     assert Some(
         count=str(count), rate=repr(rate), kind=kind, on="true" if count <= 16 else "false"
     ) == Some(count=count, rate=rate, kind=kind, on=count <= 16)
+
+
+def test_every_choice_of_a_run_can_be_written_on_a_command_line():
+    """Numbers among them, too."""
+    for name in catalog.with_exercises():
+        knobs = catalog.experiment(name).Knobs
+        for one in knobs.dials():
+            for choice in one.choices:
+                try:
+                    read = knobs(**{one.name: str(choice)})
+                except KnobError as error:  # it does not go with the other knobs
+                    assert "should be" not in str(error)
+                else:
+                    assert getattr(read, one.name) == choice
 
 
 def test_the_nearest_name_is_offered():

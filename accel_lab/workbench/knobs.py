@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class KnobError(ValueError):
@@ -102,6 +102,16 @@ class Knobs(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _one_line(type(self), error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_from_text(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A choice among numbers can be given as text, as any other number can."""
+        written = {dial.name: {str(one): one for one in dial.choices} for dial in cls.dials()}
+        return {
+            name: written.get(name, {}).get(value, value) if isinstance(value, str) else value
+            for name, value in values.items()
+        }
 
     @classmethod
     def dials(cls) -> list[Dial]:

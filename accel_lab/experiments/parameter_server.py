@@ -365,7 +365,7 @@ def predicted_pace(knobs: Knobs, alone: float) -> float:
     return gradients_per_second(seconds, waits=knobs.mode != "async")
 
 
-def a_timeline(knobs: Knobs, updates: int = 60) -> tuple[Span, ...]:
-    """Run some updates; return the spans of the last one that has any."""
+def a_timeline(knobs: Knobs, which: int = 3) -> tuple[Span, ...]:
+    """Run until the third timeline, and return it."""
     with closing(run(knobs)) as steps:
-        return [step.spans for step in islice(steps, updates) if step.spans][-1]
+        return [*islice((step.spans for step in steps if step.spans), which)][-1]

@@ -444,6 +444,12 @@ def test_every_update_is_the_one_of_its_pushes(mode, options):
         assert step.metrics["update_error"] == 0
 
 
+@pytest.mark.parametrize("lag", [0, 8])
+def test_a_lag_makes_every_push_that_much_older(lag):
+    found = [step.metrics["staleness"] for step in some_steps(60, mode="sync", lag=lag)]
+    assert found[-20:] == [lag] * 20
+
+
 @pytest.mark.parametrize(
     ("mistake", "mode"),
     [

@@ -449,9 +449,9 @@ lab.figure.draw_timelines(lanes, label="milliseconds")
 # %%
 slows, modes = lab.along((5.0, 20.0, 50.0)), ("all-reduce", "sync", "async")
 settings = [plain.turned(mode=mode, slow=slow) for slow in slows for mode in modes]
-often = [one for one in settings for _ in range(5 if one.mode == "async" else 1)]
+often = [one for one in settings for _ in range(3 if one.mode == "async" else 1)]
 pairs = [each for one in often for each in (experiment.lone(one), one)]
-paces = [one.pace for one in experiment.outcomes(pairs, 40)]
+paces = [one.pace for one in experiment.outcomes(pairs, 30)]
 for setting in settings:
     mine = [place for place, one in enumerate(pairs) if one is setting]
     found = median(paces[place] for place in mine)

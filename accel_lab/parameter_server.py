@@ -201,7 +201,7 @@ def serve(
 
     notes: numbers that come with each push. receive: takes the next one, by default whoever's.
     Yields each push once those who may go on are answered. Later ones, and an incomplete round of
-    ``sync``, are not applied.
+    ``sync``, are not applied. Ranks must meet before the next run, or a push of it comes too soon.
     """
     n, at_work = server.weights.numel(), set(server.clock)
     inbox, answer = (server.weights.new_empty(more + n) for more in (HEADER + notes, 1))

@@ -200,6 +200,8 @@ lab.SpeedLog.of_the_reader()
 #   learning rate.
 # - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
 #   pairs leave possible, with 99 % certainty.
+# - **local SGD** ([17](17_parameter_server.ipynb)): Several updates at each worker by itself, then
+#   one average of all workers' weights.
 # - **logits** ([19](19_distillation.ipynb)): What a classifier's last layer gives for each class;
 #   softmax turns them into probabilities.
 # - **loss scaling** ([13](13_precision.ipynb)): The loss is multiplied by a factor, so that small
@@ -218,6 +220,8 @@ lab.SpeedLog.of_the_reader()
 #   that have ended leave the batch.
 # - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
 #   ratio of the two counts.
+# - **parameter server** ([17](17_parameter_server.ipynb)): A process that keeps the weights;
+#   workers pull them and push gradients.
 # - **persistent workers** ([06](06_caching.ipynb)): loading processes that stay when an epoch
 #   ends, and with them what they have cached.
 # - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
@@ -230,6 +234,8 @@ lab.SpeedLog.of_the_reader()
 #   state.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
 #   one piece of the sum; the first half of a ring's all-reduce.
+# - **replay** ([17](17_parameter_server.ipynb)): A parallel run repeated in one process, from a log
+#   of the order in which its messages arrived.
 # - **residual connection** ([07](07_structure.ipynb)): What went into a layer is added to what
 #   comes out of it, so that the gradient has a way past it.
 # - **ridge** ([01](01_measuring.ipynb)): The arithmetic intensity at which the limit of bytes and
@@ -245,9 +251,12 @@ lab.SpeedLog.of_the_reader()
 # - **shared memory** ([06](06_caching.ipynb)): memory that several processes see, so that one
 #   cache serves all of them.
 # - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
+# - **staleness** ([17](17_parameter_server.ipynb)): How many updates were made between a worker's
+#   pull of the weights and its push.
 # - **stochastic rounding** ([13](13_precision.ipynb)): A number is rounded up or down by chance,
 #   so that the mean is right.
 # - **stop words** ([05](05_text.ipynb)): Frequent words that a list declares to be empty.
+# - **straggler** ([17](17_parameter_server.ipynb)): A worker that is much slower than the others.
 # - **successive halving** ([09](09_search.ipynb)): trains many candidates a little, keeps the
 #   best, trains these longer, and so on.
 # - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the

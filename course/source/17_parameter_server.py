@@ -93,7 +93,7 @@ guess_digits
 # formulas in the panel need this one number.
 
 # %%
-alone = 1 / median(one.pace for one in experiment.outcomes([experiment.lone(base)] * 5, 60))
+alone = 1 / median(one.pace for one in experiment.outcomes([experiment.lone(base)] * 3, 60))
 print(f"a gradient of one worker alone: {1e3 * alone:.2f} ms")
 
 # %% [markdown]
@@ -701,7 +701,7 @@ break_it = lab.Panel(
     controls=["mistake", "mode", "slow"],
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
-    tour=[broken.turned(mistake=mistake) for mistake in shown_mistakes],
+    tour=lab.along([broken.turned(mistake=mistake) for mistake in shown_mistakes]),
     seconds=0.8,
     badge=right_or_wrong,
 )

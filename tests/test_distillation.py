@@ -340,6 +340,32 @@ def test_every_data_set_trains(name):
     assert second.samples == 50
 
 
+def test_a_student_alone_hears_no_classes_from_the_teacher():
+    def told(**changes) -> bool:
+        return "perplexity" in next(experiment.run(quick(**changes))).metrics
+
+    assert told()
+    assert told(soft_share=0.1)
+    assert not told(soft_share=0.0)
+    assert not told(teacher="every step")
+
+
+def test_a_teachers_accuracy_is_that_of_its_own_data_set_and_training():
+    found = {
+        name: experiment.teacher_accuracy(quick(**changes))
+        for name, changes in {
+            "trained": {"teacher_updates": 60, "teacher_channels": 8},
+            "fresh": {"teacher_updates": 0},
+        }.items()
+    }
+    assert 0 <= found["fresh"] < 40 < found["trained"] <= 100
+    crops = {"data": "rgb_crops", "teacher_updates": 0}
+    test = datasets.rgb_crops()
+    right = experiment.teacher_of("rgb_crops", quick().teacher_channels, 0)(test.test_x).argmax(1)
+    share = float((right == test.test_y).float().mean())
+    assert experiment.teacher_accuracy(quick(**crops)) == pytest.approx(100 * share, abs=0.5)
+
+
 def test_training_and_test_crops_share_no_pixel():
     crops = datasets.rgb_crops()
     assert crops.train_x.shape[1:] == (3, 32, 32)

@@ -84,6 +84,13 @@ up for the 1/T² by which the temperature shrinks the gradient.""",
         ),
         Wrong.changed(
             half_labelled_loss,
+            "log_softmax(student / temperature, 1)",
+            "softmax(student / temperature, 1)",
+            "kl_div got the student's probabilities: its first argument is their logarithm, "
+            "log_softmax.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
             'reduction="batchmean",\n    )',
             'reduction="sum",\n    ) / student.numel()',
             "This divides by the number of classes as well. kl_div's reduction is 'batchmean'.",
@@ -252,8 +259,8 @@ it.""",
 def bias_for_share_cases(rng):
     for samples, least, most in (
         (10, -8, -3),
-        (rng.randint(20, 60), -8, -3),
-        (rng.randint(60, 200), -8, -3),
+        (10 * rng.randint(2, 5) + 1, -8, -3),  # every share of it has to be rounded down
+        (10 * rng.randint(6, 19) + 9, -8, -3),  # and of this one up
         (rng.randint(40, 60), 4, 6),  # the class wins too often
     ):
         column = rng.randrange(5)
@@ -302,6 +309,20 @@ the sorted list.""",
             "[count - 1]",
             "[count]",
             "That lets one sample more in than asked for. Lists count from 0.",
+        ),
+        Wrong.changed(
+            bias_for_share,
+            "round(share * len(logits))",
+            "int(share * len(logits))",
+            "int() always rounds down, and one sample is missing. How many are asked for is "
+            "round(share · n).",
+        ),
+        Wrong.changed(
+            bias_for_share,
+            "round(share * len(logits))",
+            "-int(-share * len(logits) // 1)",
+            "You always round up, and let one sample more in. How many are asked for is round("
+            "share · n).",
         ),
         Wrong.changed(
             bias_for_share,

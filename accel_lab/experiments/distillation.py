@@ -135,7 +135,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     Metrics of each Step: loss. Of the first, and of every 30th:
     accuracy: on the test samples, 0 to 1.
     withheld_accuracy: on those of the withheld class alone, if there is one.
-    perplexity: how many classes the teacher names per sample at this temperature (with ``cached``).
+    perplexity: how many classes the teacher names per sample at this temperature, where the student
+    hears it (with ``cached``).
     """
     device = pick_device(knobs.device)
     data = transfer_set(knobs).to(device)
@@ -166,7 +167,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
         optimizer.step()
         return {"loss": loss.detach()}
 
-    named = {} if kept is None else {"perplexity": perplexity(kept, knobs.temperature)}
+    heard = kept is not None and knobs.soft_share > 0
+    named = {"perplexity": perplexity(kept, knobs.temperature)} if heard else {}
     for step in train(update, _batches(data, knobs.batch_size, knobs.seed)):
         found: dict[str, float] = {}
         if step.index == 0 or step.index % EVALUATE_EVERY == EVALUATE_EVERY - 1:
@@ -220,6 +222,13 @@ def teacher_of(name: str, channels: int = 24, updates: int = 120) -> nn.Sequenti
         cross_entropy(teacher(x), y).backward()
         optimizer.step()
     return teacher.eval().requires_grad_(False)
+
+
+def teacher_accuracy(knobs: Knobs) -> float:
+    """Measure the accuracy of these knobs' teacher on the test samples, in percent."""
+    test = getattr(datasets, knobs.data)()
+    teacher = teacher_of(knobs.data, knobs.teacher_channels, knobs.teacher_updates)
+    return 100 * share_right(logits_of(teacher, test.test_x), test.test_y)
 
 
 @lru_cache(maxsize=4)

@@ -160,6 +160,14 @@ def _as_found(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tens
     return x[tests:], y[tests:], x[:tests], y[:tests]
 
 
+def _changed_again(x, y, tests, copies, change) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    train_x, train_y = x[tests:], y[tests:]
+    for seed in range(copies):
+        train_x = torch.cat([train_x, change(train_x, seed)])
+        train_y = train_y.repeat(2)
+    return train_x, train_y, x[:tests], y[:tests]
+
+
 ENLARGED = Exercise(
     name="enlarged",
     points=3,
@@ -182,6 +190,11 @@ are, because they stand for what the model will meet.""",
             "This is the colleague's version. Follow one test picture through it: where else do "
             "changed copies of it end up?",
             given=True,
+        ),
+        Wrong(
+            _changed_again,
+            "Each round changes what the rounds before have made, so the set doubles every time. "
+            "Give change() the originals alone.",
         ),
         Wrong.changed(
             enlarged,
@@ -245,7 +258,7 @@ def misheard_cases(rng: random.Random) -> Iterator[Case]:
     for text in (
         *texts,
         "Their son is not right: no unknown reason to see THERE.",
-        "Not to see their son? NO! No person is right.",
+        "Not to see their son2? NO! No person is right_here.",
     ):
         yield {"text": text, "table": HOMOPHONES, "keep": ["not", "no"]}
 
@@ -296,6 +309,13 @@ touched, and what lies between words is never looked at. Every decision is made 
 form that the table and `keep` have. A word stays where it, or what would take its place, reverses
 the meaning. At the end the case of the old word is given to the new one.""",
     wrong=(
+        Wrong.changed(
+            misheard,
+            "[A-Za-z]+",
+            r"\w+",
+            r"\w takes digits and underscores as well. A word is a run of letters: "
+            "`son2` becomes `sun2`.",
+        ),
         Wrong(
             _inside_words,
             'Parts of words were replaced: there is a "son" in "person". And what was replaced may '

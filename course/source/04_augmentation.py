@@ -135,7 +135,7 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - Without augmentation the loss goes to nothing within some two hundred updates: a hundred
+# - Without augmentation the loss falls to nearly zero within some two hundred updates: a hundred
 #   pictures are quickly learned by heart. The gap to the test pictures stays.
 # - With shifts the loss stays higher, and the test accuracy is *better*. A training loss that does
 #   not vanish says that the task got harder. Whether that is worth it, only the test accuracy says:
@@ -150,9 +150,10 @@ panel
 #
 # $$p_{\text{in}} = F \, R(-\alpha) \, (p_{\text{out}} - \text{shift}) \,/\, \text{zoom}$$
 #
-# Maps of this kind multiply into one. So however many transforms you ask for, each picture is
-# resampled **once**; doing them one after another would blur it each time. And all pictures go in
-# one call, each with its own map:
+# Here *p* counts pixels from the picture's centre, *F* mirrors left and right or does nothing, and
+# *R* turns by the angle *α*. Maps of this kind multiply into one. So however many transforms you
+# ask for, each picture is resampled **once**; doing them one after another would blur it each time.
+# And all pictures go in one call, each with its own map:
 
 # %%
 lab.show_source(augmentation.warp, docstring=False)
@@ -241,9 +242,10 @@ print("equal to torch's affine_grid, within 1e-9:", bool(gap < 1e-9))
 # %% [markdown]
 # ## 6. Measure
 #
-# What is a made picture worth? Train on 5, 10, 20 and 40 real pictures of each digit, as they are:
-# that is the scale. Then train on 10 and augment, and read off how many real ones would have been
-# as good. One run proves little: each is made three times, with other pictures and other weights.
+# What is a made-up picture worth? Train on 5, 10, 20 and 40 real pictures of each digit, as they
+# are: that is the scale. Then train on 10 and augment, and read off how many real ones would have
+# been as good. One run proves little: each is made three times, with other pictures and other
+# weights.
 
 # %%
 SEEDS = 3
@@ -288,10 +290,10 @@ guess_flip.against(mean(worths["shift, mirror"]))
 
 # %% [markdown]
 # Each coloured line leads from ten pictures, changed in this way, to the number of real ones that
-# reach the same accuracy. The network need not learn from examples that a digit three pixels to the
-# right is the same digit: somebody who *knew* it has told it.
+# reach the same accuracy. That a digit three pixels to the right is the same digit, the network
+# need not find out from real examples: whoever chose the shifts *knew* it.
 #
-# Where the made pictures do not mean the same any more, the same trick tells it something false.
+# Where the made-up pictures do not mean the same any more, the same trick teaches something false.
 # Augmentation does not add data. It is a way of saying what does not matter.
 
 # %% [markdown]
@@ -319,8 +321,8 @@ for way, one_by_one in (("the batch at once", False), ("one by one", True)):
 
 # %% [markdown]
 # Each call into PyTorch costs some microseconds, however small the picture. Sixty-four pictures one
-# by one pay sixty-four times. Many a training is slow not because of its network but because of
-# this loop.
+# by one pay sixty-four times. A training can be slow because of this loop, and not because of its
+# network.
 #
 # ### Text
 #
@@ -336,7 +338,13 @@ texts, labels, tests, truth = map(list, (texts, labels, tests, truth))
 noisy = {"clean": tests}
 for name, operation in augmentation.TEXT_OPERATIONS.items():
     noisy[name] = augmentation.augment_texts(tests, operation, 7, share=0.4)
-print(*(f"{name:<11} {changed[0]}" for name, changed in noisy.items()), sep="\n")
+short = (row for row in zip(*noisy.values()) if len(row[0]) < 100)
+example = next(row for row in short if len(set(row)) == len(row))  # one that all of them change
+print(*(f"{name:<11} {text}" for name, text in zip(noisy, example)), sep="\n")
+
+# %% [markdown]
+# The augmented readers see each sentence twice, as it is and changed, in half as many epochs. So
+# all three take about the same number of updates.
 
 # %%
 readers = {"as they are": experiment.SentimentClassifier(texts, labels, epochs=6)}
@@ -394,9 +402,9 @@ lab.figure.draw_images(axes, {name: image[:10, 0].numpy() for name, image in row
 picture
 
 # %% [markdown]
-# Noise in, and the network learns to take it out, about as well as the best linear denoiser after
-# these few updates. The other one, which has only ever copied, takes much of the noise away just by
-# being narrow in the middle; but its error stays larger.
+# Trained on noise, the network takes it out, about as well as the best linear denoiser after these
+# few updates. The other one has only ever copied. It removes much of the noise just by being narrow
+# in the middle; but its error stays larger.
 #
 # ## 7. Break it
 #
@@ -456,14 +464,14 @@ for updates, gained in gains.items():
 synonym_gain = scores["synonyms"]["synonyms"] - scores["as they are"]["synonyms"]
 shifted, mirrored = (mean(worths[way]) for way in ("shift", "shift, mirror"))
 verdict = (
-    f"10 digits of each, shifted, are worth {shifted:.1f} × as many; mirrored as well, "
+    f"10 of each digit, shifted, are worth {shifted:.1f} × as many; mirrored as well, "
     f"{mirrored:.1f} ×; a batch at once takes {speed.ratio:.2f} × the time of one "
     f"by one; synonyms: {100 * synonym_gain:+.1f} points on text with synonyms"
 )
 lab.log_verdict("augmentation", verdict)
 
 # %% [markdown]
-# - *The more, the better:* if the label survives. It is the knowledge that counts, not the number.
+# - *The more, the better:* if the label survives. What counts is the knowledge, not the number.
 # - *Synonyms and homophones:* robustness, above all to just that noise; on clean text, little.
 # - *Noise for generative models:* for a denoiser, noise is not augmentation but the task.
 #

@@ -457,7 +457,7 @@ break_it = lab.Panel(
         lab.Curve(first, "first activations (RMS)", over="updates", log=(1e-4, 1e2)),
     ],
     controls=["method", "outlier", "mistake"],
-    baselines={"no outlier": {"outlier": broken.outlier, "mistake": "none"}},
+    baselines={"nothing broken": {"outlier": broken.outlier, "mistake": "none"}},
     headline=lab.Headline("test_accuracy", "test accuracy", points=True),
     tour=[broken.turned(outlier=64), broken.turned(outlier=64, method="mean and deviation")],
 )

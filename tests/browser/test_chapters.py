@@ -30,8 +30,7 @@ AT_NIGHT = "invert(0.93) hue-rotate(180deg)"
 FITS = """panel => {
     const page = panel.closest('.jp-WindowedPanel-outer').getBoundingClientRect();
     const graphs = [...panel.querySelectorAll('.bqplot')];
-    const rows = [panel, ...panel.querySelectorAll('.accel-legend')];
-    return rows.every(row => row.scrollWidth <= row.clientWidth) && graphs.every(graph => {
+    return panel.scrollWidth <= panel.clientWidth && graphs.every(graph => {
         const there = graph.getBoundingClientRect();
         // Out of sight they are not drawn anew.
         const inSight = there.bottom > page.top && there.top < page.bottom;

@@ -26,6 +26,7 @@ from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
 from accel_lab.workbench.panel.trainer import Run, Trainer, Watcher, observe
 
+SHORT_NAME = 16  # letters, which are never cut
 # One line, whatever is in it: the graphs below stay where they are. A name that is cut shows under
 # the mouse; what does not fit even so is scrolled.
 LEGEND = '<div class="accel-legend" tabindex="0" role="region" aria-label="runs">{}</div>'
@@ -177,7 +178,7 @@ class LivePanel(Bench):
         said, beside = self.headline.say(record, others[0])
         if said:
             self._headline.value = (
-                f'<div class="accel-headline" title="{escape(beside)}">{escape(said)} '
+                f'<div class="accel-headline" title="{escape(beside)}"><span>{escape(said)}</span> '
                 f"<small>{escape(beside)}</small></div>"
             )
 
@@ -255,8 +256,9 @@ def _progress(record: Record) -> str:
 
 def _legend_entry(text: str, color: str, style: str) -> str:
     dash = {"-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3"}[style]
+    room = "flex: none" if len(text) <= SHORT_NAME else "min-width: 11em"
     return (
-        f'<span class="accel-entry" title="{escape(text)}">'
+        f'<span class="accel-entry" title="{escape(text)}" style="{room}">'
         '<svg width="26" height="10" aria-hidden="true">'
         f'<line x1="0" y1="5" x2="26" y2="5" stroke="{color}" stroke-width="2.5" '
         f'stroke-dasharray="{dash}"/></svg> {escape(text)}</span>'

@@ -55,8 +55,10 @@ STYLE = """<style>
 .accel-sliders > .widget-html { margin: 0; height: 0; overflow: hidden; }
 /* One line, however long: what is below may not jump. What is cut off shows under the mouse. */
 .accel-headline { font-size: 1.35em; font-weight: 600; line-height: 34px; }
-.accel-headline { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.accel-headline small { font-size: 0.75em; font-weight: normal; line-height: 0; }
+.accel-headline { display: flex; align-items: baseline; }
+.accel-headline > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+/* what is cut first */
+.accel-headline small { flex-shrink: 1000; font-size: 0.75em; font-weight: normal; }
 .accel-headline small { margin-left: 0.6em; }
 .accel-status { font-variant-numeric: tabular-nums; }
 .accel-title { font-weight: 600; }
@@ -64,6 +66,6 @@ STYLE = """<style>
 .accel-panel .widget-html-content:has(> :is(.accel-legend, .accel-headline)) { min-width: 0; }
 .accel-legend { display: flex; overflow: auto hidden; scrollbar-width: thin; }
 .accel-entry { margin-right: 1.4em; white-space: nowrap; }
-/* Names are cut, long ones first, before the row scrolls. */
-.accel-legend .accel-entry { min-width: 5em; overflow: hidden; text-overflow: ellipsis; }
+/* Long names are cut before the row scrolls. */
+.accel-legend .accel-entry { overflow: hidden; text-overflow: ellipsis; }
 </style>"""

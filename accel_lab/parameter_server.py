@@ -13,15 +13,16 @@ others move the weights away. The *staleness* of a push is the number of updates
 Each update ages the W − 1 gradients under way, so the mean is W − 1, whatever the speeds.
 
 A quadratic of curvature λ is stable under a lag of τ updates up to η = (2/λ) sin(π / (2(2τ + 1))).
-In a round the server moves 2·W gradients of bytes, a ring all-reduce 2(W − 1)/W for each worker.
+In a round the server receives and sends 2·W gradients, each rank of a ring 4(W − 1)/W.
 *Local SGD* sends less instead: K updates at each worker by itself, then an average of the weights.
 
 The traps: a server that writes the pulled weights minus the gradient, which erases what others did;
 momentum, which adds to what staleness does; a slow worker with data that nobody else has.
 
 Sources: Dean et al. 2012, "Large scale distributed deep networks", section 4.1 (async); Ho et al.
-2013, "More effective distributed ML via a stale synchronous parallel parameter server", section 3;
-Zhang et al. 2016, arXiv:1511.05950, section 3 (discount); Stich 2019, arXiv:1805.09767 (local SGD).
+2013, "More effective distributed ML via a stale synchronous parallel parameter server", section 2;
+Zhang et al. 2016, arXiv:1511.05950, section 3 (discount); Stich 2019, arXiv:1805.09767 (local SGD);
+Levin and May 1976, "A note on difference-delay equations" (the limit of a lag).
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Push(NamedTuple):
 
 
 def in_turn(workers: Iterable[int]) -> Receive:
-    """Receive in the order of the workers: the plain way. Each then waits for the one before it."""
+    """Receive in the order of the workers, the plain way: each waits for the one before it."""
     turns = cycle(workers)
     return lambda inbox, at_work: dist.recv(inbox, next(w for w in turns if w in at_work))
 
@@ -235,8 +236,9 @@ def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
     while answer[0]:
         push[-n:], share, noted = compute(batch)
         push[:-n] = push.new_tensor([batch, share, *noted])
-        for message in (dist.isend(push, 0), dist.irecv(answer, 0)):
-            message.wait(PATIENCE)  # ty: ignore[missing-union-attribute]
+        messages = dist.P2POp(dist.isend, push, 0), dist.P2POp(dist.irecv, answer, 0)
+        for message in dist.batch_isend_irecv([*messages]):
+            message.wait(PATIENCE)
         weights.copy_(answer[1:])
         batch += 1
     return batch

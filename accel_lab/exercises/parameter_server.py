@@ -20,11 +20,13 @@ def serve_bounded_cases(rng: random.Random) -> Iterator[Case]:
     pace = rng.randrange(5, 8)
     shapes = [([1.0, float(pace)], 2), ([2.0, 1.0, 2.0], 0), ([1.0, 2.0, 9.0], 3)]
     shapes += [([1.0, 7.0, 3.0, 2.0], 1), ([3.0, 5.0, 4.0], 30), ([2.0], 0)]
-    for seconds, bound in shapes:
+    some = [(*shape, rng.randrange(20, 26)) for shape in shapes]
+    # the last push comes while one of them waits
+    for seconds, bound, pushes in (*some, ([1.5, 2.25, 7.5], 0, 3 * rng.randrange(5, 8) + 2)):
         yield {
             "seconds": seconds,
             "bound": bound,
-            "pushes": rng.randrange(20, 26),
+            "pushes": pushes,
             "rate": 0.1 / len(seconds),
             "weights": normal(rng, WIDTH),
             "curvature": [0.5 + rng.random() for _ in range(WIDTH)],
@@ -64,6 +66,23 @@ def serve_bounded(seconds, gradient, weights, rate, bound, pushes):
     return weights, waited
 
 
+_pulls_at_its_push = changed(
+    changed(
+        serve_bounded,
+        "        clock[worker] += 1\n",
+        "        clock[worker] += 1\n        held[worker] = weights\n",
+    ),
+    "held[one], due[one] = weights, now",
+    "due[one] = now",
+)
+_counts_open_waits = changed(
+    serve_bounded,
+    "    return weights, waited",
+    "    return weights, [\n"
+    "        waited[one] + (now - arrived[one] if one not in due else 0.0) for one in workers\n"
+    "    ]",
+)
+
 SERVE_BOUNDED = Exercise(
     name="serve_bounded",
     points=3,
@@ -78,7 +97,7 @@ with the fewest; until then it waits. Of pushes at the same second, that of the 
 first.
 
 After `pushes` pushes return the server's weights, and a list of the seconds that each worker has
-waited. Waits that have not ended by then do not count.""",
+waited. A wait that ends with the last push counts; one that has not ended by then does not.""",
     cases=serve_bounded_cases,
     drive=serve_bounded_drive,
     reference=serve_bounded,
@@ -101,7 +120,8 @@ that goes on begins its gradient now, so its wait is `now` minus the second at w
             "gradient(held[worker], worker)",
             "gradient(weights, worker)",
             "You take the gradient at the server's newest weights. A worker knows only the "
-            "weights that it pulled: keep them for each worker.",
+            "weights that it pulled: keep them for each worker. (An update in place, with -=, "
+            "changes the kept ones, too.)",
         ),
         Wrong.changed(
             serve_bounded,
@@ -164,6 +184,16 @@ that goes on begins its gradient now, so its wait is `now` minus the second at w
             "due[one] = now",
             "Your workers never pull: all gradients are taken at the weights of second 0.",
         ),
+        Wrong(
+            _pulls_at_its_push,
+            "A worker that has waited gets the weights of the moment when it may go on. Yours "
+            "keeps those of its own push, and what others pushed meanwhile is missing.",
+        ),
+        Wrong(
+            _counts_open_waits,
+            "You count waits that have not ended at the last push. Only a wait that has ended "
+            "counts.",
+        ),
     ),
 )
 
@@ -174,7 +204,8 @@ that goes on begins its gradient now, so its wait is `now` minus the second at w
 def train_with_server_cases(rng: random.Random) -> Iterator[Case]:
     for world, extra in ((3, 1), (4, 2), (3, 0), (2, 1)):
         workers = world - 1
-        sizes = [workers * rng.randrange(2, 4) + min(extra, workers - 1), workers, 2 * workers + 1]
+        first = workers * rng.randrange(2, 4) + min(extra, workers - 1)
+        sizes = [first, workers + 1, 2 * workers + 1]
         order = shuffled(rng, SAMPLES)
         yield {
             "world": world,
@@ -259,12 +290,12 @@ be **synchronous** training, equal to one process with the whole batch. Nothing 
 falls, and it is not: it has several faults. Repair it.
 
 `batches` is a list of index tensors, the same on all ranks; each is one update with the mean
-gradient over **all** its samples, and has at least as many samples as there are workers. Deal them
+gradient over **all** its samples, and has more samples than there are workers. Deal them
 out like cards, to the workers alone: the first sample to rank 1, the second to rank 2, and so on.
 `gradient(weights, indices)` is the *mean* gradient over these samples. What a worker pushes is its
-**part** of the batch's gradient, so that the server has only to add up. Each worker and batch has
-one push and one answer. `send(rank, tensor)` returns at once, `receive(rank)` waits for the next
-tensor from that rank. Return the weights after the last batch on every rank.""",
+**part** of the batch's gradient, weighted already: the server has only to add up. Each worker and
+batch has one push and one answer. `send(rank, tensor)` returns at once, `receive(rank)` waits for
+the next tensor from that rank. Return the weights after the last batch on every rank.""",
     cases=train_with_server_cases,
     deal=train_with_server_deal,
     drive=train_with_server_drive,
@@ -299,6 +330,13 @@ workers, from rank 1 on.""",
         ),
         Wrong.changed(
             train_with_server,
+            MINE,
+            "batch.tensor_split(world - 1)[rank - 1]",
+            "Each worker has a piece of the batch, samples in a row. They are to be dealt out like "
+            "cards: every (world − 1)-th sample is the same worker's.",
+        ),
+        Wrong.changed(
+            train_with_server,
             SHARE,
             "/ (world - 1)",
             "1 / (world − 1) gives every worker the same weight, but one of them may have a "
@@ -308,8 +346,8 @@ workers, from rank 1 on.""",
             train_with_server,
             SHARE,
             "",
-            "The workers push means over their own samples, and the server adds them up: the step"
-            " is as many times too large as there are workers.",
+            "The workers push means over their own samples. A push is to be a worker's part, "
+            "weighted already: its mean times its share of the batch.",
         ),
         Wrong.changed(
             train_with_server,
@@ -391,8 +429,9 @@ its own messages are through. For W workers:
   message of 1/W of the gradient; no server;
 - `"sync"`: a round is the slowest worker, then `latency`, W gradients into the server's link one
   after another, `latency`, and W times the weights out of it;
-- `"async"`: each worker goes round by itself: its gradient, a push, a pull. But the server's link
-  carries one push and one pull at a time, so that all workers together cannot be faster than this.
+- `"async"`: each worker goes round by itself: its gradient, a push, a pull. But the server has one
+  link, which carries the bytes of one message at a time, in or out, while latencies overlap: all
+  workers together make at most `bytes_per_second` / (2 · `gradient_bytes`).
 
 Write `best_mode(seconds, gradient_bytes, latency, bytes_per_second)`: return the name of the mode
 with the most **gradients per second** (a round makes W of them), and a dict from each of the three
@@ -446,6 +485,27 @@ two messages' bytes.""",
             "alone",
             "In async, too, every push and pull goes over the server's one link: at most "
             "bytes_per_second / (2 · gradient_bytes) gradients a second.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "1 / (2 * wire)",
+            "1 / (2 * (latency + wire))",
+            "The latencies of different workers' messages overlap: they do not fill the server's "
+            "link. Only bytes do.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "1 / (2 * wire)",
+            "1 / wire",
+            "A push comes in over the server's link, and a pull goes out over the same one: two "
+            "messages' bytes for each gradient.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "2 * latency + 2 * workers",
+            "2 * workers * latency + 2 * workers",
+            "In sync all workers send at once, so their latencies overlap: one before the "
+            "gradients, and one before the weights.",
         ),
         Wrong.changed(
             best_mode,

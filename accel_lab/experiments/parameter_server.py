@@ -84,9 +84,12 @@ class Knobs(RankKnobs):
         if self.device == "cuda":
             raise KnobError("device", "a server answers whoever comes first, on the CPU alone")
         if self.mode not in SERVED:
-            alone = {"lag": self.lag, "twin": self.twin, "mistake": self.mistake in OF_A_SERVER}
+            served = ", ".join(SERVED)
+            if self.twin:
+                raise KnobError("mode", f"a server repeats each update here: take {served}")
+            alone = {"lag": self.lag, "mistake": self.mistake in OF_A_SERVER}
             if needs := next((name for name, wanted in alone.items() if wanted), ""):
-                raise KnobError(needs, f"needs a server: mode {', '.join(SERVED)}")
+                raise KnobError(needs, f"needs a server: mode {served}")
         if self.mistake == "forgotten bound" and self.mode != "bounded":
             raise KnobError("mistake", "'forgotten bound' needs mode bounded")
         return self
@@ -264,9 +267,13 @@ def train_together(knobs: Knobs, digits: datasets.Data) -> Iterator[Step]:
 
     batches = (trainer.batch(worker, number) for number in count())
     steps = train(update, batches, spans=spans if knobs.timeline else None)
+    round_of = knobs.every if knobs.mode == "local" else 1  # updates from one meeting to the next
+    times: deque[float] = deque(maxlen=round_of)
     for step in saved.steps(steps, knobs.checkpoint_every):
+        times.append(step.seconds)
         made = workers * (step.index + 1)
-        metrics = {**step.metrics, "pace": workers / step.seconds, "gradients": made}
+        pace = workers * round_of / sum(times) if len(times) == round_of else math.nan
+        metrics = {**step.metrics, "pace": pace, "gradients": made}
         metrics |= {"slow_share": 1 / workers, "staleness": 0.0}
         if made % knobs.judge_every < workers:
             metrics |= trainer.judged()

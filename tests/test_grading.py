@@ -928,10 +928,12 @@ def test_who_is_not_asked_stands_still_while_the_other_is_timed(factory):
 def test_a_busy_grader_is_not_on_the_clock(factory):
     side = Sandboxed(factory, parse(notebook(GOOD)).answer("double"), "double")
     done, interval = threading.Event(), sys.getswitchinterval()
+    busy = threading.Event()
 
     def grade_another():
         while not done.is_set():
             sum(range(1000))
+            busy.set()
 
     case = {"x": torch.ones(3)}
     side.ask_again(DOUBLE, case)
@@ -940,6 +942,7 @@ def test_a_busy_grader_is_not_on_the_clock(factory):
     side._deadline = time.monotonic() + 60
     sys.setswitchinterval(0.1)
     other.start()
+    busy.wait()
     try:
         start = time.monotonic()
         _, seconds = side.ask_again(DOUBLE, case)

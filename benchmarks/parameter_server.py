@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from statistics import median
 
@@ -149,7 +150,7 @@ class Worker:
 def time_rounds(width: int, rounds: int) -> dict[str, list[float]]:
     """A call is ``ROUNDS`` gradients of each worker; rank 0 has nothing to do without a server.
 
-    One call at a time: between two runs of a server the ranks have to meet.
+    The ranks meet before each: a push of the next run would be taken for a late one of this.
     """
     rank, workers = dist.get_rank(), dist.new_group([1, 2])
     built = {way: Worker(width) for way in (SYNC, ASYNC, REDUCED, ALONE)}
@@ -181,11 +182,17 @@ def time_rounds(width: int, rounds: int) -> dict[str, list[float]]:
     }
     programs[DDP], theirs = _with_ddp(width, workers, ROUNDS if rank else 0)
     for way in (SYNC, REDUCED, DDP):
-        programs[way]()
+        _after_meeting(programs[way])
     if rank:
         torch.testing.assert_close(built[SYNC].weights, built[REDUCED].weights, rtol=0, atol=1e-6)
         torch.testing.assert_close(built[SYNC].weights, theirs(), rtol=0, atol=1e-6)
-    return race_on_ranks(programs, rounds, calls=1)
+    met = {way: partial(_after_meeting, program) for way, program in programs.items()}
+    return race_on_ranks(met, rounds, calls=1)
+
+
+def _after_meeting(program: Callable[[], None]) -> None:
+    dist.all_reduce(torch.zeros(1))
+    program()
 
 
 def _with_ddp(

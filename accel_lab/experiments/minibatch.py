@@ -210,12 +210,8 @@ def check_reached(ways: Mapping[int, list[Way]], knobs: Knobs) -> None:
 
 def other_rates(knobs: Knobs, factors: Iterable[float]) -> list[float]:
     """Those of the factors by which the learning rate stays one that the knob can take."""
-    field = Knobs.model_fields["learning_rate"]
-    low, high = (
-        next(getattr(one, end) for one in field.metadata if hasattr(one, end))
-        for end in ("ge", "le")
-    )
-    return [factor for factor in factors if low <= factor * knobs.learning_rate <= high]
+    rate = next(one for one in Knobs.dials() if one.name == "learning_rate")
+    return [factor for factor in factors if rate.low <= factor * knobs.learning_rate <= rate.high]
 
 
 # ---- predicted beforehand ----

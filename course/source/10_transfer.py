@@ -459,7 +459,7 @@ break_it
 #   is not augmentation.
 # - **high rate.** The rate of the new head for all that learns: it destroys what was learned.
 # - **ImageNet scale.** The mean and spread that most networks want. This one was trained with
-#   others; the next cell tells what that costs here.
+#   others; the next cell tells whether that costs anything here.
 #
 # Now all of them over seeds:
 
@@ -530,8 +530,8 @@ for side in (32, 64, 96) if at_length else (32, 64):
 # %% [markdown]
 # ### One epoch, or augmentation
 #
-# In a single epoch each picture is asked about once either way: nothing is saved. And whoever
-# augments anew in each epoch has other pictures each time, which nobody has answers to. The fourth
+# In a single epoch each picture is asked about once either way: nothing is saved. With new
+# augmentations in each epoch the pictures are new as well, and no kept answer fits them. The fourth
 # exercise finds out when keeping several views of each picture pays.
 
 # %%

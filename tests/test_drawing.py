@@ -35,7 +35,7 @@ from accel_lab.workbench.step import Span, Step
 class Every(Knobs):
     parts: int = dial(4, ge=1, le=64, log=True, description="a count that doubles")
     ranks: int = dial(2, ge=1, le=4, description="a small count")
-    rate: float = dial(0.1, ge=1e-4, le=1.0, log=True, description="a ratio")
+    rate: float = dial(0.1, ge=1e-4, le=1.0, log=True, unit="1/s", description="a ratio")
     share: float = dial(0.5, ge=0, le=1, description="a share")
     precision: Literal["float32", "bfloat16"] = dial("float32", description="a choice")
     compiled: bool = dial(False, description="a switch")
@@ -176,6 +176,7 @@ def test_the_axis_of_a_knob_has_whole_ticks_for_whole_numbers_and_a_place_for_ea
     assert axes["compiled"].ticks == {0.0: "off", 1.0: "on"}
     assert axes["precision"].place("bfloat16") == axes["compiled"].place(True) == 1.0
     assert axes["rate"].log
+    assert (axes["rate"].label, axes["ranks"].label) == ("rate (1/s)", "ranks")
     assert axes["free"].low is None
 
 

@@ -16,7 +16,7 @@ from accel_lab.workbench.notebook.settings import settings
 
 class Some(Knobs):
     count: int = dial(4, ge=1, le=32, log=True, description="things at a time")
-    rate: float = dial(0.1, ge=0.001, le=1.0, description="per second")
+    rate: float = dial(0.1, ge=0.001, le=1.0, unit="1/s", description="per second")
     kind: Literal["a", "b"] = dial("a", panel=False, description="of thing")
     on: bool = dial(False, description="whether at all")
 
@@ -31,6 +31,7 @@ def test_dials_say_what_a_control_needs():
     count, rate, kind, on = Some.dials()
     assert count == Dial("count", int, 4, "things at a time", low=1, high=32, log=True)
     assert (rate.type, rate.low, rate.high, rate.label) == (float, 0.001, 1.0, "rate")
+    assert (rate.axis_label, count.axis_label) == ("rate (1/s)", "count")
     assert (kind.type, kind.choices, kind.panel) == (str, ("a", "b"), False)
     assert (on.type, on.default) == (bool, False)
 

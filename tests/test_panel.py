@@ -192,6 +192,7 @@ def test_what_ends_a_run_is_shown_in_one_line_and_the_panel_lives_on(panel, worl
     panel.wait()
     assert line in panel._status.value
     assert "second line" not in panel._status.value
+    assert panel._verdict.value == ""  # no green badge beside it
     panel._controls.knobs = Some()
     panel.start()
     until(lambda: panel.live.samples > 0 and world.open == 1)
@@ -541,6 +542,10 @@ def test_headlines_in_words():
     )
     assert Headline("share", "accuracy", points=True).say(slow, fast) == (
         "40.0 points less accuracy than parts 2",
+        "at update 6",
+    )
+    assert Headline("share", "accuracy", points=True).say(slow, slow) == (
+        "the same accuracy as one part",
         "at update 6",
     )
     assert Headline("bytes").say(a_record(Some(), 2, bytes=1.0), slow) == ("", "")

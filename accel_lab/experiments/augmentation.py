@@ -37,7 +37,11 @@ class Knobs(TrainingKnobs):
         0.0, ge=0, le=0.5, description="shift each picture by up to this share of its side"
     )
     rotate: float = dial(
-        0.0, ge=0, le=180, description="turn each picture by up to this many degrees, either way"
+        0.0,
+        ge=0,
+        le=180,
+        unit="degrees",
+        description="turn each picture by up to this many degrees, either way",
     )
     zoom: float = dial(
         0.0, ge=0, le=0.9, description="enlarge or shrink each picture by up to this share"

@@ -49,7 +49,9 @@ class Knobs(RankKnobs):
     mode: Literal["all-reduce", "sync", "bounded", "async", "local"] = dial(
         "sync", description="how workers share what they learn"
     )
-    slow: float = dial(20.0, ge=0, le=100, description="ms asleep per gradient, last worker")
+    slow: float = dial(
+        20.0, ge=0, le=100, unit="ms", description="ms asleep per gradient, last worker"
+    )
     shards: Literal["mixed", "by digit"] = dial(
         "mixed", description="by digit: 5 to 9 on the last worker alone"
     )

@@ -32,7 +32,7 @@ class KnobError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Dial:
     """What a control or a command-line option needs to know of one knob. ``log``: steps are ratios,
-    not differences.
+    not differences. ``unit``: what an axis says beside the name.
 
     ``panel``: worth a control; the others (seed, number of steps, …) stay at the command line and
     in papermill.
@@ -47,10 +47,15 @@ class Dial:
     choices: tuple[Any, ...] = ()
     log: bool = False
     panel: bool = True
+    unit: str = ""
 
     @property
     def label(self) -> str:
         return self.name.replace("_", " ")
+
+    @property
+    def axis_label(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def within(self, value: Any) -> Any:
         """The value, or the end that it lies beyond by rounding."""
@@ -80,11 +85,13 @@ class Dial:
         return sorted({round(value) for value in values}) if self.type is int else values
 
 
-def dial(default: Any, *, log: bool = False, panel: bool = True, **field: Any) -> Any:
-    """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, and whether it
-    is on the ``panel``.
+def dial(
+    default: Any, *, log: bool = False, panel: bool = True, unit: str = "", **field: Any
+) -> Any:
+    """pydantic's ``Field``, with what a control also wants to know: ``log`` scale, whether it is on
+    the ``panel``, and the ``unit`` of a value that has one.
     """
-    return Field(default, json_schema_extra={"log": log, "panel": panel}, **field)
+    return Field(default, json_schema_extra={"log": log, "panel": panel, "unit": unit}, **field)
 
 
 class Knobs(BaseModel):

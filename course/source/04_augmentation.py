@@ -291,7 +291,7 @@ guess_flip.against(mean(worths["shift, mirror"]))
 # %% [markdown]
 # Each coloured line leads from ten pictures, changed in this way, to the number of real ones that
 # reach the same accuracy. That a digit three pixels to the right is the same digit, the network
-# need not find out from real examples: whoever chose the shifts *knew* it.
+# need not find out from real examples: the person who chose the shifts *knew* it.
 #
 # Where the made-up pictures do not mean the same any more, the same trick teaches something false.
 # Augmentation does not add data. It is a way of saying what does not matter.

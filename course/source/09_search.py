@@ -617,7 +617,7 @@ print(f"best minus median of 27: {lab.figure.tell_over_seeds(gaps, 'points')} in
 print(f"{max(scores) - median(scores):.1f} points in the wide one, of {len(scores)}")
 
 # %% [markdown]
-# Where all settings do alike there is little to find, by whatever search.
+# Where all settings do alike, no search finds much.
 #
 # ### Wide networks
 #

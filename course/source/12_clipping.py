@@ -542,8 +542,8 @@ break_it
 # - **each micro-batch.** With accumulation ([chapter 11](11_accumulation.ipynb)) the parts are
 #   clipped, and their average comes out shorter than the limit allows: parts point in different
 #   directions.
-# - **after the step.** The optimizer has used the gradient already. With good batches this is no
-#   clipping, and nobody sees it.
+# - **after the step.** The optimizer has used the gradient already. With good batches nothing
+#   is clipped, and nobody sees it.
 # - **added norms** takes the norm for larger than it is: it clips updates that are short enough,
 #   and leaves too little of the others.
 # - **always scaled** forgets the `min(1, …)`: short gradients are made longer. It is right for

@@ -81,26 +81,27 @@ class KnobAxis:
 
     @classmethod
     def of(cls, dial: Dial) -> KnobAxis:
+        label = dial.axis_label
         if dial.choices or dial.type is bool:
             choices = tuple(dial.values())
             names = [
                 ("off", "on")[value] if isinstance(value, bool) else value for value in choices
             ]
             ticks = {float(place): str(name) for place, name in enumerate(names)}
-            return cls(dial.label, choices, low=-0.5, high=len(choices) - 0.5, ticks=ticks)
+            return cls(label, choices, low=-0.5, high=len(choices) - 0.5, ticks=ticks)
         if dial.low is None or dial.high is None or (dial.log and dial.low <= 0):
-            return cls(dial.label)
+            return cls(label)
         low, high, whole = float(dial.low), float(dial.high), dial.type is int
         if dial.log:
             pad, ticks = (high / low) ** 0.04, _ratio_ticks(low, high, whole)
-            return cls(dial.label, (), True, low / pad, high * pad, {t: number(t) for t in ticks})
+            return cls(label, (), True, low / pad, high * pad, {t: number(t) for t in ticks})
         step = _round_step(high - low, whole, MOST_TICKS - 1)
         first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
         ticks = [place * step for place in range(first, last + 1)]
         if whole and low not in ticks and low + step / 2 <= ticks[0]:
             ticks = [low, *ticks]
         pad = 0.04 * (high - low)
-        return cls(dial.label, (), False, low - pad, high + pad, {t: number(t) for t in ticks})
+        return cls(label, (), False, low - pad, high + pad, {t: number(t) for t in ticks})
 
     def place(self, value: Any) -> float:
         return float(self.choices.index(value)) if self.choices else float(value)

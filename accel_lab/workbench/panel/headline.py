@@ -11,6 +11,7 @@ from accel_lab.workbench.look import number
 
 # Windows, the first left out, which still warms up: fewer tell nothing of the spread.
 FEWEST = 3
+SMALLEST = 0.05  # points: less is written as 0.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ class Headline:
             return "", ""
         update = min(at[-1], theirs_at[-1])  # the last that both have seen
         gained = 100 * (np.interp(update, at, ours) - np.interp(update, theirs_at, theirs))
-        more = "more" if gained >= 0 else "less"
-        said = f"{abs(gained):.1f} points {more} {self.what} than {baseline.label}"
-        return said, f"at update {update:,.0f}"
+        at_update = f"at update {update:,.0f}"
+        if abs(gained) < SMALLEST:
+            return f"the same {self.what} as {baseline.label}", at_update
+        more = "more" if gained > 0 else "less"
+        return f"{abs(gained):.1f} points {more} {self.what} than {baseline.label}", at_update
 
     def _windows(self, record: Record) -> np.ndarray:
         return record.points(self.metric, summary="median")[1][1:]

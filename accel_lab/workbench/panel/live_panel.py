@@ -151,6 +151,7 @@ class LivePanel(Bench):
     def _ended(self, error: Exception | None) -> None:
         self.error = error
         if error is not None:
+            self._verdict.value = ""  # of the updates before: a green badge would belie the line
             self._say(f'<span class="accel-error" role="alert">{escape(_one_line(error))}</span>')
         elif self.live and self.live.seconds:
             updates, samples = self.live.updates[-1], self.live.samples

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count, cycle
 from typing import Any, Literal, NamedTuple
@@ -44,7 +45,7 @@ Rule = Literal["sync", "bounded", "async"]
 PATIENCE = timedelta(days=1)  # of a worker: the server may pause, and itself sees who is late
 HEADER = 2  # numbers before the notes and the gradient of a push: its batch, its share
 Compute = Callable[[int], tuple[Tensor, float, Sequence[float]]]  # batch → gradient, share, notes
-Receive = Callable[[Tensor, set[int]], int]  # (inbox, workers at work) → who has pushed
+Receive = Callable[[Tensor], int]  # inbox → who has pushed
 
 
 def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -188,41 +189,38 @@ class Push(NamedTuple):
 def in_turn(workers: Iterable[int]) -> Receive:
     """Receive in the order of the workers, the plain way: each waits for the one before it."""
     turns = cycle(workers)
-    return lambda inbox, at_work: dist.recv(inbox, next(w for w in turns if w in at_work))
+    return lambda inbox: dist.recv(inbox, next(turns))
 
 
 def serve(
-    server: Server,
-    pushes: float = math.inf,
-    *,
-    notes: int = 0,
-    receive: Receive = lambda inbox, at_work: dist.recv(inbox),
+    server: Server, pushes: float = math.inf, *, notes: int = 0, receive: Receive = dist.recv
 ) -> Iterator[Push]:
     """Serve on rank 0 until so many pushes have come, and then tell the workers to stop.
 
     notes: numbers that come with each push. receive: takes the next one, by default whoever's.
     Yields each push once those who may go on are answered. Later ones, and an incomplete round of
-    ``sync``, are not applied. Ranks must meet before the next run, or a push of it comes too soon.
+    ``sync``, are not applied. A worker that has died is answered in vain: ``async`` goes on without
+    it. Ranks must meet before the next run, or a push of it comes too soon.
     """
-    n, at_work = server.weights.numel(), set(server.clock)
+    n = server.weights.numel()
     inbox, answer = (server.weights.new_empty(more + n) for more in (HEADER + notes, 1))
     for number in count(1):
-        worker, goes_on = receive(inbox, at_work), number < pushes
-        ready, push = [worker], None
-        if number <= pushes:
-            batch, share, *noted = inbox[:-n].tolist()
-            updated = server.apply(inbox[-n:], worker, share)
-            ready = server.ready() if goes_on else server.waiting
-            moved = inbox.nbytes + len(ready) * answer.nbytes
-            push = Push(worker, round(batch), tuple(noted), updated, server.staleness, moved)
+        worker, goes_on = receive(inbox), number < pushes
+        batch, share, *noted = inbox[:-n].tolist()
+        updated = server.apply(inbox[-n:], worker, share)
+        ready = server.ready() if goes_on else server.waiting
         answer[0], answer[1:] = goes_on, server.handed_out
         for each in ready:
-            dist.send(answer, each)
-        if push:
-            yield push
-        at_work -= set() if goes_on else set(ready)
-        if not at_work:
-            return
+            with suppress(RuntimeError):  # it has died since
+                dist.send(answer, each)
+        moved = inbox.nbytes + len(ready) * answer.nbytes
+        yield Push(worker, round(batch), tuple(noted), updated, server.staleness, moved)
+        if not goes_on:
+            break
+    for worker in server.clock.keys() - server.waiting:  # their pushes are under way
+        with suppress(RuntimeError):
+            dist.recv(inbox, worker)
+            dist.send(answer, worker)
 
 
 def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:

@@ -198,6 +198,37 @@ def test_the_rank_that_failed_is_named(how, who):
         assert time.monotonic() - start < (timeout if kind == "hung" else 0) + PROMPT
 
 
+def alone_after(deaths):
+    """Ranks that send nothing to each other, of which some die."""
+    if dist.get_rank() in deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from range(3)
+
+
+@linux
+def test_ranks_that_may_die_are_missed_and_the_others_go_on():
+    with nothing_left():
+        heard = list(launch(alone_after, 3, [1], may_die={1, 2}))
+        assert sorted(value for rank, value in heard if rank != 1) == [0, 0, 1, 1, 2, 2]
+        [missed] = [value for rank, value in heard if rank == 1]
+        assert missed.headline == "rank 1 of 3 was killed by SIGKILL"
+        with pytest.raises(RankFailed, match="rank 0 of 3 was killed"):
+            list(launch(alone_after, 3, [0, 1], may_die={1, 2}))
+
+
+def wait_for_the_dead():
+    if dist.get_rank():
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.recv(torch.ones(1), 1)
+
+
+@linux
+def test_who_cannot_go_on_without_a_dead_rank_is_not_to_blame():
+    with pytest.raises(RankFailed) as failed:
+        list(launch(wait_for_the_dead, 2, may_die={1}))
+    assert failed.value.headline == "rank 1 of 2 was killed by SIGKILL"
+
+
 def test_the_cause_comes_along():
     with pytest.raises(RankFailed) as failed:
         list(launch(gone_wrong, 3, "raise", 2))

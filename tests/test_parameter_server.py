@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import math
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -507,7 +509,7 @@ def test_a_run_without_a_finite_gradient_ends():
     ("mode", "mistake", "why"),
     [
         ("sync", "dying worker", "rank 2 of 3 was killed by SIGKILL"),
-        ("async", "dying worker", "rank 2 of 3 was killed by SIGKILL"),
+        ("bounded", "dying worker", "rank 2 of 3 was killed by SIGKILL"),
         ("async", "dying server", "rank 0 of 3 was killed by SIGKILL"),
         ("all-reduce", "dying worker", "rank 1 of 2 was killed by SIGKILL"),
     ],
@@ -518,6 +520,37 @@ def test_who_has_died_is_said_in_one_line(mode, mistake, why):
         some_steps(400, mode=mode, mistake=mistake)
     assert failed.value.headline == why
     assert time.monotonic() - began < 15  # and not the 20 s of the timeout
+
+
+def test_an_async_run_goes_on_without_a_dead_worker():
+    steps = some_steps(400, mode="async", mistake="dying worker")
+    assert [len(steps), steps[0].metrics["lost"], steps[-1].metrics["lost"]] == [400, 0, 1]
+    assert steps[-1].metrics["slow_share"] < 0.1  # ten pushes, and none since
+
+
+def the_last_worker_dies(pushes):
+    rank = dist.get_rank()
+    weights = torch.zeros(100)
+    meet(weights)
+    if rank == 0:
+        server = Server(weights, (1, 2), rate=1.0, rule="async")
+        return [push.worker for push in serve(server, pushes)], weights[0].item()
+
+    def compute(batch):
+        if rank == 2 and batch == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+        return torch.ones(100), 0.5, ()
+
+    return work(compute, weights)
+
+
+def test_a_server_ends_although_a_worker_has_died():
+    answers = dict(launch(the_last_worker_dies, 3, 100, may_die={2}, timeout=20.0))
+    heard, weight = answers[0]
+    assert (len(heard), heard.count(2), weight) == (100, 3, -50.0)
+    assert answers[1] == 97
+    assert answers[2].headline == "rank 2 of 3 was killed by SIGKILL"
 
 
 def test_a_stuck_worker_stops_a_sync_run_and_not_an_async_one():

@@ -138,7 +138,7 @@ class Lanes:
     def now(self) -> float:
         return perf_counter() - self.zero
 
-    def receive(self, server: Server, inbox: Tensor, at_work: set[int]) -> int:
+    def receive(self, server: Server, inbox: Tensor) -> int:
         self.since = self.now()
         try:
             worker = dist.recv(inbox)

@@ -112,7 +112,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     staleness: updates between a pull and its push. ahead: pushes of the fastest over the slowest.
     bytes_moved: received and sent by the server, or by each rank.
     accuracy_0_4, accuracy_5_9: of test digits, now and then.
-    refused: pushes that were not finite.
+    refused: pushes that were not finite. lost: workers that have died, which ends all modes but
+    ``async``.
     update_error (with ``twin``): ‖Δw − Δw_right‖ / ‖Δw_right‖ of the same pushes, made right.
 
     Spans: waiting, asleep, compute, serve; rank 0 is the server. Raises RankFailed as ``launch``
@@ -127,10 +128,16 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
         return
     if under_torchrun():
         raise KnobError("mode", "torchrun's ranks keep in step: take all-reduce or local")
-    options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": "cpu"}
+    options: dict[str, Any] = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": "cpu"}
+    options["may_die"] = range(1, knobs.ranks) if knobs.mode == "async" else ()
+    lost = 0
     try:
         with closing(launch(serve_or_work, knobs.ranks, knobs, digits, **options)) as stream:
-            yield from (step for _, step in stream)
+            for _, step in stream:
+                if isinstance(step, RankFailed):
+                    lost += 1
+                else:
+                    yield replace(step, metrics=step.metrics | {"lost": lost})
     except RankFailed as failed:
         if isinstance(failed.cause, NonFiniteLoss | NotACheckpoint):
             raise failed.cause from failed
@@ -203,12 +210,12 @@ def server_of(knobs: Knobs, weights: Tensor) -> Server:
 def _served(trainer: Trainer, zero: float) -> Iterator[Step]:
     """Serve until closed; yield a Step for each update."""
     knobs, in_a_row = trainer.knobs, 0
-    server, lanes = (
-        server_of(knobs, trainer.weights),
-        Lanes(zero, knobs.workers, knobs.mode == "sync"),
-    )
-    right = server_of(knobs.model_copy(update={"mistake": "none"}), server.weights.clone())
-    witness = Witness(trainer, server, right) if knobs.twin else None
+    server = server_of(knobs, trainer.weights)
+    lanes = Lanes(zero, knobs.workers, knobs.mode == "sync")
+    witness = None
+    if knobs.twin:
+        right = server_of(knobs.model_copy(update={"mistake": "none"}), server.weights.clone())
+        witness = Witness(trainer, server, right)
     times: deque[float] = deque(maxlen=100)
     pushes = serve(server, notes=NOTES, receive=partial(lanes.receive, server))
     former, losses, moved = 0.0, list[float](), 0

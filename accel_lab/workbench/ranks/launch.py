@@ -39,7 +39,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -96,24 +96,26 @@ def launch(
     timeout: float = 30.0,
     threads: int = 1,
     backend: str | None = "auto",
+    may_die: Collection[int] = (),
 ) -> Generator[tuple[int, Any], None, None]:
     """Run ``worker(*args)`` on ``world_size`` ranks; yield (rank, value) for all that they yield,
     or return.
 
     timeout: seconds that a rank may wait for another, or the caller for any of them · threads:
     torch's, per rank · backend: ``cpu`` is gloo, ``cuda`` NCCL, ``auto`` the latter where each rank
-    can have a GPU of its own; None starts no process group. What ranks print is printed here, with
-    the rank's number. Like any generator, the ranks stand still while nobody asks for more.
+    can have a GPU of its own; None starts no process group · may_die: ranks without which the
+    others go on: for one that dies (rank, RankFailed) is yielded. What ranks print is printed here,
+    with the rank's number. Like any generator, the ranks stand still while nobody asks for more.
 
-    Under torchrun its world is used, whatever ``world_size`` says, and each rank has to yield
-    equally often; closing the iterator on rank 0 ends it on all. Raises RankFailed, OSError where
-    there is no network between processes, Interrupted where another thread asks for the end (see
-    ``workbench.interrupt``), and whatever pickling the worker raises.
+    Under torchrun its world is used, whatever ``world_size`` says, each rank has to yield equally
+    often, and a death ends all; closing the iterator on rank 0 ends it on all. Raises RankFailed,
+    OSError where there is no network between processes, Interrupted where another thread asks for
+    the end (see ``workbench.interrupt``), and whatever pickling the worker raises.
     """
     if under_torchrun():
         yield from _with_torchrun(worker, args, timeout, threads, backend or "cpu")
         return
-    ranks = _Ranks(world_size, timeout)
+    ranks = _Ranks(world_size, timeout, may_die)
     try:
         resolved = rank_side.resolve_backend(backend, world_size) if backend else None
         task = rank_side.Task(
@@ -189,8 +191,9 @@ def _with_torchrun(
 class _Ranks:
     """The processes of one launch, seen from the caller."""
 
-    def __init__(self, world_size: int, timeout: float):
-        self.world_size, self.timeout = world_size, timeout
+    def __init__(self, world_size: int, timeout: float, may_die: Collection[int]):
+        self.world_size, self.timeout, self.may_die = world_size, timeout, may_die
+        self.missed: dict[int, RankFailed] = {}  # of those, who has died
         self.directory = Path(tempfile.mkdtemp(prefix="ranks-"))
         self.processes: list[multiprocessing.process.BaseProcess] = []
         self.answers: list[Connection] = []
@@ -252,6 +255,8 @@ class _Ranks:
         taken, allowed = [0] * self.world_size, 1
         for rank, value in self._values():
             yield rank, value
+            if rank in self.missed:
+                continue
             taken[rank] += 1
             # The first to be asked for more: all get leave, so that none waits for another's.
             if taken[rank] == allowed:
@@ -273,12 +278,17 @@ class _Ranks:
                 elif kind == "done":
                     self.working.discard(rank)
                     self.finished.add(rank)
+                elif kind == "died" and rank in self.may_die:
+                    self.working.discard(rank)
+                    self.importing.discard(rank)
+                    self.missed[rank] = self._died(rank, content)
+                    yield rank, self.missed[rank]
             # Not before all have been read: what is dropped here would be missing from the
             # explanation.
             if failed := {
                 rank: (kind, content)
                 for rank, kind, content in messages
-                if kind in ("failed", "died")
+                if kind in ("failed", "died") and rank not in self.missed
             }:
                 raise self._explained(failed)
 
@@ -333,6 +343,8 @@ class _Ranks:
                 return self._died(rank, content)
             if not content.victim:
                 return self._raised(rank, content)
+        if self.missed:
+            return next(iter(self.missed.values()))
         victims = {rank: failure for rank, (_, failure) in seen.items()}
         first, failure = next(iter(victims.items()))
         why = "".join(f"rank {rank} has already finished; " for rank in sorted(self.finished))

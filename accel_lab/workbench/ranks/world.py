@@ -55,7 +55,8 @@ def launch_steps(
     """
     pick_device(knobs.device)
     world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else knobs.ranks
-    options = {"threads": knobs.threads, "timeout": knobs.timeout, "backend": knobs.device}
+    options: dict[str, Any] = {"threads": knobs.threads, "timeout": knobs.timeout}
+    options["backend"] = knobs.device
     try:
         with contextlib.closing(launch(worker, knobs.ranks, knobs, *args, **options)) as stream:
             if in_step:

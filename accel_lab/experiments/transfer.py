@@ -341,11 +341,12 @@ def _spent(step: Step, knobs: Knobs) -> dict[str, float]:
 @dataclass(frozen=True)
 class Costs:
     """Seconds of a picture. parts: through each part of the network, forward · head: of an update
-    of the head alone.
+    of the head alone · small: of an update of the small CNN.
     """
 
     parts: tuple[float, ...]
     head: float
+    small: float
 
     def trunk(self, cut: int) -> float:
         """Forward through what is frozen."""
@@ -365,7 +366,10 @@ def costs(side: int, device: str, batch_size: int = 10) -> Costs:
     head = nn.Linear(WIDTH, CLASSES).to(x.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=HEAD_RATE)
     y = torch.zeros(batch_size, dtype=torch.int64, device=x.device)
-    taken: list[list[float]] = [[] for _ in range(PARTS + 1)]
+    _, small = networks(knobs.turned(way="small CNN"))
+    of_small = optimizer_of(knobs.turned(way="small CNN"), small)
+    few = photographs(knobs).train_x[:batch_size]
+    taken: list[list[float]] = [[] for _ in range(PARTS + 2)]
     with under_watch():
         for _ in range(8):
             h = x[:batch_size]
@@ -374,14 +378,19 @@ def costs(side: int, device: str, batch_size: int = 10) -> Costs:
                     found: list[Tensor] = []
                     seconds.append(reading(lambda part=part, h=h, to=found: to.append(part(h))))
                     (h,) = found
-            taken[-1].append(reading(lambda h=h: kept_update(head, optimizer, h, y), 10))
-    *parts, of_head = (median(seconds[1:]) / batch_size for seconds in taken)
-    return Costs(tuple(parts), of_head)
+            taken[-2].append(reading(lambda h=h: kept_update(head, optimizer, h, y), 10))
+            taken[-1].append(reading(lambda: kept_update(small, of_small, few, y)))
+    *parts, by_head, by_small = (median(seconds[1:]) / batch_size for seconds in taken)
+    return Costs(tuple(parts), by_head, by_small)
 
 
 def predicted_seconds(knobs: Knobs, epochs: int) -> float:
-    """Seconds of so many epochs: n f + E n h if answers are kept, else E n (f + h)."""
+    """Seconds of so many epochs: n f + E n h if answers are kept, else E n (f + h); a small CNN
+    has no trunk, and the same cost at each cut and side.
+    """
     found, n = costs(knobs.side, knobs.device), CLASSES * knobs.pictures
+    if knobs.way == "small CNN":
+        return n * epochs * found.small
     asked = epochs if knobs.way == "asked" else min(epochs, 1)
     return n * (asked * found.trunk(knobs.frozen) + epochs * found.rest(knobs.frozen))
 

@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import count, cycle
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,9 +43,11 @@ from accel_lab.workbench.ranks.rank import RanksDiffer, gather
 
 Rule = Literal["sync", "bounded", "async"]
 PATIENCE = timedelta(days=1)  # of a worker: the server may pause, and itself sees who is late
-HEADER = 2  # numbers before the notes and the gradient of a push: its batch, its share
+HEADER = 2  # numbers before the notes of a push: its batch, its share
+EXACT = torch.float64  # of a note: a batch's number and a time keep their digits
+NOTE, VECTOR = 1, 0  # tags: a push is a note and a gradient, an answer whether to go on and weights
 Compute = Callable[[int], tuple[Tensor, float, Sequence[float]]]  # batch → gradient, share, notes
-Receive = Callable[[Tensor], int]  # inbox → who has pushed
+Receive = Callable[[Tensor], int]  # receives the note of a push → who has pushed
 
 
 def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -131,7 +133,7 @@ class Server:
         if not good:
             self.refused.append(f"push {self.clock[worker]} of worker {worker} is not finite")
         if self.rule != "sync":
-            return good and self._update(share * gradient)
+            return good and self._update(gradient, share)
         self._round[worker] = share * gradient if good else None
         self._shares += share * good
         return len(self._round) == len(self.clock) and self._end_round()
@@ -141,12 +143,14 @@ class Server:
         there = [part for worker in self.clock if (part := self._round[worker]) is not None]
         complete, shares = len(there) == len(self._round), self._shares
         self._round, self._shares = {}, 0.0
-        return bool(there) and self._update(torch.stack(there).sum(0) / (1 if complete else shares))
+        return bool(there) and self._update(
+            torch.stack(there).sum(0), 1 if complete else 1 / shares
+        )
 
-    def _update(self, step: Tensor) -> bool:
+    def _update(self, gradient: Tensor, share: float) -> bool:
         if self._velocity is not None:
-            step = self._velocity.mul_(self.momentum).add_(step)
-        self.weights.add_(step, alpha=-self.rate)
+            gradient, share = self._velocity.mul_(self.momentum).add_(gradient, alpha=share), 1.0
+        self.weights.add_(gradient, alpha=-self.rate * share)
         self.version += 1
         if self.lag:
             self._old.append(self.weights.clone())
@@ -186,41 +190,54 @@ class Push(NamedTuple):
     bytes: int
 
 
+def from_anyone(note: Tensor) -> int:
+    """Receive from the worker that comes first."""
+    return dist.recv(note, tag=NOTE)
+
+
 def in_turn(workers: Iterable[int]) -> Receive:
     """Receive in the order of the workers, the plain way: each waits for the one before it."""
     turns = cycle(workers)
-    return lambda inbox: dist.recv(inbox, next(turns))
+    return lambda note: dist.recv(note, next(turns), tag=NOTE)
 
 
 def serve(
-    server: Server, pushes: float = math.inf, *, notes: int = 0, receive: Receive = dist.recv
+    server: Server, pushes: float = math.inf, *, notes: int = 0, receive: Receive = from_anyone
 ) -> Iterator[Push]:
     """Serve on rank 0 until so many pushes have come, and then tell the workers to stop.
 
-    notes: numbers that come with each push. receive: takes the next one, by default whoever's.
+    notes: numbers that come with each push. receive: takes the next note, by default whoever's.
     Yields each push once those who may go on are answered. Later ones, and an incomplete round of
-    ``sync``, are not applied. A worker that has died is answered in vain: ``async`` goes on without
-    it. Ranks must meet before the next run, or a push of it comes too soon.
+    ``sync``, are not applied; ``async`` goes on without a worker that has died.
+    Ranks must meet before the next run, or a push of it comes too soon.
     """
-    n = server.weights.numel()
-    inbox, answer = (server.weights.new_empty(more + n) for more in (HEADER + notes, 1))
-    for number in count(1):
-        worker, goes_on = receive(inbox), number < pushes
-        batch, share, *noted = inbox[:-n].tolist()
-        updated = server.apply(inbox[-n:], worker, share)
+    note, gradient = torch.empty(HEADER + notes, dtype=EXACT), torch.empty_like(server.weights)
+    goes_on, number = torch.tensor([pushes > 0], dtype=EXACT), 0
+    while goes_on:
+        worker = receive(note)
+        try:
+            dist.recv(gradient, worker, tag=VECTOR)
+        except RuntimeError:  # it has died amid its push
+            continue
+        number += 1
+        goes_on[0] = number < pushes
+        batch, share, *noted = note.tolist()
+        updated = server.apply(gradient, worker, share)
         ready = server.ready() if goes_on else server.waiting
-        answer[0], answer[1:] = goes_on, server.handed_out
         for each in ready:
-            with suppress(RuntimeError):  # it has died since
-                dist.send(answer, each)
-        moved = inbox.nbytes + len(ready) * answer.nbytes
+            _answer(each, goes_on, server.handed_out)
+        moved = note.nbytes + gradient.nbytes + len(ready) * (goes_on.nbytes + gradient.nbytes)
         yield Push(worker, round(batch), tuple(noted), updated, server.staleness, moved)
-        if not goes_on:
-            break
-    for worker in server.clock.keys() - server.waiting:  # their pushes are under way
+    for worker in server.clock.keys() - server.waiting:  # a push of each is under way
         with suppress(RuntimeError):
-            dist.recv(inbox, worker)
-            dist.send(answer, worker)
+            dist.recv(note, worker, tag=NOTE), dist.recv(gradient, worker, tag=VECTOR)
+            _answer(worker, goes_on, server.handed_out)
+
+
+def _answer(worker: int, goes_on: Tensor, weights: Tensor) -> None:
+    with suppress(RuntimeError):  # it has died since its push
+        for message in _messages(dist.isend, worker, goes_on, weights):
+            message.wait()
 
 
 def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
@@ -228,18 +245,30 @@ def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
 
     compute: gives gradient [n], share and notes for the batch of a number, from 0 on.
     weights: [n], those that compute reads; replaced in place by each pull.
+    Raises ValueError for a gradient, or notes, that are not as the server expects them.
     """
-    n, batch = weights.numel(), 0
-    push, answer = (weights.new_ones(more + n) for more in (HEADER + notes, 1))
-    while answer[0]:
-        push[-n:], share, noted = compute(batch)
-        push[:-n] = push.new_tensor([batch, share, *noted])
-        messages = dist.P2POp(dist.isend, push, 0), dist.P2POp(dist.irecv, answer, 0)
-        for message in dist.batch_isend_irecv([*messages]):
+    goes_on, batch = torch.ones(1, dtype=EXACT), 0
+    while goes_on:
+        gradient, share, noted = compute(batch)
+        note = torch.tensor([batch, share, *noted], dtype=EXACT)
+        given, wanted = _kind(gradient, len(noted)), _kind(weights, notes)
+        if given != wanted:
+            raise ValueError(f"compute gives {given}, not {wanted}")
+        pushed = _messages(dist.isend, 0, note, gradient)
+        for message in pushed + _messages(dist.irecv, 0, goes_on, weights):
             message.wait(PATIENCE)
-        weights.copy_(answer[1:])
         batch += 1
     return batch
+
+
+def _kind(vector: Tensor, notes: int) -> str:
+    return f"{list(vector.shape)} of {vector.dtype} and {notes} notes"
+
+
+def _messages(send_or_receive: Callable, rank: int, note: Tensor, vector: Tensor) -> list:
+    """A push or an answer: a few numbers, and a vector that is copied nowhere."""
+    both = (note, NOTE), (vector, VECTOR)
+    return [send_or_receive(tensor, rank, tag=tag) for tensor, tag in both]
 
 
 def replay(
@@ -255,7 +284,7 @@ def replay(
     held = dict.fromkeys(server.clock, server.weights.clone())
     for worker in arrivals:
         pushed, share = gradient(held[worker], worker, server.clock[worker])
-        server.apply(pushed, worker, pushed.new_tensor(share).item())  # rounded, as on the wire
+        server.apply(pushed, worker, share)
         held.update((each, server.handed_out.clone()) for each in server.ready())
     return server.weights
 

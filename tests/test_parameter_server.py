@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -22,7 +23,17 @@ from accel_lab import parameter_server as ps
 from accel_lab.experiments import parameter_server as experiment
 from accel_lab.experiments._serving import Trainer
 from accel_lab.experiments.parameter_server import NOTES, Knobs, run
-from accel_lab.parameter_server import HEADER, Server, flatten, in_turn, meet, replay, serve, work
+from accel_lab.parameter_server import (
+    HEADER,
+    NOTE,
+    Server,
+    flatten,
+    in_turn,
+    meet,
+    replay,
+    serve,
+    work,
+)
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
@@ -210,6 +221,12 @@ def test_mean_staleness_is_the_number_of_other_workers(workers):
         pulled[worker] = number + 1
     under_way = sum(500 - version for version in pulled.values())
     assert sum(staleness) + under_way == 500 * (workers - 1)
+
+
+def test_no_push_is_asked_for():
+    heard, weights, clock, _ = server_rank(2, {"rule": "async"}, 0)[0][0]
+    assert (heard, clock) == ([], {1: 0, 2: 0})
+    assert torch.equal(weights, flatten(small())[0])
 
 
 def test_every_byte_is_counted():
@@ -437,7 +454,7 @@ def test_a_run_in_each_mode(mode, ranks):
     assert seen == lanes
     moved = sum(step.metrics["bytes_moved"] for step in steps)
     if mode in ("sync", "async"):
-        assert moved == each * 30 * 4 * (2 * number + HEADER + NOTES + 1)
+        assert moved == each * 30 * (2 * 4 * number + 8 * (HEADER + NOTES + 1))
     if mode == "all-reduce":
         assert moved == 30 * 2 * (2 * (workers - 1) * 4 * number // workers)
     if mode == "local":
@@ -528,7 +545,7 @@ def test_an_async_run_goes_on_without_a_dead_worker():
     assert steps[-1].metrics["slow_share"] < 0.1  # ten pushes, and none since
 
 
-def the_last_worker_dies(pushes):
+def the_last_worker_dies(pushes, amid):
     rank = dist.get_rank()
     weights = torch.zeros(100)
     meet(weights)
@@ -538,6 +555,8 @@ def the_last_worker_dies(pushes):
 
     def compute(batch):
         if rank == 2 and batch == 3:
+            if amid:
+                dist.send(torch.tensor([3.0, 0.5], dtype=torch.float64), 0, tag=NOTE)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.01)
         return torch.ones(100), 0.5, ()
@@ -545,12 +564,25 @@ def the_last_worker_dies(pushes):
     return work(compute, weights)
 
 
-def test_a_server_ends_although_a_worker_has_died():
-    answers = dict(launch(the_last_worker_dies, 3, 100, may_die={2}, timeout=20.0))
+@pytest.mark.parametrize("amid", [False, True])
+def test_a_server_ends_although_a_worker_has_died(amid):
+    answers = dict(launch(the_last_worker_dies, 3, 100, amid, may_die={2}, timeout=20.0))
     heard, weight = answers[0]
     assert (len(heard), heard.count(2), weight) == (100, 3, -50.0)
     assert answers[1] == 97
     assert answers[2].headline == "rank 2 of 3 was killed by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (torch.zeros(3), "compute gives [3] of torch.float32 and 0 notes, not [4]"),
+        (torch.zeros(4).double(), "compute gives [4] of torch.float64 and 0 notes, not [4]"),
+    ],
+)
+def test_a_gradient_of_another_kind_is_not_sent(wrong, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        work(lambda batch: (wrong, 1.0, ()), torch.zeros(4))
 
 
 def test_a_stuck_worker_stops_a_sync_run_and_not_an_async_one():

@@ -201,9 +201,10 @@ KEEP_FIRST = Exercise(
     points=3,
     task="""Memory has room for `capacity` pictures, and there are more. Write `keep_first(decode,
 capacity)`: it returns a function `fetch(index)`, which returns picture `index`, a tensor.
-`decode(index)` makes it; that is expensive. Under random order nothing hits more often than to keep
-the **first** `capacity` different pictures that are asked for, for ever. So in each later epoch
-exactly `capacity` pictures must not be decoded. Who gets a picture may change it.""",
+`decode(index)` makes it; that is expensive. Where each epoch asks for each picture once, no policy
+hits more often than this one: keep the **first** `capacity` different pictures that are asked for,
+and evict none. So in each later epoch exactly `capacity` pictures must not be decoded. The caller
+may change the picture that it gets.""",
     cases=keep_first_cases,
     drive=keep_first_drive,
     reference=keep_first,
@@ -495,8 +496,8 @@ READ_AHEAD = Exercise(
     name="read_ahead",
     points=4,
     task="""Write the generator `read_ahead(load, names, depth)`: it yields the pairs `(name,
-load(name))` in the order of `names`. A thread of its own loads ahead while the caller works, until
-`depth` pairs lie ready; it may have one more in its hands. What `load` raises is raised in its
+load(name))` in the order of `names`. A thread loads ahead while the caller works, until `depth` pairs lie
+ready; it may have one more in its hands. What `load` raises is raised in its
 place: after the pairs before it. When the generator is closed, the thread ends.
 (`queue` and `threading` have what is needed.)""",
     cases=read_ahead_cases,
@@ -597,7 +598,7 @@ def _one_by_one(pictures, rows, columns, side):
 
 ONE_BY_ONE = Wrong(
     _one_by_one,
-    "Right, but not fast enough. A loop cuts each crop by calls of its own, and an index for each "
+    "Right, but not fast enough. A loop makes several calls for each crop, and an index for each "
     "pixel costs time as well. `unfold` makes a view of all crops, without copying; index it once, "
     "with all rows and columns.",
 )

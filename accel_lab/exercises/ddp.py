@@ -347,7 +347,8 @@ of 0, and the rank still takes part in every all-reduce.""",
             "        for parameter in model.parameters():\n"
             "            all_reduce(parameter.grad)\n",
             "",
-            "The gradients are never exchanged: each rank trains a model on its own part.",
+            "The gradients are not exchanged before the step: each rank trains a model on its own "
+            "part.",
         ),
     ),
 )

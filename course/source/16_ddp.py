@@ -532,7 +532,7 @@ break_it
 # - **forget the broadcast**: the ranks start apart and stay apart. They exchange gradients that
 #   belong to other weights, and the loss falls anyway.
 # - **same shard everywhere** is the quietest. All ranks agree perfectly, the loss falls nicely, and
-#   every second sample trains nothing. A sampler that does not know its rank does this silently.
+#   only one sample in *p* is ever used. A sampler that does not know its rank does this silently.
 # - **wrong rank order**: one rank packs its parameters in another order. Gradients are added up
 #   that have nothing to do with one another.
 # - **slow rank** does not spoil the result, look at the badge. In the timeline all others wait: the

@@ -146,7 +146,7 @@ panel
 # %% [markdown]
 # ## 4. Build
 #
-# ### One message
+# ### One vector
 #
 # Weights travel as one flat tensor, and so does the gradient. `flatten` moves the parameters of a
 # model into one, and leaves views of it in their places.
@@ -685,9 +685,10 @@ axes.set_title("How much does the busiest process move in a round?", loc="left")
 picture
 
 # %% [markdown]
-# A little more than 2·*W*: each message has a few numbers in front. A rank of the ring stays below
-# 4, and the traffic of one server grows with every worker. That is one reason why all-reduce has
-# replaced servers for models whose gradients are *dense*: every weight gets one each time.
+# A little more than 2·*W*: a few numbers go in front of each gradient, and of the weights. A rank
+# of the ring stays below 4, and the traffic of one server grows with every worker. That is one
+# reason why all-reduce has replaced servers for models whose gradients are *dense*: every weight
+# gets one each time.
 
 # %% [markdown]
 # ## 7. Break it

@@ -445,7 +445,8 @@ harm = {
 picture, (axes,) = lab.figure.axes(8, 3)
 lab.figure.powers_of_two(axes, "temperature", heats)
 axes.set_ylabel("recognised, %")
-lab.figure.draw_lines(axes, harm, dashed={"student alone": dict.fromkeys(heats, mean(by_labels))})
+level = dict.fromkeys(heats, mean(by_labels))
+lab.figure.draw_lines(axes, harm, dashed={"student alone": level})
 picture
 
 # %% [markdown]

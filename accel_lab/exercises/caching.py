@@ -210,8 +210,8 @@ may change the picture that it gets.""",
     reference=keep_first,
     reasoning="""A dict that stops growing. In a shuffled epoch every picture is asked for once, so
 each kept one hits once an epoch, whichever it is: the hits are the share that is kept. Evicting
-throws away pictures that are still to come in this epoch or the next. The dict holds a copy of its
-own, and hands out copies: otherwise a change made by the caller would stay.""",
+throws away pictures that are still to come in this epoch or the next. The dict keeps a copy,
+and hands out copies: otherwise a change made by the caller would stay.""",
     wrong=(
         Wrong(
             _keep_recent,
@@ -631,8 +631,8 @@ them puts the picked dimension first, so the result is [n, channels, side, side]
             cut_crops,
             ":, rows, columns]",
             ":, rows[0], columns[0]]",
-            "All pictures are cropped at the corner of the first one. Each has a corner of its "
-            "own.",
+            "All pictures are cropped at the corner of the first one. Use each one's row and "
+            "column.",
         ),
         Wrong.changed(
             cut_crops,

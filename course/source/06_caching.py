@@ -53,9 +53,9 @@ print("10 photographs. From which of them is a crop of 32 × 32 pixels?")
 #
 # ## 2. Predict
 #
-# PyTorch's `DataLoader` can load in *workers*, processes of their own. Take two of them, and a data
-# set that keeps each picture once it is decoded. Two guesses; a wrong one costs nothing, and you
-# may skip them.
+# PyTorch's `DataLoader` can load in *workers*, which are separate processes. Take two of them, and
+# a data set that keeps each picture once it is decoded. Two guesses; a wrong one costs nothing, and
+# you may skip them.
 
 # %%
 guess_decoded = lab.Prediction(
@@ -85,7 +85,7 @@ guess_disk
 #
 # - *bytes* keeps the files as they are, *decoded* the pixels. *augmented* keeps the pixels too, and
 #   repeats the first crop of each picture in every epoch.
-# - **workers** load in processes of their own. **persistent** ones stay when an epoch ends.
+# - **workers** are processes that load. **persistent** ones stay when an epoch ends.
 #   **shared** gives all of them one cache of the pixels; that of the bytes cannot be shared here.
 # - **prefetch** loads ahead in a thread.
 #
@@ -132,9 +132,10 @@ panel
 # ### Where does the time go?
 #
 # The costs above, as shares of loading. A file that was read of late lies in the system's own
-# cache, in memory. So the reading is measured twice: *warm*, as it is, and *cold*, after the system
-# was asked to forget the files. Not every system can be asked; and where temporary files lie in
-# memory, cold is as fast as warm.
+# cache, in memory. So the reading is measured twice more, one file right after another, which is
+# quicker than between two decodings: *warm*, as it is, and *cold*, after the system was asked to
+# forget the files. Not every system can be asked; and where temporary files lie in memory, cold is
+# as fast as warm.
 
 # %%
 reading = experiment.read_seconds()

@@ -684,7 +684,7 @@ check(filling_to_expect)
 #   the forget gate before training begins.
 #
 # Known from elsewhere, and not measured here: on a CUDA device, cuDNN computes packed sentences in
-# programs of its own, so there packing can be the faster way; compare the panel's forms on yours. A
+# its own programs, so there packing can be the faster way; compare the panel's forms on yours. A
 # forget bias of 1 or more is old advice (Gers et al., 2000; Jozefowicz et al., 2015).
 # *Transformers* look at all words at once, so no step waits for another; padding and bucketing are
 # their problem, too.

@@ -463,8 +463,8 @@ else:
 # %% [markdown]
 # **More forgetting can need more memory.** The arithmetic of time is simple: what is forgotten is
 # computed once more. Where backward costs two forward passes, a forward pass more is a third of an
-# update: the grey line. A point above it pays for something else as well: more calls, and memory
-# that is taken anew.
+# update: the grey line. Where a whole bar lies above it, something else is paid for as well: more
+# calls, and memory that is taken anew.
 
 # %% [markdown]
 # Does the whole process need less as well? Here the system counts, on a longer chain with a larger
@@ -544,8 +544,8 @@ programs = [experiment.updating(way_) for way_ in reversed(ways.values())]
 print(lab.compare(*programs, names=tuple(reversed(ways)), patience=1.0))
 
 # %% [markdown]
-# Sharing divides what stands per weight by the number of uses. The activations are those of six
-# blocks, and so is the arithmetic.
+# Sharing divides what stands per weight **of the blocks** by the number of uses; the layers before
+# and after them are not shared. The activations are those of six blocks, and so is the arithmetic.
 
 # %% [markdown]
 # ### Gradients freed early
@@ -717,7 +717,7 @@ break_it
 # - **other masks**: the second run draws another dropout mask. The gradient belongs to a network
 #   that never computed the loss.
 # - **statistics twice**: batch normalization updates its running statistics in both runs. The
-#   gradients are right, and the statistics move twice as fast. PyTorch's `checkpoint` does this.
+#   gradients are right, and the statistics move twice per update. PyTorch's `checkpoint` does this.
 # - **input without gradient**: the layer before the blocks is frozen, and PyTorch's older,
 #   *reentrant* way finds no parameter's gradient in any forgotten segment.
 #

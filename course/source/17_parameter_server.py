@@ -216,7 +216,7 @@ for rule in ("sync", "bounded", "async"):
 # Around it is a loop that receives from the worker that comes first:
 
 # %%
-lab.show_source(ps.serve, docstring=False, first="n = server")
+lab.show_source(ps.serve, docstring=False, first="note, gradient", last="yield")
 
 # %% [markdown]
 # The plain way would be to receive in the order of the workers. Then every worker waits for the one

@@ -22,7 +22,8 @@ def decodes_cases(rng: random.Random) -> Iterator[Case]:
     def case(workers, persistent, shared):
         return {
             "pictures": rng.randrange(100, 1000),
-            "epochs": rng.randrange(4, 9),
+            # after W + 1 epochs two of the wrong answers are the same number
+            "epochs": rng.choice([e for e in range(4, 9) if e != workers + 1]),
             "workers": workers,
             "persistent": persistent,
             "shared": shared,
@@ -101,6 +102,14 @@ decoded all of them once.""",
             "return sum(pictures * missing**epoch for epoch in range(epochs))",
             "return pictures * workers",
             "That is the number after infinitely many epochs. Add up what is missing in each.",
+        ),
+        Wrong.changed(
+            decodes,
+            "return sum(pictures * missing**epoch for epoch in range(epochs))",
+            "return pictures + (epochs - 1) * pictures * missing",
+            "You let the same share be missing in every epoch after the first. The caches fill up: "
+            "in epoch e a picture is missing only if its worker has had it in none of the e − 1 "
+            "epochs before.",
         ),
         Wrong.changed(
             decodes,
@@ -496,9 +505,9 @@ READ_AHEAD = Exercise(
     name="read_ahead",
     points=4,
     task="""Write the generator `read_ahead(load, names, depth)`: it yields the pairs `(name,
-load(name))` in the order of `names`. A thread loads ahead while the caller works, until `depth` pairs lie
-ready; it may have one more in its hands. What `load` raises is raised in its
-place: after the pairs before it. When the generator is closed, the thread ends.
+load(name))` in the order of `names`. A thread loads ahead while the caller works, until `depth`
+pairs lie ready; it may have one more in its hands. What `load` raises is raised in its place: after
+the pairs before it. When the generator is closed, the thread ends.
 (`queue` and `threading` have what is needed.)""",
     cases=read_ahead_cases,
     drive=read_ahead_drive,

@@ -161,6 +161,13 @@ the others as they are, for Python's sort is stable.""",
             "sorted(batches, ",
             "The longest batch comes somewhere in the epoch. Move it to the front.",
         ),
+        Wrong.changed(
+            longest_first,
+            "torch.randperm(len(batches), generator=generator)",
+            "torch.randperm(len(batches))",
+            "Some of your draws do not come from `generator`, so the same seed gives another "
+            "epoch. Take all of them from it.",
+        ),
         Wrong(
             _same_every_epoch,
             "Each epoch has the same batches: you seed a generator anew in each call. Use the one "

@@ -263,6 +263,11 @@ def _nan_stays(trials):
     return winner
 
 
+def _place_among_those_left(trials):
+    losses = [one["validation_loss"] for one in trials if one["validation_loss"] >= 0]
+    return losses.index(min(losses)) if losses else None
+
+
 def _none_is_never(trials):
     losses = [trial["validation_loss"] for trial in trials]
     finite = [loss if loss == loss else math.inf for loss in losses]
@@ -304,7 +309,11 @@ it is a fair estimate of the winner.""",
             "A NaN in the first place stays the winner: nothing is less than NaN. Leave those "
             "trials out before you compare.",
         ),
-        Wrong(_none_is_never, "Where all diverged you return a winner all the same. Return None."),
+        Wrong(
+            _place_among_those_left,
+            "You number the trials that are left once NaN is out. Return the place in `trials`.",
+        ),
+        Wrong(_none_is_never, "Where all diverged you still return a winner. Return None."),
         Wrong.changed(
             winner_of,
             "loss < trials",
@@ -434,7 +443,14 @@ steps remains, for each needs the one before.""",
             "(2 / y.numel())",
             "(2 / error.numel())",
             "You divide by the numbers of all models together, so each learns K times too slowly. "
-            "Every model has a mean of its own.",
+            "The mean is each model's own.",
+        ),
+        Wrong.changed(
+            train_all,
+            "weights = weights - rates",
+            "weights -= rates",
+            "`-=` changes the tensor that was given. Write weights = weights − …, or begin with a "
+            "copy.",
         ),
         Wrong.changed(
             train_all, "weights - rates", "weights + rates", "You go up the gradient. Subtract it."

@@ -421,6 +421,13 @@ shuffled anew. What is left of an update is one small product.""",
             "The trunk answers in training mode: dropout leaves out half of its units, and what "
             "you keep is one random draw for all epochs. trunk.eval().",
         ),
+        Wrong.changed(
+            epochs_on_kept,
+            "    with torch.no_grad():\n        kept = trunk(x)\n",
+            "    kept = trunk(x)\n",
+            "What you keep still hangs on the trunk's graph, and the first backward() frees that. "
+            "Ask the trunk under torch.no_grad().",
+        ),
         Wrong(
             _by_number_of_batch,
             "You keep the answers of the first epoch's batches, but later epochs are shuffled "

@@ -360,7 +360,7 @@ def share_right(network: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def score_alone(settings: Settings, epochs: int) -> float:
-    """A trial as a process of its own runs it: accuracy on the pictures that choose."""
+    """A trial as a separate process runs it: accuracy on the pictures that choose."""
     torch.set_num_threads(1)
     knobs = Knobs(device="cpu", longest=epochs)
     (network,) = networks_of(Population([settings], (64, knobs.hidden, 10)))

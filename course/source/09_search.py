@@ -293,7 +293,7 @@ print(f"at most {100 * float((ours[-1].scores - theirs).abs().max()):.1f} points
 #
 # ### Which search finds the best network?
 #
-# Each search runs with every seed. The winner is chosen on pictures of its own and judged on the
+# Each search runs with every seed. The winner is chosen on some pictures and judged on others, the
 # test pictures, which have chosen nothing.
 
 # %%

@@ -70,18 +70,19 @@ panel
 
 # %%
 quiet = base.turned(timeline=False)
-ways = {"two processes": quiet.turned(ranks=2), "one process": quiet.turned(ranks=1)}
-race = lab.compared(lab.race(experiment.run, ways), "two processes", "one process")
+by_two, by_one = "an update by two processes", "an update by one"
+ways = {by_two: quiet.turned(ranks=2), by_one: quiet.turned(ranks=1)}
+race = lab.compared(lab.race(experiment.run, ways), by_two, by_one)
 race
 
 # %%
 guess.against(race, inverse=True)
 
 # %% [markdown]
-# Two workers, so 2 is the natural guess. If your machine is small, it said much less, perhaps less
+# Two workers, so 2 is the natural guess. On a small machine the answer is much less, perhaps less
 # than 1: twice the workers, and slower. The timeline shows why. *Forward* and *backward* are half
 # as much work as before, but there is something else to do: each process sends a gradient as large
-# as the model, and waits for the other's.
+# as the model (*bucket* in the timeline), and waits for the other's.
 #
 # So are more workers a bad idea? Make **width** larger, the number of units in each layer. One
 # process is run again with it, and the large line compares. There is more to compute now for each
@@ -163,9 +164,9 @@ lab.SpeedLog.of_the_reader()
 #   pipeline has nothing to do.
 # - **bucket** ([16](16_ddp.ipynb)): Several gradients that travel together in one message, while
 #   backward goes on.
-# - **bucketing** ([08](08_recurrent.ipynb)): puts sentences of like length into one batch, so that
+# - **bucketing** ([08](08_recurrent.ipynb)): Puts sentences of like length into one batch, so that
 #   little has to be filled.
-# - **cache** ([06](06_caching.ipynb)): keeps what was expensive to make for the next time it is
+# - **cache** ([06](06_caching.ipynb)): Keeps what was expensive to make for the next time it is
 #   asked for.
 # - **chunk** ([16](16_ddp.ipynb)): One of the *p* equal parts of a tensor that go round a ring of
 #   *p* ranks.
@@ -181,12 +182,12 @@ lab.SpeedLog.of_the_reader()
 #   chance picks.
 # - **exponential moving average** ([14](14_averaging.ipynb)): A running mean in which each value
 #   counts less the older it is; EMA for short.
-# - **fine-tuning** ([10](10_transfer.ipynb)): trains weights on that were trained for another
-#   task.
+# - **fine-tuning** ([10](10_transfer.ipynb)): Goes on with the training of weights that were
+#   trained for another task.
 # - **FLOP** ([01](01_measuring.ipynb)): A floating-point operation, one addition or
 #   multiplication; FLOP/s is how many a second.
-# - **forget gate** ([08](08_recurrent.ipynb)): decides how much of its old state an LSTM keeps.
-# - **frozen** ([10](10_transfer.ipynb)): neither the weights nor the statistics of a layer change
+# - **forget gate** ([08](08_recurrent.ipynb)): Decides how much of its old state an LSTM keeps.
+# - **frozen** ([10](10_transfer.ipynb)): Neither the weights nor the statistics of a layer change
 #   in training.
 # - **global norm** ([12](12_clipping.ipynb)): The length of all gradients taken as one vector: the
 #   root of the sum of all squares.
@@ -195,8 +196,8 @@ lab.SpeedLog.of_the_reader()
 #   are added up, and the weights are updated once.
 # - **gradient clipping** ([12](12_clipping.ipynb)): Gradients that are larger than a limit are
 #   made smaller before the optimizer's step.
-# - **head** ([10](10_transfer.ipynb)): the new last layer of a network that is taken over.
-# - **hyper-parameter** ([09](09_search.ipynb)): a setting that training does not find, such as the
+# - **head** ([10](10_transfer.ipynb)): The new last layer of a network that is taken over.
+# - **hyper-parameter** ([09](09_search.ipynb)): A setting that training does not find, such as the
 #   learning rate.
 # - **interval** ([01](01_measuring.ipynb)): The ratios of two programs' times that the measured
 #   pairs leave possible, with 99 % certainty.
@@ -216,13 +217,13 @@ lab.SpeedLog.of_the_reader()
 #   signal, tr(Σ)/‖G‖², in samples.
 # - **one-hot** ([05](05_text.ipynb)): A vector with a 1 at the place of its word and zeros
 #   elsewhere.
-# - **packing** ([08](08_recurrent.ipynb)): computes a batch of sentences without filling: those
+# - **packing** ([08](08_recurrent.ipynb)): Computes a batch of sentences without filling: those
 #   that have ended leave the batch.
 # - **pair** ([01](01_measuring.ipynb)): Two programs, timed within moments of each other; only the
 #   ratio of the two counts.
 # - **parameter server** ([17](17_parameter_server.ipynb)): A process that keeps the weights;
 #   workers pull them and push gradients.
-# - **persistent workers** ([06](06_caching.ipynb)): loading processes that stay when an epoch
+# - **persistent workers** ([06](06_caching.ipynb)): Loading processes that stay when an epoch
 #   ends, and with them what they have cached.
 # - **pipeline** ([18](18_pipeline.ipynb)): Consecutive layers lie on different ranks, and
 #   micro-batches flow through them.
@@ -230,7 +231,7 @@ lab.SpeedLog.of_the_reader()
 #   0.
 # - **recomputation** ([15](15_memory.ipynb)): Activations are forgotten on the way forward, and
 #   computed again when the backward pass needs them.
-# - **recurrent network** ([08](08_recurrent.ipynb)): reads a sentence word by word and keeps a
+# - **recurrent network** ([08](08_recurrent.ipynb)): Reads a sentence word by word and keeps a
 #   state.
 # - **reduce-scatter** ([16](16_ddp.ipynb)): Tensors of all ranks are added up, and each rank gets
 #   one piece of the sum; the first half of a ring's all-reduce.
@@ -244,11 +245,11 @@ lab.SpeedLog.of_the_reader()
 #   receives from the one before.
 # - **roofline** ([01](01_measuring.ipynb)): The most FLOP/s that a machine allows, by its
 #   arithmetic and by its memory, for each arithmetic intensity.
-# - **rung** ([09](09_search.ipynb)): a level of a successive halving: so many candidates, so many
+# - **rung** ([09](09_search.ipynb)): A level of a successive halving: so many candidates, so many
 #   epochs.
 # - **segments** ([15](15_memory.ipynb)): The parts of a chain of layers of which recomputation
 #   keeps no more than what enters them.
-# - **shared memory** ([06](06_caching.ipynb)): memory that several processes see, so that one
+# - **shared memory** ([06](06_caching.ipynb)): Memory that several processes see, so that one
 #   cache serves all of them.
 # - **stage** ([18](18_pipeline.ipynb)): The consecutive layers that one rank of a pipeline holds.
 # - **staleness** ([17](17_parameter_server.ipynb)): How many updates were made between a worker's
@@ -257,7 +258,7 @@ lab.SpeedLog.of_the_reader()
 #   so that the mean is right.
 # - **stop words** ([05](05_text.ipynb)): Frequent words that a list declares to be empty.
 # - **straggler** ([17](17_parameter_server.ipynb)): A worker that is much slower than the others.
-# - **successive halving** ([09](09_search.ipynb)): trains many candidates a little, keeps the
+# - **successive halving** ([09](09_search.ipynb)): Trains many candidates a little, keeps the
 #   best, trains these longer, and so on.
 # - **teacher** ([19](19_distillation.ipynb)): A trained model whose outputs a smaller one, the
 #   *student*, learns from.
@@ -265,9 +266,9 @@ lab.SpeedLog.of_the_reader()
 #   one makes the probabilities more alike.
 # - **throughput** ([11](11_accumulation.ipynb)): Samples per second of training.
 # - **tokens** ([05](05_text.ipynb)): What a text is cut into: words and signs.
-# - **transfer learning** ([10](10_transfer.ipynb)): begins with a network that was trained for
+# - **transfer learning** ([10](10_transfer.ipynb)): Begins with a network that was trained for
 #   another task.
-# - **trunk** ([10](10_transfer.ipynb)): the front part of a network that is taken over.
+# - **trunk** ([10](10_transfer.ipynb)): The front part of a network that is taken over.
 # - **warm-up** ([01](01_measuring.ipynb)): What a program does slowly the first time; it runs once
 #   or more before it is timed.
 # - **world size** ([16](16_ddp.ipynb)): The number of ranks, *p*.

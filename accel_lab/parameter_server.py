@@ -251,9 +251,7 @@ def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
     while goes_on:
         gradient, share, noted = compute(batch)
         note = torch.tensor([batch, share, *noted], dtype=EXACT)
-        given, wanted = _kind(gradient, len(noted)), _kind(weights, notes)
-        if given != wanted:
-            raise ValueError(f"compute gives {given}, not {wanted}")
+        _check(gradient, weights, len(noted), notes)
         pushed = _messages(dist.isend, 0, note, gradient)
         for message in pushed + _messages(dist.irecv, 0, goes_on, weights):
             message.wait(PATIENCE)
@@ -261,8 +259,13 @@ def work(compute: Compute, weights: Tensor, *, notes: int = 0) -> int:
     return batch
 
 
-def _kind(vector: Tensor, notes: int) -> str:
-    return f"{list(vector.shape)} of {vector.dtype} and {notes} notes"
+def _check(gradient: Tensor, weights: Tensor, *notes: int) -> None:
+    given, wanted = (
+        f"{list(one.shape)} of {one.dtype} and {number} notes"
+        for one, number in zip((gradient, weights), notes, strict=True)
+    )
+    if given != wanted:
+        raise ValueError(f"compute gives {given}, not {wanted}")
 
 
 def _messages(send_or_receive: Callable, rank: int, note: Tensor, vector: Tensor) -> list:

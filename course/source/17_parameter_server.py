@@ -168,8 +168,9 @@ print("and the model sees it:", bool((model[1].weight == 0).all()))
 lab.show_source(ps.work, docstring=False)
 
 # %% [markdown]
-# A push carries the number of the batch and the worker's **share** of all samples, as in the
-# chapter before. `notes` are further numbers, such as the loss. A 0 in the answer says stop.
+# A push is two messages. The first is a note: the number of the batch, the worker's **share** of
+# all samples, as in the chapter before, and further numbers such as the loss. The second is the
+# gradient. An answer says whether to go on, and brings the weights.
 #
 # ### The server
 #
@@ -261,7 +262,8 @@ lab.Sliders(draw_race, push=range(1, len(pushes) + 1))
 # ### No server: local SGD
 #
 # There is a third way to wait less. **Local SGD** makes *K* updates at each worker by itself, and
-# then one average of the weights. It sends a *K*-th of the bytes, in step.
+# then one average of the weights. It sends a *K*-th of the bytes. For each average the
+# workers still wait for each other.
 
 # %%
 lab.show_source(ps.local_update, docstring=False)
@@ -462,7 +464,7 @@ for setting in settings:
     print(f"{found / wanted:.2f} × the formula")
 
 # %% [markdown]
-# The formula gives each worker a core, and the server for itself. Shared cores mostly push the
+# The formula assumes a core for each worker, and one for the server. Shared cores mostly push the
 # factor below 1, and whatever else runs on this machine moves it.
 #
 # ### What does the straggler teach?
@@ -740,9 +742,9 @@ break_it
 #
 # ### When a process fails
 #
-# A process dies. Who it was is said in one line, and no process is left behind. A sync round cannot
-# be complete without a dead worker, so the run ends. An async server waits for nobody, and goes on
-# with the workers that are left. Without the server nobody has the weights.
+# A process dies. Who it was is said in one line, and no process is left behind. A sync round needs
+# every worker, so the run ends. An async server waits for nobody, and goes on with the workers that
+# are left. When the server dies, every run ends.
 
 # %% tags=["nbval-check-output"]
 small = plain.turned(ranks=3, width=16, batch_size=8, slow=1.0, mode="async")

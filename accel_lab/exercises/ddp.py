@@ -85,6 +85,19 @@ def _turns_right(gradient, share, rank, world, send, receive):
     return total
 
 
+def _weighed_at_every_turn(gradient, share, rank, world, send, receive):
+    total = gradient.clone()
+    chunks = total.tensor_split(world)
+    for turn in range(world - 1):
+        send(chunks[(rank + turn) % world] * share)
+        chunks[(rank + turn + 1) % world].add_(receive())
+    chunks[(rank - 1) % world].mul_(share)
+    for turn in range(world - 1):
+        send(chunks[(rank + turn - 1) % world])
+        chunks[(rank + turn) % world].copy_(receive())
+    return total
+
+
 def _all_of_it_round(gradient, share, rank, world, send, receive):
     total = passing = gradient * share
     for _ in range(world - 1):
@@ -152,6 +165,11 @@ upwards because this ring turns to the left.""",
             "gradient / world",
             "1/world gives every rank the same weight. The shares are not equal: a rank with more "
             "samples counts for more.",
+        ),
+        Wrong(
+            _weighed_at_every_turn,
+            "A rank's share belongs to its own gradient alone. You also weigh what came from the "
+            "other ranks: multiply once, before the first turn.",
         ),
         Wrong.changed(
             ring_average,
@@ -439,6 +457,7 @@ simplest to try all. `min` returns the first of equal ones, which is the smalles
             "batch_size / p",
             "A sample cannot be cut: the rank with most to compute has ⌈batch_size / p⌉ of them. "
             "Round up.",
+            also=(changed(best_ranks, "-(-batch_size // p)", "batch_size // p"),),
         ),
         Wrong.changed(
             best_ranks,

@@ -97,6 +97,12 @@ up for the 1/T² by which the temperature shrinks the gradient.""",
         ),
         Wrong.changed(
             half_labelled_loss,
+            "softmax(teacher / temperature, 1)",
+            "softmax(teacher, 1)",
+            "The temperature divides the logits of both: the teacher's as well as the student's.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
             "student[seen], labels[seen]",
             "student[seen] / temperature, labels[seen]",
             "The labels are compared with the student's own probabilities: no temperature in the "
@@ -309,6 +315,13 @@ the sorted list.""",
             "[count - 1]",
             "[count]",
             "That lets one sample more in than asked for. Lists count from 0.",
+        ),
+        Wrong.changed(
+            bias_for_share,
+            "missing.sort().values",
+            "missing.sort(descending=True).values",
+            "You count from the samples that lack most. The smallest bias wins those that lack "
+            "least: sort upwards.",
         ),
         Wrong.changed(
             bias_for_share,

@@ -420,6 +420,13 @@ send the gradient. Each half sends world − 1 pieces.""",
             "Each rank has new weights in its own piece, and old ones in all others: the models "
             "drift apart. Send the new weights round.",
         ),
+        Wrong.changed(
+            sharded_update,
+            "    weights = weights.clone()\n    pieces = weights.tensor_split(world)\n",
+            "    pieces = weights.clone().tensor_split(world)\n",
+            "The weights that you return are the old ones. Return those that were updated and "
+            "sent round.",
+        ),
         Wrong(
             _all_reduce_first,
             "The weights are right, but you send 3 · (world − 1) pieces: an all-reduce, whose "
@@ -546,6 +553,13 @@ segments': a long one in front has few inputs before it, a short one at the end 
             "kept * sizes[-1] + boundary * (k - 1) <= budget",
             "You count the last segment alone. Where the blocks do not divide, the first segments "
             "are one block longer, and can be the largest.",
+        ),
+        Wrong.changed(
+            segments_for,
+            FITS,
+            "kept * blocks / k + boundary * (k - 1) <= budget",
+            "That is the formula for equal segments. Where the blocks do not divide, some segments "
+            "are one block longer: take the largest of the sums of all segments.",
         ),
         Wrong.changed(
             segments_for,

@@ -233,6 +233,9 @@ def cut_cases(rng: random.Random) -> Iterator[Case]:
         seconds = [*some(3, 1, 10), rng.randrange(25, 40), *some(4, 1, 10)]
         yield {"seconds": seconds, "bytes_held": some(8, 10, 20), "stages": 3, "limit": 1000}
     yield {"seconds": [9, 1, 1, 9, 9, 1, 1, 1], "bytes_held": [1] * 8, "stages": 3, "limit": 8}
+    # The only cut within the limit fills it to the last byte.
+    much = rng.randrange(10, 20)
+    yield {"seconds": some(4, 1, 10), "bytes_held": [much] * 4, "stages": 2, "limit": 2 * much}
     # No cut will do: one layer alone keeps too much.
     bytes_held = some(6, 10, 20)
     bytes_held[rng.randrange(6)] = 99
@@ -330,6 +333,12 @@ k layers into j runs follows from those into j − 1.)""",
             " and max(_sums(bytes_held, sizes)) <= limit",
             "",
             "As fast as can be, but one run keeps more than the limit: leave such cuts out.",
+        ),
+        Wrong.changed(
+            cut,
+            "max(_sums(bytes_held, sizes)) <= limit",
+            "max(_sums(bytes_held, sizes)) < limit",
+            "A run may keep exactly `limit` bytes: only more than that is too much.",
         ),
         Wrong(
             _nothing,

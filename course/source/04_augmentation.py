@@ -54,9 +54,9 @@ print(f"{len(some.test_y):,} pictures to test on")
 # ## 2. Predict
 #
 # Ten pictures of each digit are all you have. At every update, each picture is shifted anew, at
-# random, by up to three pixels in each direction. How many *real* pictures would have been as good?
-# Say it as a multiple: 1 means that shifting is worth nothing, 3 that it stands for thirty real
-# pictures of each digit. (Less than 1 is possible, too.)
+# random, by up to a tenth of its side, nearly three pixels, in each direction. How many *real*
+# pictures would have been as good? Say it as a multiple: 1 means that shifting is worth nothing, 3
+# that it stands for thirty real pictures of each digit. (Less than 1 is possible, too.)
 
 # %%
 guess_shift = lab.Prediction(
@@ -141,6 +141,8 @@ panel
 #   not vanish says that the task got harder. Whether that is worth it, only the test accuracy says:
 #   mirroring keeps the loss higher still.
 # - With mirroring added, part of the gain is lost again. Part 6 measures how much.
+# - Augmentation takes some time even where the pictures stay as they are: random numbers are drawn
+#   for every picture, used or not. Part 4 says why.
 
 # %% [markdown]
 # ## 4. Build

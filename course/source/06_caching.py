@@ -113,7 +113,7 @@ panel = lab.Panel(
     [spent, found, waits, kept],
     controls=["cache", "workers", "persistent", "shared", "prefetch"],
     baselines={"no cache": {"cache": "nothing", "workers": 0, "prefetch": 0}},
-    headline=lab.Headline("epoch_seconds", "seconds of an epoch"),
+    headline=lab.Headline("epoch_seconds", "epoch time"),
     tour=[half.turned(**({"cache": "decoded"} | turn)) for turn in turns],
     seconds=1.4,
 )

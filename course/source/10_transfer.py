@@ -137,8 +137,8 @@ panel = lab.Panel(
     base.turned(judged=100),
     charts,
     controls=["way", "cut", "pictures", "side"],
-    baselines={"asked at every update": {"way": "asked"}},
-    headline=lab.Headline("epoch_seconds", "time of an epoch"),
+    baselines={"asking at every update": {"way": "asked"}},
+    headline=lab.Headline("epoch_seconds", "epoch time"),
     tour=[base.turned(judged=100, **changes) for changes in experiment.TOUR],
     seconds=1.6,  # so that the asked one has a curve, too
 )

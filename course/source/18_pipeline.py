@@ -600,6 +600,9 @@ guess_eight.against(ratios[8 if 8 in ratios else counts[-1]])
 # of one process, 1 meaning that all of it is wrong; rounding alone gives about 10⁻⁵. Some mistakes
 # spoil the *numbers*, others only the *time*. Which are which? Look at the timeline as well. (The
 # learning rate is lower and the network narrower than above.)
+#
+# Leave **micro batches** at 2 or more: with one there is nothing to divide by, and no order to mix
+# up. *Two schedules* needs patience: a rank waits half a minute for a message before it gives up.
 
 # %% jupyter={"source_hidden": true}
 slow = max(1e-4, base.learning_rate / 10)  # or some mistakes would end the run at once

@@ -501,9 +501,8 @@ def _one_by_one(averages, weights, decay):
 
 ONE_BY_ONE = Wrong(
     _one_by_one,
-    "Right, but a call per tensor and operation, and a new tensor for each: with 200 small tensors "
-    "the calls cost more than the arithmetic. torch._foreach_lerp_ takes whole lists, and works in "
-    "place.",
+    "Right, but not fast enough. With 200 small tensors, calls for one tensor at a time cost more "
+    "than the arithmetic. torch._foreach_lerp_ takes whole lists, and works in place.",
 )
 
 EMA_UPDATE = Exercise(

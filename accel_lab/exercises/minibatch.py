@@ -434,8 +434,8 @@ def _stacked(x, y, order, size):
 
 STACKED = Wrong(
     _stacked,
-    "Right, but every sample is fetched by a call of its own, and stacking copies it once more. "
-    "Index with the whole tensor of indices: one call for a batch of x, one for y.",
+    "Right, but not fast enough. A sample fetched alone is a call, and stacking copies it once "
+    "more. Index with the whole tensor of indices: one call for a batch of x, one for y.",
 )
 
 FETCH_BATCHES = Exercise(

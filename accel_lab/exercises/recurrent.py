@@ -346,9 +346,9 @@ def _read_on(x, sizes, w, u, b):
 
 SLICED = Wrong(
     _sliced,
-    "Right, but every step takes a slice, and the gradient of a slice is as large as all that was "
-    "sliced, filled with zeros. Multiply all words by w at once, and cut the product with one "
-    "split.",
+    "Right, but not fast enough. The gradient of a slice is as large as all that was sliced, "
+    "filled with zeros: a slice at every step slows backward. Multiply all words by w at once, and "
+    "cut the product with one split.",
 )
 
 PACKED_RNN = Exercise(

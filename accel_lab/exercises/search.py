@@ -386,7 +386,7 @@ def _model_by_model(weights, rates, x, y, steps):
 
 MODEL_BY_MODEL = Wrong(
     _model_by_model,
-    "Right, but every model makes its own calls, and each call costs more than its sums here. A "
+    "Right, but not fast enough. Calls for one model at a time cost more than their sums here. A "
     "product of x [n, in] with weights [K, in, out] is one call for all K models.",
 )
 

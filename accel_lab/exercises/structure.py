@@ -350,7 +350,7 @@ def _masked(x, weight, bias, rows, columns):
 
 FULL_PRODUCT = Wrong(
     _masked,
-    "This is right, and takes too long. Multiply the kept rows and columns alone: cut both out of "
+    "Right, but not fast enough. Multiply the kept rows and columns alone: cut both out of "
     "the weight, the rows first. Scale what is small, after the cut.",
 )
 

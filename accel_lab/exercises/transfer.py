@@ -390,8 +390,8 @@ def _first_order_only(trunk, head, x, y, order):
 
 ASKING = Wrong(
     _asking,
-    "This is right, and it asks the trunk about every picture in every epoch. Its answers never "
-    "change: ask once, before the first epoch.",
+    "Right, but not fast enough. The trunk's answers to a picture never change: ask it once about "
+    "each, before the first epoch, and train the head on what it said.",
 )
 
 EPOCHS_ON_KEPT = Exercise(

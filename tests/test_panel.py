@@ -281,6 +281,8 @@ def test_a_pinned_run_is_kept_by_name_until_it_is_unpinned(panel, world):
     assert panel.pinned == [first]
     panel.clear()
     assert (panel.pinned, panel.ghosts, panel.live) == ([], [], None)
+    assert panel._verdict.value == panel._headline.value == ""
+    assert "ready" in panel._status.value
     assert "no run is at hand" in panel.pin()
 
 

@@ -50,7 +50,7 @@ class Verdict:
         return self.reason != NOT_ATTEMPTED
 
     def __repr__(self) -> str:
-        said = f"{self.exercise}: {self.points} of {self.most} points"
+        said = f"{self.exercise}: {self.points} of {look.counted(self.most, 'point')}"
         why = f" ({self.reason})" if self.reason else ""
         lines = [f"Right already: {self.right}"] * bool(self.right)
         lines += [f"The case: {self.case}".replace("\n", "\n          ")] * bool(self.case)

@@ -18,6 +18,7 @@ from accel_lab.exercises import Answer, Exercise
 from accel_lab.grading import lookup, worked
 from accel_lab.grading.judging import Verdict, judge
 from accel_lab.grading.sides import Here
+from accel_lab.workbench import look
 from accel_lab.workbench.notebook import points
 from accel_lab.workbench.watched import telling
 
@@ -85,7 +86,7 @@ class Practice:
         return markdown(self.exercise)
 
     def __repr__(self) -> str:
-        return f"Exercise {self.exercise.name}, {self.exercise.points} points"
+        return f"Exercise {self.exercise.name}, {look.counted(self.exercise.points, 'point')}"
 
 
 def exercises(technique: str) -> list[Practice]:
@@ -104,7 +105,7 @@ def check(answer: Answer, seed: int | None = None) -> Feedback:
 
 
 def markdown(exercise: Exercise) -> str:
-    return f"**{exercise.name}** ({exercise.points} points)\n\n{exercise.task}"
+    return f"**{exercise.name}** ({look.counted(exercise.points, 'point')})\n\n{exercise.task}"
 
 
 def _as_given(exercise: Exercise, hint: str) -> bool:

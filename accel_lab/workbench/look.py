@@ -79,6 +79,11 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def counted(many: int, what: str) -> str:
+    """``1 point``, ``2 points``."""
+    return f"{many} {what}" if many == 1 else f"{many} {what}s"
+
+
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 LIMIT = {

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from accel_lab.workbench.drawing.axis import SMALL, label_ends, limit_line
+from accel_lab.workbench.drawing.axis import HALO, SMALL, label_ends, limit_line
 from accel_lab.workbench.drawing.chart import Chart, Runs
 from accel_lab.workbench.drawing.paper import Paper, in_our_style
 from accel_lab.workbench.drawing.timeline import draw_spans
@@ -312,7 +312,7 @@ def draw_bars(
     """{case: value} as bars, one below the other, each with its value."""
     bars = one.barh(list(values), list(values.values()), color=BLUE, height=0.6)
     texts = [f"{number(float(f'{value:.3g}'))} {unit}".strip() for value in values.values()]
-    one.bar_label(bars, texts, padding=4)
+    one.bar_label(bars, texts, padding=4, bbox=HALO)
     high = max([*values.values(), *([limit[0]] if limit else [])])
     one.set(xlim=(0, 1.2 * high), ylim=(len(values) - 0.5, -0.5))
     if limit:

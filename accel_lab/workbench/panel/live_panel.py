@@ -26,6 +26,7 @@ from accel_lab.workbench.panel.output import show
 from accel_lab.workbench.panel.style import STYLE
 from accel_lab.workbench.panel.trainer import Run, Trainer, Watcher, observe
 
+READY = "ready: press Start, then move a knob"
 SHORT_NAME = 16  # letters, which are never cut
 # One line, whatever is in it: the graphs below stay where they are. A name that is cut shows under
 # the mouse; what does not fit even so is scrolled.
@@ -89,6 +90,9 @@ class LivePanel(Bench):
         super().clear()
         self.live = live
         self._noted.value = "cleared ✓"
+        if live is None:  # what is said of a run goes with it
+            self._headline.value = self._verdict.value = ""
+            self._say(READY)
         self._redraw_what_stays()
 
     def reset(self) -> None:
@@ -201,7 +205,7 @@ class LivePanel(Bench):
         self._headline = w.HTML(layout={"height": "34px"})
         self._legend = w.HTML(layout={"height": "30px"})
         self._verdict = w.HTML(layout={"min_height": "30px"})
-        self._say("ready: press Start, then move a knob")
+        self._say(READY)
         buttons = [self._start, self._stop, self._pin, self._clear, self._reset, self._noted]
         row = {"flex_flow": "row wrap"}
         compares = self.headline is not None and bool(self.baselines)

@@ -99,6 +99,19 @@ place equally often: what it gains or loses by that cancels over the pairs.""",
         ),
         Wrong.changed(
             measure_pairs,
+            "    ours(), peer()\n    measured = []\n    for index in range(pairs):\n",
+            "    measured = []\n    for index in range(pairs):\n        ours(), peer()\n",
+            "Both programs are run once more before every pair. Warm up once, before the loop.",
+        ),
+        Wrong.changed(
+            measure_pairs,
+            "[seconds[ours], seconds[peer]]",
+            "list(seconds.values())",
+            "The seconds are listed in the order of running. Where the peer went first, ours still "
+            "comes first in the list.",
+        ),
+        Wrong.changed(
+            measure_pairs,
             "ours(), peer()",
             "peer(), ours()",
             "You warm up the peer first. Ours is to run first, then the peer.",
@@ -169,6 +182,10 @@ def _ratio_of_medians(ours, peer):
     return {**paired_speedup(ours, peer), "speedup": median(peer) / median(ours)}
 
 
+def _ratio_of_sums(ours, peer):
+    return {**paired_speedup(ours, peer), "speedup": sum(peer) / sum(ours)}
+
+
 PAIRED_SPEEDUP = Exercise(
     name="paired_speedup",
     points=2,
@@ -191,6 +208,11 @@ faster, so it counts for neither side.""",
             _ratio_of_medians,
             "The median of each list forgets which seconds belong together. First the ratios, then "
             "their median.",
+        ),
+        Wrong(
+            _ratio_of_sums,
+            "A ratio of sums, or of means, is decided by the slowest pairs, and forgets which "
+            "seconds belong together. First the ratios, then their median.",
         ),
         Wrong.changed(
             paired_speedup,
@@ -217,6 +239,12 @@ faster, so it counts for neither side.""",
             "max(wins, losses)",
             "wins",
             "These are the pairs that ours won. If most lean the other way, count those instead.",
+        ),
+        Wrong.changed(
+            paired_speedup,
+            "max(wins, losses)",
+            "abs(wins - losses)",
+            "That is by how many pairs one side is ahead. Count the pairs on the larger side.",
         ),
         Wrong.changed(
             paired_speedup,
@@ -294,6 +322,24 @@ more samples the weights are shared by more work, and the intensity grows.""",
             " + samples * outputs",
             "",
             "The result has to be written, too: samples × outputs numbers.",
+        ),
+        Wrong.changed(
+            intensity_of_linear,
+            " + inputs * outputs",
+            "",
+            "The weights have to be read, too: inputs × outputs numbers.",
+        ),
+        Wrong.changed(
+            intensity_of_linear,
+            "samples * inputs + inputs",
+            "inputs",
+            "The inputs have to be read, too: samples × inputs numbers.",
+        ),
+        Wrong.changed(
+            intensity_of_linear,
+            "flops / (bytes_a_number * moved)",
+            "bytes_a_number * moved / flops",
+            "That is bytes per FLOP. Intensity is FLOPs over bytes.",
         ),
         Wrong.changed(
             intensity_of_linear,

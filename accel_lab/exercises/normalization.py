@@ -18,7 +18,7 @@ from accel_lab.exercises._data import normal, uniform, whole
 
 def scaled_alike_cases(rng: random.Random) -> Iterator[Case]:
     for channels in (rng.randint(2, 3), 3):
-        spread = torch.tensor([1.0, 40.0, 7.0])[:channels].view(-1, 1, 1)
+        spread = torch.tensor([0.5, 20.0, 3.5])[:channels].view(-1, 1, 1)
         train = normal(rng, rng.randint(5, 9), channels, 4, 5) * spread + 5 * spread.flip(0)
         test = normal(rng, rng.randint(3, 4), channels, 4, 5) * spread * 2 + 30
         yield {"train": train, "test": test}
@@ -42,6 +42,15 @@ def scaled_alike(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 def _each_by_itself(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return scaled_alike(train, train)[0], scaled_alike(test, test)[0]
+
+
+def _picture_by_picture(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    def alone(x: Tensor) -> Tensor:
+        deviation = x.std((2, 3), correction=0, keepdim=True)
+        deviation[deviation == 0] = 1
+        return (x - x.mean((2, 3), keepdim=True)) / deviation
+
+    return alone(train), alone(test)
 
 
 def _leaked(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +105,18 @@ channel becomes 0 and not NaN.""",
         ),
         Wrong.changed(
             scaled_alike,
+            "over = (0, 2, 3)",
+            "over = 0",
+            "One mean and one deviation for each pixel: that also evens out where the pictures are "
+            "bright. A channel has one of each, over (0, 2, 3).",
+        ),
+        Wrong(
+            _picture_by_picture,
+            "Each picture was scaled by its own statistics, so a dark one becomes as bright as the "
+            "others. Take those of all training pictures, over (0, 2, 3).",
+        ),
+        Wrong.changed(
+            scaled_alike,
             "    deviation[deviation == 0] = 1\n",
             "",
             "A constant channel has deviation 0, and 0/0 is NaN. Put 1 in the place of a deviation "
@@ -108,8 +129,14 @@ channel becomes 0 and not NaN.""",
             "You added 1e-5 to the deviation: a constant channel is then multiplied by 100,000. "
             "Put 1 in the place of a deviation that is 0.",
         ),
+        Wrong.changed(
+            scaled_alike,
+            "deviation[deviation == 0] = 1",
+            "deviation.clamp_(min=1)",
+            "Every deviation below 1 became 1, though only one that is 0 has to.",
+        ),
     ),
-    tolerance=1e-4,  # a mean of 200 and a deviation of 1: float32 has little to spare
+    tolerance=1e-4,  # a mean of 100 and a deviation of 0.5: float32 has little to spare
 )
 
 
@@ -172,6 +199,13 @@ With equal means the second part is 0. (T. F. Chan, G. H. Golub and R. J. LeVequ
             "",
             "That is the variance within the parts. Where their means differ, add "
             "n_a·n_b/n²·(difference)².",
+        ),
+        Wrong.changed(
+            merged,
+            "(mean_b - mean_a) ** 2 / n**2",
+            "(mean_b - mean_a) ** 2 / n",
+            "n_a·n_b/n·(difference)² belongs to the sum of squared deviations. The variance is "
+            "that sum divided by n.",
         ),
         Wrong.changed(
             merged,
@@ -298,6 +332,12 @@ depend on the pictures that happen to be beside it.""",
             "x.var(over, correction=1)",
             "The batch was divided by the root of the variance with divisor n − 1: its variance is "
             "not 1 then. Use n.",
+        ),
+        Wrong.changed(
+            batch_norm,
+            "(now_variance.view(-1, 1, 1) + 1e-5).sqrt()",
+            "(now_variance.view(-1, 1, 1).sqrt() + 1e-5)",
+            "ε was added to the deviation. It is added to the variance, inside the root.",
         ),
         Wrong.changed(
             batch_norm,

@@ -57,11 +57,11 @@ print(f"{count:,} training pictures of {height} × {width} pixels, {pixels.min()
 # ## 2. Predict
 #
 # For every network there is a learning rate above which training falls apart. Divide all pixels by
-# 255, and that limit moves. Two guesses; skip them if you like.
+# 255, and that limit may move. Two guesses; skip them if you like.
 
 # %%
 guess_plain = lab.Prediction(
-    "Pixels divided by 255: how many times as large may the learning rate be?",
+    "No hidden layers, pixels divided by 255: how many times as large may the learning rate be?",
     low=0.1,
     high=1e6,
     default=255,
@@ -71,7 +71,7 @@ guess_plain
 
 # %%
 guess_batch_norm = lab.Prediction(
-    "The same, with batch normalization after each hidden layer: how many times as large?",
+    "With two hidden layers, and batch normalization after each: how many times as large?",
     low=0.1,
     high=1e6,
     default=16,
@@ -207,7 +207,7 @@ picture
 
 # %% [markdown]
 # - On raw pixels, the first layers carry values in the tens, some above a hundred.
-# - With normalized pixels they start below one, and shrink from layer to layer.
+# - With normalized pixels they start below one, and the first layers shrink them further.
 # - With batch norm, every layer has the same distribution.
 #
 # This is batch norm, whole. `_track` keeps the running averages that inference uses:
@@ -556,9 +556,10 @@ lab.log_verdict("normalization", verdict)
 # %% [markdown]
 # - *To [0, 1], or to [−1, 1]:* two different maps, and one broken pixel ruins either of them.
 # - *σ is the variance:* no. It is the deviation, its root.
-# - *Avoids overflow, trains better:* nothing here ever overflowed. Normalization sets the scale of
-#   the learning rate, and evens out the curvatures; with batch norm inside the network, the first
-#   of these is gone.
+# - *Avoids overflow, trains better:* 255 is far from the largest float. Where a loss ran away, the
+#   learning rate was too large, on normalized pixels too. Normalization sets the scale of the
+#   learning rate, and evens out the curvatures; with batch norm inside the network, the first of
+#   these is gone.
 #
 # ## 9. Exercises
 #

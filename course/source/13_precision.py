@@ -820,8 +820,8 @@ lab.log_verdict("precision", verdict)
 #
 # - *Saves memory:* of activations, where they outweigh the copies of the weights. The weights take
 #   more.
-# - *Is faster:* where the processor has instructions for it. The line above says what that means
-#   here.
+# - *Is faster:* where the processor has instructions for it, and large products take most of the
+#   time. The line above says what that means here.
 # - *Decides by the size of the model:* it decides by operation.
 #
 # ## 9. Exercises
@@ -891,8 +891,9 @@ check(compensated_step)
 # - Around a weight *w*, bfloat16 has a number only every 2⁻⁷ of its size, roughly. Updates below
 #   half of that vanish, however right the gradient is.
 # - Mixed precision keeps weights in float32, multiplies in 16 bits, and takes losses in 32.
-# - It decides by operation. It is faster where the processor has instructions for it, and saves
-#   memory where activations outweigh the copies of the weights.
+# - It decides by operation. It is faster where the processor has instructions for it and large
+#   products take most of the time. It saves memory where activations outweigh the copies of the
+#   weights.
 # - float16 needs a loss scale when gradients are small: unscale, check, clip, step, in this order.
 #   bfloat16 has float32's range and needs none.
 # - Do not add up in 16 bits: weights, running sums, accumulated gradients.
@@ -907,7 +908,7 @@ check(compensated_step)
 # %% [markdown]
 # **What would prove this wrong?** A run with bfloat16 weights, rounded to the nearest number, in
 # which weights move although each of their updates is below half the distance to the neighbour on
-# that side. If you find one, look whether the optimizer keeps a float32 copy of its own.
+# that side. If you find one, look whether the optimizer keeps a float32 copy.
 
 # %% [markdown]
 # **Sources.** P. Micikevicius et al., *Mixed precision training*, 2018, arXiv:1710.03740, section 3

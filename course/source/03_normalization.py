@@ -444,8 +444,9 @@ print(bound)
 # ## 7. Break it
 #
 # One pixel, in one of 4,000 pictures, is broken: a dead sensor that reports a multiple of 255. Move
-# **outlier** and compare the methods. Then try the two mistakes: the variance in place of the
-# deviation, and statistics that were taken over the training *and* the test set.
+# **outlier** and compare the methods. Then choose `mean and deviation`, and try the two mistakes:
+# the variance in place of the deviation, and statistics that were taken over the training *and* the
+# test set. (With `none` there are no statistics, so neither of them does anything.)
 
 # %%
 broken = base.turned(method="0 to 1")

@@ -169,9 +169,9 @@ early = [lab.reading(program) for _ in range(10)]
 print("microseconds:", *(f"{seconds * 1e6:.0f}" for seconds in early))
 
 # %% [markdown]
-# The first reading is by far the longest: libraries are loaded, memory is fetched from the
-# operating system, caches are empty. **Warm-up** takes that away. What remains after it? The same
-# program, 600 times:
+# In a fresh kernel the first reading is by far the longest: libraries are loaded, memory is fetched
+# from the operating system, caches are empty. **Warm-up** takes that away. What remains after it?
+# The same program, 600 times:
 
 # %%
 readings = [lab.reading(program) * 1e6 for _ in range(600)]

@@ -28,7 +28,7 @@ from accel_lab.workbench.measure.comparison import Comparison
 from accel_lab.workbench.measure.roofline import Roofline
 from accel_lab.workbench.panel import live as live_charts
 from accel_lab.workbench.panel.live import live_chart
-from accel_lab.workbench.panel.live.frame import share
+from accel_lab.workbench.panel.live.frame import FittedAxis, share
 from accel_lab.workbench.step import Span, Step
 
 
@@ -227,6 +227,15 @@ def test_an_axis_ends_at_round_numbers_and_holds_zero(low, high, whole, ends):
 )
 def test_a_number_for_people(value, text):
     assert look.number(value) == text
+
+
+def test_numbers_at_the_side_are_short_and_things_are_counted_in_words():
+    axis_up, axis_across = FittedAxis(up=True), FittedAxis()
+    for one in (axis_up, axis_across):
+        one.fit([3e6])
+    assert "10⁶" in axis_up.axis.tick_labels["1000000"]
+    assert axis_across.axis.tick_labels["2000000"] == "2,000,000"
+    assert (look.counted(1, "point"), look.counted(2, "point")) == ("1 point", "2 points")
 
 
 # ---- every kind, still and live ----

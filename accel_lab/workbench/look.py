@@ -64,12 +64,12 @@ def ink_on(color: str) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
-def number(value: float) -> str:
-    """A number for people: 1,250,000 · 0.25 · 10⁻⁸ · 3.2·10⁹."""
+def number(value: float, most: int = 7) -> str:
+    """A number for people: 1,250,000 · 0.25 · 10⁻⁸ · 3.2·10⁹. most: digits before the point."""
     if value == 0 or not isfinite(value):
         return "0" if value == 0 else str(value)
     digits = floor(log10(abs(value)))
-    if -4 <= digits < 7:
+    if -4 <= digits < most:
         text = f"{value:,.{max(0, 4 - digits)}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text
     else:

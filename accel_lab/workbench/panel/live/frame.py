@@ -111,7 +111,8 @@ class FittedAxis:
         self._low, self._high = ends.low, ends.high
         with self.scale.hold_sync():
             self.scale.min, self.scale.max = ends.low, ends.high
-        mark(self.axis, {tick: number(tick) for tick in ends.ticks})
+        most = 6 if self._up else 7  # "1,000,000" has no room at the side
+        mark(self.axis, {tick: number(tick, most) for tick in ends.ticks})
 
 
 def knob_axis(across: KnobAxis, up: bool = False) -> bq.Axis:

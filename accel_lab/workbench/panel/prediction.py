@@ -57,7 +57,7 @@ class Prediction:
             min=ends[0],
             max=ends[1],
             step=step,
-            readout_format=".2~r",
+            readout_format=".2r",
             layout={"width": "min(28em, 100%)"},
             description=f"your guess, {self.unit}",
             style={"description_width": "initial"},

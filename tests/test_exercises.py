@@ -590,7 +590,8 @@ def test_a_chapter_shows_the_task_of_each_exercise():
     for word in catalog.with_exercises():
         for practice, exercise in zip(practices(word), exercises(word), strict=True):
             assert exercise.task in practice._repr_markdown_()
-            assert repr(practice) == f"Exercise {exercise.name}, {exercise.points} points"
+            points = "1 point" if exercise.points == 1 else f"{exercise.points} points"
+            assert repr(practice) == f"Exercise {exercise.name}, {points}"
 
 
 # ---- what a chapter says to a learner ----

@@ -71,6 +71,8 @@ class World:
                 time.sleep(0.004)
                 if knobs.fault == "nan" and index == 2:
                     raise NonFiniteLoss("the loss is nan at step 2: lower the learning rate")
+                if knobs.fault == "end" and index == 5:
+                    return
                 if knobs.fault == "crash":
                     raise RuntimeError("first line\nsecond line")
                 yield Step(
@@ -133,6 +135,21 @@ def test_start_twice_is_start_once(panel, world):
     until(lambda: world.open == 1)
     time.sleep(0.1)
     assert (world.most, world.runs) == (1, 1)
+
+
+def test_a_run_that_comes_to_its_end_is_not_called_stopped(panel):
+    panel._controls.knobs = Some(fault="end")
+    panel.start()
+    panel.wait()
+    assert "ended by itself after 5 updates, 40 samples" in panel._status.value
+    assert not panel._start.disabled
+    assert panel._stop.disabled
+    panel._controls.knobs = Some()
+    panel.start()
+    until(lambda: panel.live.samples > 40)
+    panel.stop()
+    panel.wait()
+    assert "stopped after" in panel._status.value
 
 
 def test_stop_before_the_first_step(panel, world):
@@ -362,7 +379,8 @@ def test_a_run_that_nobody_stops_ends_by_itself(panel, monkeypatch):
     panel.start()
     panel.wait()
     assert panel.live.seconds[-1] >= 0.5
-    assert "ends by itself" in panel._status.value
+    assert "ended by itself after" in panel._status.value
+    assert "no run takes more than 0.5 s" in panel._status.value
 
 
 def test_a_run_that_waits_says_so(panel, monkeypatch):

@@ -152,16 +152,17 @@ class LivePanel(Bench):
         why = "an update takes long" + ", or ranks wait for each other in vain" * (ranks > 1)
         self._say(f"no update for {seconds:.0f} s: {why}. Stop ends it")
 
-    def _ended(self, error: Exception | None) -> None:
+    def _ended(self, error: Exception | None, by_itself: bool) -> None:
         self.error = error
         if error is not None:
             self._verdict.value = ""  # of the updates before: a green badge would belie the line
             self._say(f'<span class="accel-error" role="alert">{escape(_one_line(error))}</span>')
         elif self.live and self.live.seconds:
             updates, samples = self.live.updates[-1], self.live.samples
-            said = f"stopped after {updates:,.0f} updates, {samples:,} samples"
+            how = "ended by itself" if by_itself else "stopped"
+            said = f"{how} after {updates:,.0f} updates, {samples:,} samples"
             if self.live.seconds[-1] >= trainer.MOST_SECONDS:
-                said += f": a run ends by itself after {trainer.MOST_SECONDS:g} s"
+                said += f": no run takes more than {trainer.MOST_SECONDS:g} s"
             self._say(said)
         else:
             self._say("stopped")

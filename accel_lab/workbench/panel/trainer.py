@@ -85,7 +85,8 @@ class Watcher:
 
     label: what to call a run with these knobs · before: what is to be run first · began: a run
     begins · moved: it has another window · silent: nothing was heard for so many seconds (from a
-    thread of its own) · ended: training has ended, and what ended it, if it was not asked to
+    thread of its own) · ended: training has ended, what it raised, and whether nobody had asked it
+    to end
     """
 
     label: Callable[[Knobs], str]
@@ -93,7 +94,7 @@ class Watcher:
     began: Callable[[Record], None]
     moved: Callable[[Record], None]
     silent: Callable[[float], None]
-    ended: Callable[[Exception | None], None]
+    ended: Callable[[Exception | None, bool], None]
 
 
 class Trainer:
@@ -174,6 +175,7 @@ class Trainer:
         listening = threading.Thread(target=self._listen, args=[over], daemon=True)
         listening.start()
         error: Exception | None = None
+        by_itself = False
         while (knobs := self._next()) is not None:
             error = None
             try:
@@ -181,9 +183,10 @@ class Trainer:
             except Exception as caught:  # shown where the reader looks; the kernel lives on
                 if not self._interrupted.is_set():
                     error = caught
+            by_itself = not self._interrupted.is_set()
         over.set()
         listening.join()
-        self._watcher.ended(error)
+        self._watcher.ended(error, by_itself)
 
     def _next(self) -> Knobs | None:
         while True:

@@ -34,7 +34,7 @@ def round_by_chance_cases(rng: random.Random) -> Iterator[Case]:
 def round_by_chance_drive(answer, case):
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(11)
     x = case["values"]
     draws = 20 if case["special"] else 1500
     return {"rounded": answer(x.expand(draws, -1).clone(), case["bits"]).detach().clone()}
@@ -59,6 +59,10 @@ def round_by_chance_assess(returned, case: Case):
         found[f"share of draws in which {name} goes away from zero"] = float(up[i])
         found[f"share of draws in which {name} becomes no neighbour"] = float(astray[i])
         found[f"share of draws in which {name} changes its sign"] = float(wrong_sign[i])
+    first, second = (i for i in range(len(x)) if x[i].double().abs() / spacing[i] - low[i] == 0.5)
+    both = ((off[:, first] == off[:, second]).double().mean() * 4).round() / 4
+    names = f"{float(x[first]):.8g} and {float(x[second]):.8g}"
+    found[f"share of draws in which {names} go the same way"] = float(both)
     return found
 
 
@@ -68,6 +72,24 @@ def round_by_chance(x, bits):
     below = torch.floor(spacings)
     whole_part = below + (torch.rand_like(x) < spacings - below)
     rounded = torch.ldexp(whole_part, exponent - bits)
+    return torch.where(x.isfinite(), rounded, x)
+
+
+def _with_one_bit_more(x, bits):
+    mantissa, exponent = torch.frexp(x)
+    spacings = torch.ldexp(mantissa, torch.tensor(bits + 1))
+    below = torch.floor(spacings)
+    whole_part = below + (torch.rand_like(x) < spacings - below)
+    rounded = torch.ldexp(whole_part, exponent - bits - 1)
+    return torch.where(x.isfinite(), rounded, x)
+
+
+def _with_one_bit_less(x, bits):
+    mantissa, exponent = torch.frexp(x)
+    spacings = torch.ldexp(mantissa, torch.tensor(bits - 1))
+    below = torch.floor(spacings)
+    whole_part = below + (torch.rand_like(x) < spacings - below)
+    rounded = torch.ldexp(whole_part, exponent - bits + 1)
     return torch.where(x.isfinite(), rounded, x)
 
 
@@ -133,6 +155,27 @@ rounded one.""",
             "below + (torch.rand_like(x) < 0.5) * (spacings > below)",
             "Each number goes up or down by the toss of a coin, however near it is to one of the "
             "two. The chance of a neighbour has to grow with its nearness.",
+        ),
+        Wrong.changed(
+            round_by_chance,
+            "torch.rand_like(x)",
+            "torch.rand(x.shape[0], *[1] * (x.dim() - 1))",
+            "One random number decides for several numbers of x, so their errors have the same "
+            "direction and do not cancel in a sum. Draw one for each: `torch.rand_like(x)`.",
+            also=(
+                changed(round_by_chance, "torch.rand_like(x)", "torch.rand(())"),
+                changed(round_by_chance, "torch.rand_like(x)", "torch.rand(x.shape[-1])"),
+            ),
+        ),
+        Wrong(
+            _with_one_bit_more,
+            "A bit too many: the neighbours that you take are half as far apart as they should be. "
+            "The leading 1 is one of the `bits`, and m · 2^bits has them all before the point.",
+        ),
+        Wrong(
+            _with_one_bit_less,
+            "A bit too few: the neighbours that you take are twice as far apart as they should be. "
+            "m is at least 0.5, not 1, so m · 2^bits has `bits` of them before the point.",
         ),
         Wrong.changed(
             round_by_chance,

@@ -410,8 +410,21 @@ def test_the_arithmetic_is_chosen_by_what_it_costs(monkeypatch):
     for cost, chosen in ((1.0, "native"), (50.0, "rounded")):
         monkeypatch.setattr(experiment, "slowdown", lambda *_, cost=cost: cost)
         assert arithmetic_of(Knobs()) == chosen
+    monkeypatch.setattr(experiment, "slowdown", lambda *given: 50.0 if "cnn" in given else 1.0)
+    for model, chosen in (("mlp", "native"), ("cnn", "rounded")):
+        assert arithmetic_of(Knobs(model=model)) == chosen
     assert arithmetic_of(Knobs(precision="fp32")) == "native"
     assert arithmetic_of(Knobs(arithmetic="native")) == "native"
+
+
+@pytest.mark.parametrize(
+    ("model", "operations"), [("mlp", {"mm"}), ("cnn", {"convolution", "convolution_backward"})]
+)
+def test_what_it_costs_is_asked_of_the_operations_of_the_model(model, operations):
+    with experiment.Listening() as listening:
+        experiment.slowdown.__wrapped__(torch.bfloat16, torch.device("cpu"), model)
+    for name in operations:
+        assert listening.seen[name] == {"float32", "bfloat16"}
 
 
 def test_storing_by_the_nearest_number_is_the_pure_update():
@@ -450,7 +463,8 @@ def test_most_updates_vanish_and_32_bit_weights_save_them(found):
 
 @pytest.mark.parametrize("precision", ["pure bf16", "pure fp16"])
 @pytest.mark.parametrize(
-    ("rate", "optimizer"), [(0.003, "sgd"), (0.03, "sgd"), (0.3, "sgd"), (1e-4, "adam")]
+    ("rate", "optimizer"),
+    [(0.003, "sgd"), (0.03, "sgd"), (0.3, "sgd"), (1.0, "sgd"), (1e-4, "adam")],
 )
 def test_lost_updates_are_predicted(precision, rate, optimizer):
     shared = {"device": "cpu", "arithmetic": "rounded", "optimizer": optimizer}

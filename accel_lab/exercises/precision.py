@@ -316,13 +316,14 @@ RESETS = "scale, in_a_row = scale / 2, 0"
 TRAIN_SCALED = Exercise(
     name="train_scaled",
     points=3,
-    task="""A loop for float16, with a loss scale of its own. It trains, and the loss even falls,
-but it has three faults. Repair them, without changing what it takes and returns.
+    task="""This is a training loop for float16 that adjusts its loss scale itself. The loss falls,
+but the loop has three faults. Repair them, without changing what it takes and returns.
 
 For each batch (x, y) there is to be one update, from a gradient of the unscaled mean loss whose
 global norm is at most `max_norm`. Where that gradient is not finite, the update is skipped and the
 scale is halved. After `interval` updates **in a row**, none of them skipped, the scale doubles.
-`schedule` counts updates: a skipped one is none. Return the scale after each batch.""",
+`schedule` advances once for each update that was made, and not for a skipped one. Return the scale
+after each batch.""",
     cases=train_scaled_cases,
     drive=train_scaled_drive,
     reference=train_scaled,

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
@@ -76,14 +76,27 @@ def _widened(value: Any) -> Any:
 
 
 @cache
-def slowdown(dtype: torch.dtype, device: torch.device, side: int = 256) -> float:
-    """How many times float32's time a product of square matrices takes in ``dtype``."""
+def slowdown(dtype: torch.dtype, device: torch.device, model: str = "mlp") -> float:
+    """How many times float32's time a model's products take in ``dtype``: those of two square
+    matrices for "mlp", a convolution and its gradient for "cnn".
+    """
     seconds = {}
     for kind in (torch.float32, dtype):
-        a = torch.ones(side, side, dtype=kind, device=device)
-        reading(lambda a=a: a @ a)
-        seconds[kind] = min(reading(lambda a=a: a @ a, 2) for _ in range(3))
+        program = (_convolved if model == "cnn" else _multiplied)(kind, device)
+        reading(program)
+        seconds[kind] = min(reading(program, 2) for _ in range(3))
     return seconds[dtype] / seconds[torch.float32]
+
+
+def _multiplied(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    a = torch.ones(256, 256, dtype=dtype, device=device)
+    return lambda: a @ a
+
+
+def _convolved(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    x = torch.ones(8, 8, 14, 14, dtype=dtype, device=device, requires_grad=True)
+    weight = torch.ones(16, 8, 3, 3, dtype=dtype, device=device, requires_grad=True)
+    return lambda: torch.autograd.grad(conv2d(x, weight, padding=1).sum(), [x, weight])
 
 
 def arithmetic_of(knobs: Knobs) -> str:
@@ -91,7 +104,8 @@ def arithmetic_of(knobs: Knobs) -> str:
     dtype = DTYPES[knobs.precision.split()[-1]]
     if knobs.arithmetic != "auto" or dtype == torch.float32:
         return knobs.arithmetic.replace("auto", "native")
-    return "rounded" if slowdown(dtype, pick_device(knobs.device)) > SLOW else "native"
+    slow = slowdown(dtype, pick_device(knobs.device), knobs.model) > SLOW
+    return "rounded" if slow else "native"
 
 
 # ---- weights stored in 16 bits, rounded in better ways than to the nearest number ----
@@ -465,7 +479,7 @@ def _lost_at(rate: float, knobs: Knobs, like: float) -> float:
     return float((needed > rate).double().mean())
 
 
-RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
+RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 AS_FP32 = {"precision": "fp32", "rounding": "nearest", "mistake": "none", "mean_over": 1}
 
 

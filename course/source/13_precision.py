@@ -122,22 +122,23 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - With bfloat16 weights the loss falls far behind that of float32, and the dots say that most
-#   updates change nothing. (It is not stopped: the few updates that count are the large ones.)
-# - With *mixed bf16* the loss takes the way of float32.
+# - With bfloat16 weights the loss stays far above that of float32, and the dots say that most
+#   updates change nothing. (It falls slowly: the few updates that count are the large ones.)
+# - With *mixed bf16* the loss follows that of float32.
 # - At a large learning rate *pure bf16* learns as well. The share of lost updates is smaller there.
 # - The samples per second: which precision is faster here? We come back to it.
 
 # %%
 for kind in ("bf16", "fp16"):
-    how = experiment.arithmetic_of(base.turned(precision=f"mixed {kind}"))
-    print(f"products in {kind} here: {how}")
+    for model in ("mlp", "cnn"):
+        how = experiment.arithmetic_of(base.turned(precision=f"mixed {kind}", model=model))
+        print(f"products in {kind} here, {model}: {how}")
 
 # %% [markdown]
 # *Native* means that the processor multiplies 16-bit numbers. Where that takes more than ten times
 # as long as float32, this chapter's runs use *rounded* products: computed in float32, the result
-# rounded to 16 bits. The losses are nearly the same; the samples per second are then no measure of
-# anything. Part 6 times native products.
+# rounded to 16 bits. The losses are nearly the same, but the samples per second then say nothing
+# about 16-bit products. Part 6 times native ones.
 
 # %% [markdown]
 # ## 4. Build
@@ -653,7 +654,8 @@ break_it
 # %% [markdown]
 # - **no scaling**: most gradients are 0, and the few others are rounded coarsely. (Without the
 #   division by 65,536 this mistake is harmless here; part 8 measures it.)
-# - **not unscaled**: the step is as many times too long as the scale says.
+# - **not unscaled**: the gradient still carries the loss scale, so each step is too long by this
+#   factor.
 # - **clipped too early**: the scaled gradient is clipped, then divided by the scale. What is left
 #   of the limit is 1/scale.
 # - **never checked**: all is well until the first overflow, which makes every weight NaN.

@@ -19,7 +19,7 @@ from pydantic import model_validator
 from accel_lab import catalog
 from accel_lab.workbench import look
 from accel_lab.workbench.drawing.budget import Budget
-from accel_lab.workbench.drawing.chart import Badge
+from accel_lab.workbench.drawing.chart import Badge, Runs
 from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.drawing.figure import Picture, axes
 from accel_lab.workbench.drawing.record import Record
@@ -557,8 +557,12 @@ def test_headlines_in_words():
         slow.add(Step(index, 8, 0.004, {"bytes": 2.0 + index}))
         slow.close_window(0.2 * (index + 1))
     assert Headline("bytes", "bytes").say(fast, slow) == (
-        "0.75 × the bytes of one part",
+        "0.75 × the bytes of one part: no clear difference",
         "half of the windows within 0.55–3 ×",
+    )
+    assert Headline("bytes", "bytes").say(fast, a_record(Some(parts=4), 2, bytes=4.0)) == (
+        "1.5 × the bytes of parts 4",
+        "too few windows of parts 4 to tell the spread",
     )
     assert Headline("share", "accuracy", points=True).say(slow, fast) == (
         "40.0 points less accuracy than parts 2",
@@ -569,6 +573,7 @@ def test_headlines_in_words():
         "at update 6",
     )
     assert Headline("bytes").say(a_record(Some(), 2, bytes=1.0), slow) == ("", "")
+    assert Headline("bytes").say(fast, a_record(Some(), 1, bytes=1.0)) == ("", "")
     assert Headline("bytes").say(fast, a_record(Some(), 6)) == ("", "")
 
 
@@ -928,6 +933,15 @@ def test_a_timeline_has_a_colour_for_each_kind_and_a_number_in_each_bar():
     ]  # three bars on each of two ranks: gap, start, end
     forward = live._frame.graph.marks[0]
     assert forward.x[2] < forward.x[4]  # a seam between neighbours
+
+
+def test_the_timeline_of_the_run_before_goes_when_a_run_begins():
+    live = live_chart(Timeline(), Some())
+    before = Record(Some(), "", spans=(Span(0, "forward 0", 0.0, 1.0),))
+    live.keep(Runs(Some(), live=before))
+    assert [len(mark.x) for mark in live._frame.graph.marks] == [3]
+    live.keep(Runs(Some(), former=[before], live=Record(Some(), "")))
+    assert [len(mark.x) for mark in live._frame.graph.marks] == [0]
 
 
 @pytest.mark.parametrize("updates", [3, 11, 151, 300, 470, 1_000_000])

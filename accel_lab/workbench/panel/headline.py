@@ -28,18 +28,22 @@ class Headline:
 
     def say(self, live: Record, baseline: Record) -> tuple[str, str]:
         """The sentence, and beside it how certain it is; "" while there is too little to compare,
-        and where there is no spread.
+        and where there is no spread. Where the spread reaches to both sides of 1, it says so.
         """
         return self._difference(live, baseline) if self.points else self._ratio(live, baseline)
 
     def _ratio(self, live: Record, baseline: Record) -> tuple[str, str]:
         ours, theirs = (self._windows(record) for record in (live, baseline))
-        if min(len(ours), len(theirs)) < FEWEST or theirs.min() <= 0:
+        if len(ours) < FEWEST or not len(theirs) or theirs.min() <= 0:
             return "", ""
         low, middle, high = np.quantile(np.divide.outer(ours, theirs), (0.25, 0.5, 0.75))
         said = f"{times(middle)} × the {self.what} of {baseline.label}"
+        if len(theirs) < FEWEST:  # its updates are slow, and it comes to no more
+            return said, f"too few windows of {baseline.label} to tell the spread"
         if times(low) == times(high):  # counted rather than timed
             return said, ""
+        if low <= 1 <= high:
+            said += ": no clear difference"
         return said, f"half of the windows within {times(low)}–{times(high)} ×"
 
     def _difference(self, live: Record, baseline: Record) -> tuple[str, str]:

@@ -39,7 +39,11 @@ class LiveTimeline:
 
     def keep(self, runs: Runs) -> None:
         self._due = 0.0
-        if not self._marks and runs.shown:
+        if runs.shown is None or not runs.shown.spans:  # a run begins: the last one's go with it
+            for line in self._marks.values():
+                with line.hold_sync():
+                    line.x = line.y = floats([])
+        elif not self._marks:
             self.move(runs.shown)
 
     def move(self, record: Record) -> None:

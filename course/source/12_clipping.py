@@ -354,8 +354,8 @@ states = {name: lab.trajectory(fresh, sgd, way, batches) for name, way in by_val
 value_proof = lab.prove(states)
 assert value_proof.holds
 print(value_proof)
-two_norms = {"global norm": ways["ours"], "each norm": with_ours(clipping.clip_each_norm_, 1.0)}
-print(lab.prove({name: lab.trajectory(fresh, sgd, way, batches) for name, way in two_norms.items()}))
+both = {"global norm": ways["ours"], "each norm": with_ours(clipping.clip_each_norm_, 1.0)}
+print(lab.prove({name: lab.trajectory(fresh, sgd, way, batches) for name, way in both.items()}))
 
 # %% [markdown]
 # ## 6. Measure

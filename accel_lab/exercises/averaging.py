@@ -159,6 +159,13 @@ difference, is below its last digit.""",
             "All averages are the last one: the list holds one and the same dict many times. Make "
             "a new one for each state.",
         ),
+        Wrong.changed(
+            debiased_ema,
+            "sums.get(name, 0)",
+            "sums.get(name, now)",
+            "You divide by 1 - decay**t, but the sums do not start at 0: with the first state in "
+            "them twice the averages are too large. Start at 0.",
+        ),
         Wrong(
             changed(
                 changed(debiased_ema, " / (1 - decay**count)", ""),
@@ -285,10 +292,17 @@ training, so nothing has to be loaded back.""",
         ),
         Wrong.changed(
             train_averaged,
+            "mean.lerp_(now, 1 - decay)",
+            "mean.lerp_(now, 1 - decay if answers else 1.0)",
+            "The first update overwrites the average, as the first call of `AveragedModel` does. "
+            "Here it starts as a copy of the model before its first update, and keeps a share.",
+        ),
+        Wrong.changed(
+            train_averaged,
             "in pairs:",
             "in pairs * len(micro_batches):",
-            "The average is updated once per micro-batch, so its window is as many times shorter. "
-            "Once per optimizer step is right.",
+            "The average is updated once per micro-batch, so its window spans fewer updates. "
+            "Take the weights in once, after the optimizer's step.",
         ),
         Wrong.changed(
             train_averaged,

@@ -355,6 +355,13 @@ restarts at 0, or the scale grows back right after it was found too large.""",
         ),
         Wrong.changed(
             train_scaled,
+            "            optimizer.step()\n            schedule.step()\n",
+            "            schedule.step()\n            optimizer.step()\n",
+            "The schedule advances before the optimizer steps, so each update takes the learning "
+            "rate of the next one. Step the optimizer first.",
+        ),
+        Wrong.changed(
+            train_scaled,
             RESETS,
             "scale = scale / 2",
             "The scale grows after `interval` good updates altogether. It has to be in a row: set "
@@ -429,6 +436,12 @@ def _in_16_bits(weight, rest, update):
     weight.copy_(exact)
 
 
+def _with_the_other_sign(weight, rest, update):
+    exact = weight.float() - rest.float() + update.float()
+    weight.copy_(exact)
+    rest.copy_(weight.float() - exact)
+
+
 COMPENSATED_STEP = Exercise(
     name="compensated_step",
     points=3,
@@ -468,6 +481,11 @@ its own bfloat16 number describes it well; the next update begins with it.""",
             "weight.float() - exact",
             "The sign of `rest` is turned round, so every error is added once more. It is what is "
             "missing in the weight: exact − weight.",
+        ),
+        Wrong(
+            _with_the_other_sign,
+            "The weight is right, and `rest` has the other sign: you keep what is too much, and "
+            "take it off. Here the value is weight + rest, so keep what is missing.",
         ),
         Wrong.changed(
             compensated_step,

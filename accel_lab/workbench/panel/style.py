@@ -13,6 +13,13 @@ STYLE = """<style>
   padding: 10px 14px;
 }
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
+/* A line that a name lies on does not strike it through. */
+.accel-panel .bqplot text.label {
+  paint-order: stroke;
+  stroke: var(--jp-layout-color0, #fff);
+  stroke-linejoin: round;
+  stroke-width: 4px;
+}
 .accel-panel .bqplot text.axislabel { fill: var(--jp-ui-font-color1) !important; }
 /* for WebGL; it keeps its width while its graph is out of sight */
 .accel-panel .bqplot > canvas { display: none; }
@@ -24,7 +31,8 @@ STYLE = """<style>
 }
 .accel-controls .widget-box { overflow: visible; }
 .accel-note { color: var(--jp-ui-font-color2); }
-/* A note takes the room that is left, and no row of its own: the charts would move out of sight. */
+/* A note takes the room that is left, in two lines at most, and no row of its own: the charts would
+   move out of sight. */
 .accel-knob:has(.accel-error) { flex-wrap: wrap; }
 .accel-knob .widget-html:has(.accel-note) {
   flex: 1 1 0;
@@ -33,9 +41,12 @@ STYLE = """<style>
 }
 @container (width < 6em) { .accel-note { visibility: hidden; } }
 .accel-knob .widget-html-content:has(> .accel-note) {
+  display: -webkit-box;
+  align-self: center;
   overflow: hidden;
-  text-overflow: ellipsis;
-  white-space: nowrap;
+  line-height: 14px;
+  -webkit-box-orient: vertical;
+  -webkit-line-clamp: 2;
 }
 .accel-error { color: var(--jp-error-color0, #a00); font-weight: 600; }
 .accel-controls .widget-readout { min-width: 5em; }

@@ -831,7 +831,7 @@ print(f"the peak falls by {100 * saved:.1f} %: by what follows the chain, and by
 print(more)
 
 # %% [markdown]
-# **When there is no state to deal out.** Plain SGD keeps nothing:
+# **When there is no state to deal out.** Plain SGD has no state:
 
 # %%
 for rule, name in (("sgd", "plain SGD"), ("adam", "over the network")):
@@ -930,7 +930,7 @@ check(segments_for)
 # %% [markdown]
 # **What would prove this wrong?** A module that computes the same twice from the same input, random
 # numbers and buffers, whose gradients come out different when it is recomputed. If you find one,
-# look for a state that is none of these: Python's `random`, a counter, a cache.
+# look for a state besides these: Python's `random`, a counter, a cache.
 
 # %% [markdown]
 # **Sources.** T. Chen et al., *Training deep nets with sublinear memory cost*, 2016,

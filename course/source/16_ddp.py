@@ -386,7 +386,7 @@ print(ragged)
 # PyTorch's own divides by the number of ranks, even if they hold different numbers of samples: a
 # mean of means. This is documented. Usually it does not matter, because its sampler makes the
 # shards equal by giving out some samples twice; but then it is no longer exactly your data set.
-# Weighting by the share takes one line, and no such trick.
+# Weighting by the share takes one line instead.
 
 # %% [markdown]
 # ## 6. Measure

@@ -94,7 +94,8 @@ guess_merged
 # The network trains here, now. The dashed orange line is the accuracy of the last weights. Press
 # **Start**: your run is the same training, evaluated with an average.
 #
-# - **average** chooses the kind (part 4 explains them), **window** how many updates it spans.
+# - **average** chooses the kind (part 4 explains them; SWA begins after some hundred updates),
+#   **window** how many updates an EMA spans.
 # - **second model** trains a second network beside the first one. The chart below on the left shows
 #   the accuracy of the mean of both.
 
@@ -127,7 +128,8 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The average recognises more than the last weights, long before the training ends.
+# - The average recognises more than the last weights, long before the training ends. A dot on the
+#   right is the mean gain of its run so far: let runs go equally long before you compare dots.
 # - Set **second model** to *other start*. Each of the two networks learns. Look at their mean.
 # - Set it to *same start*: both begin with the same weights, and see the digits in another order.
 # - Compare the samples per second. An average reads and writes all weights once per update, and in
@@ -413,8 +415,8 @@ axes.legend(frameon=False)
 picture
 
 # %% [markdown]
-# With warm-up a window that is too long does no harm, because it is never used: after *t* updates
-# its window is (9 + *t*)/9 at most.
+# With warm-up a window that is too long does no harm, because it is never reached: after *t*
+# updates the window is (9 + *t*)/9 at most.
 
 # %% [markdown]
 # ### How much shaking is left
@@ -583,10 +585,11 @@ break_it
 #   statistics that never moved.
 # - **buffers of the last**: copied from the last model. They do not belong to the averaged weights.
 #   In this panel the harm is small; for SWA it is measured below.
-# - **no warm-up**: set the window to 1,000 as well. The average is still mostly the random start.
+# - **no warm-up**: set the window to 1,000 as well. For hundreds of updates the average is mostly
+#   the random start.
 # - **per micro-batch**: with gradient accumulation the weights do not change between micro-batches.
-#   An average that is updated after each of them has a window as many times shorter. The curve need
-#   not show it: a shorter window is still a window.
+#   An average that is updated after each of them forgets faster: its window is divided by the number
+#   of micro-batches. The curve need not show it, for a shorter window still averages.
 # - **never swapped back**: the average is loaded into the model to evaluate it, and the training
 #   goes on from there. Every evaluation throws the latest progress away: compare the loss. The
 #   average is never far behind with these knobs, so the accuracy suffers little.
@@ -782,15 +785,15 @@ check(ema_update)
 # Known from elsewhere, and not measured here: the same start is enough for a mean only once the
 # runs share enough of their way; for large networks and hard data they must share the first part of
 # the training (J. Frankle et al., 2020, arXiv:1912.05671). Fine-tuned copies of one pretrained
-# model can be averaged into one better model. Self-supervised methods learn from an EMA of
-# themselves (A. Tarvainen and H. Valpola, *Mean teacher*, 2017, arXiv:1703.01780), and diffusion
+# model can be averaged into one better model. Semi- and self-supervised methods learn from an EMA
+# of themselves (A. Tarvainen and H. Valpola, *Mean teacher*, 2017, arXiv:1703.01780), and diffusion
 # models are sampled from one. *Schedule-free* optimizers build the average into the update (A.
 # Defazio et al., 2024, arXiv:2405.15682).
 
 # %% [markdown]
 # **What would prove this wrong?** Two networks from different starts, wide enough to learn the
-# task, whose mean works as well as they do without any sorting. Very wide networks come closer to
-# it (Ainsworth et al., 2022).
+# task, whose mean works as well as they do without any sorting. (With sorting, wider networks come
+# closer to it: Ainsworth et al., 2022.)
 
 # %% [markdown]
 # **Sources.** B. Polyak and A. Juditsky, *Acceleration of stochastic approximation by averaging*,

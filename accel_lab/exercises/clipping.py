@@ -4,6 +4,7 @@ three faults, and a gradient that lies on several ranks.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -27,14 +28,16 @@ def _micro_batches(rng: random.Random, size: float) -> list:
 
 def clip_accumulated_cases(rng: random.Random) -> Iterator[Case]:
     for scale in (1024.0, 256.0, 65536.0):
-        batches = [_micro_batches(rng, size) for size in (STEEP, CALM, STEEP, CALM, STEEP, CALM)]
-        batches[3][rng.randrange(3)][0][0, 0] = float("inf")
+        sizes = (STEEP, CALM, STEEP, CALM, STEEP, CALM, STEEP)
+        batches = [_micro_batches(rng, size) for size in sizes]
+        batches[3][rng.randrange(3)][0][0, 0] = float("inf")  # makes loss and norm NaN
         yield {
             "weight": 0.3 * normal(rng, CLASSES, WIDTH),
             "bias": 0.1 * normal(rng, CLASSES),
             "batches": batches,
             "max_norm": rng.uniform(0.9, 1.2),
             "scale": scale,
+            "overflow_in_batch": 5,
         }
 
 
@@ -47,7 +50,12 @@ def clip_accumulated_drive(answer, case):
         model.weight.copy_(weight)
         model.bias.copy_(case["bias"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    returned = {}
+    returned, number = {}, 0
+
+    def overflow(gradient):  # as in float16: the loss stays finite, the norm becomes infinite
+        return gradient + float("inf") if number == case["overflow_in_batch"] else gradient
+
+    model.weight.register_hook(overflow)
     for number, batch in enumerate(case["batches"]):
         pairs = [(x, y) for x, y in batch]
         norm = answer(model, optimizer, pairs, case["max_norm"], case["scale"])
@@ -118,6 +126,22 @@ def _clips_each_by_itself(model, optimizer, micro_batches, max_norm, scale):
     norm = torch.stack([part.norm() for part in total]).norm()
     if not norm.isfinite():
         return None
+    optimizer.step()
+    return norm
+
+
+def _looks_at_the_loss(model, optimizer, micro_batches, max_norm, scale):
+    samples, total = sum(len(y) for _, y in micro_batches), 0.0
+    optimizer.zero_grad()
+    for x, y in micro_batches:
+        loss = cross_entropy(model(x), y) * len(y) / samples
+        total += loss.item()
+        (scale * loss).backward()
+    for parameter in model.parameters():
+        parameter.grad.div_(scale)
+    if not math.isfinite(total):
+        return None
+    norm = clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     return norm
 
@@ -208,8 +232,8 @@ of zeros would still move the weights, by the momentum; so there is no step at a
             clip_accumulated,
             SKIP,
             "",
-            "Where the norm is NaN or infinite you step all the same, and the weights are NaN "
-            "from then on. Take no step, and return None.",
+            "Where the norm is NaN or infinite you take a step nevertheless, and the weights are "
+            "NaN from then on. Take no step, and return None.",
             also=(
                 changed(
                     changed(clip_accumulated, SKIP, ""),
@@ -217,6 +241,14 @@ of zeros would still move the weights, by the momentum; so there is no step at a
                     "    return norm if norm.isfinite() else None",
                 ),
             ),
+        ),
+        Wrong.changed(
+            clip_accumulated,
+            "if not norm.isfinite()",
+            "if norm.isnan()",
+            "You skip the update where the norm is NaN, but not where it is infinite: a gradient "
+            "overflows although the loss is finite. Test the norm with isfinite().",
+            also=(_looks_at_the_loss,),
         ),
         Wrong.changed(
             clip_accumulated,
@@ -332,6 +364,7 @@ def _as_found(model, optimizer, scaler, schedule, batches, max_norm):
 
 CLIP_ONCE = "        scaler.unscale_(optimizer)\n        clip_grad_norm_(parameters, max_norm)\n"
 ADVANCE, BACKWARD = "        schedule.step()\n", "            scaler.scale(loss).backward()\n"
+DIVIDED = "(parameters, max_norm / scaler.get_scale())"
 LIST = "list(model.parameters())"
 
 TRAIN_CLIPPED = Exercise(
@@ -373,9 +406,13 @@ divide again.""",
             train_clipped,
             "        scaler.unscale_(optimizer)\n",
             "",
-            "The gradients still carry the scale when you clip them; scaler.step() divides by it "
-            "afterwards, and steps of max_norm / scale are left. Call scaler.unscale_(optimizer) "
-            "first.",
+            "The steps are scale times too short, or shorter still: either the gradients carry the "
+            "scale when you clip them, or the limit is divided by it. Call "
+            "scaler.unscale_(optimizer) first, then clip to max_norm itself.",
+            also=(
+                changed(train_clipped, CLIP_ONCE, f"        clip_grad_norm_{DIVIDED}\n"),
+                changed(train_clipped, "(parameters, max_norm)", DIVIDED),
+            ),
         ),
         Wrong.changed(
             train_clipped,

@@ -91,6 +91,20 @@ up for the 1/T² by which the temperature shrinks the gradient.""",
         ),
         Wrong.changed(
             half_labelled_loss,
+            "        softmax(teacher / temperature, 1),\n",
+            "        log_softmax(teacher / temperature, 1),\n",
+            "kl_div got the logarithm of the teacher's probabilities, and takes it for the "
+            "probabilities. Give it softmax as its second argument, or say log_target=True.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
+            "        softmax(teacher / temperature, 1),\n",
+            "        softmax(teacher / temperature, 1),\n        log_target=True,\n",
+            "With log_target=True kl_div expects the logarithm of the teacher's probabilities: "
+            "log_softmax, or leave log_target out.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
             'reduction="batchmean",\n    )',
             'reduction="sum",\n    ) / student.numel()',
             "This divides by the number of classes as well. kl_div's reduction is 'batchmean'.",

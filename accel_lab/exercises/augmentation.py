@@ -198,6 +198,13 @@ are, because they stand for what the model will meet.""",
         ),
         Wrong.changed(
             enlarged,
+            "x[tests:], y[tests:], x[:tests], y[:tests]",
+            "x[:-tests], y[:-tests], x[-tests:], y[-tests:]",
+            "You test on the last samples, after a split that is right otherwise. The first "
+            "`tests` samples are for testing.",
+        ),
+        Wrong.changed(
+            enlarged,
             "    return train_x, train_y, test_x, test_y",
             "    test_x = torch.cat([test_x, *(change(test_x, seed) for seed in range(copies))])\n"
             "    return train_x, train_y, test_x, test_y.repeat(copies + 1)",

@@ -119,6 +119,12 @@ ALL_GATHER = """\
         chunks[(rank + turn) % world].copy_(receive())
 """
 
+ALL_GATHER_TOO_FAR = """\
+    for turn in range(world - 1):
+        send(chunks[(rank + turn) % world])
+        chunks[(rank + turn + 1) % world].copy_(receive())
+"""
+
 RING_AVERAGE = Exercise(
     name="ring_average",
     points=3,
@@ -177,6 +183,13 @@ upwards because this ring turns to the left.""",
             "",
             "After world − 1 turns each rank has one complete chunk, and only that one. The "
             "complete chunks have to go round, too.",
+        ),
+        Wrong.changed(
+            ring_average,
+            ALL_GATHER,
+            ALL_GATHER_TOO_FAR,
+            "The first half is right, and the second begins with the wrong chunk: after it rank r "
+            "owns the complete chunk r − 1, so this one goes out first.",
         ),
         Wrong.changed(
             ring_average,
@@ -336,6 +349,13 @@ of 0, and the rank still takes part in every all-reduce.""",
             "A mean of the ranks' means gives each rank the same weight, although one of them has "
             "a sample more, or none at all.",
             also=(changed(_in_a_row, SUM_OVER_BATCH, "y[mine]) / world"),),
+        ),
+        Wrong.changed(
+            train_on_rank,
+            CLEAR,
+            CLEAR + "        if not len(mine):\n            continue\n",
+            "A rank without a sample leaves the update out, and the others wait for it in "
+            "all_reduce. It has to take part in each, with a gradient of 0, and to step.",
         ),
         Wrong.changed(
             train_on_rank,

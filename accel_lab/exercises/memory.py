@@ -117,6 +117,10 @@ def _by_torch(run, x, context):
     return checkpoint(run, x, context, use_reentrant=False)
 
 
+def _by_torch_reentrant(run, x, context):
+    return checkpoint(run, x, context, use_reentrant=True)
+
+
 def _inputs_alone(run, x, context):
     class Again(torch.autograd.Function):
         @staticmethod
@@ -200,6 +204,12 @@ afterwards; and on copies of the buffers, so that the second run updates no stat
             "*(None for _ in every[2:]))",
             "The parameters get no gradient, so nothing is learned. Return theirs, too, in the "
             "order in which they were handed to apply.",
+        ),
+        Wrong(
+            _by_torch_reentrant,
+            "The reentrant kind of torch's checkpoint gives no gradient at all where neither input "
+            "needs one: run's parameters are not among its inputs. And its second run updates the "
+            "statistic again.",
         ),
         Wrong(
             _inputs_alone,

@@ -131,6 +131,13 @@ not 0/0. Going backward at once frees its activations before the next one comes.
         Wrong.changed(
             token_update,
             SUM_OVER_TOKENS,
+            'reduction="sum")',
+            "The losses are added up and nothing is divided: the loss is a mean. Divide each sum "
+            "by the number of tokens in the whole batch.",
+        ),
+        Wrong.changed(
+            token_update,
+            SUM_OVER_TOKENS,
             ") * (y != PADDING).sum() / tokens",
             "The mean over a micro-batch without a single token is 0/0, and NaN times a share of 0 "
             "is still NaN. Add up sums, and divide them by the tokens of the whole batch.",
@@ -313,6 +320,13 @@ once a group, before its first backward.""",
         ),
         Wrong.changed(
             train_epoch,
+            "sum(len(y) for _, y in group)",
+            "accumulate * len(group[0][1])",
+            "You take all groups, and all micro-batches of a group, for full ones. At the end of "
+            "the loader they are shorter: count the samples that the group really has.",
+        ),
+        Wrong.changed(
+            train_epoch,
             " * len(y) / samples",
             "",
             "The losses of a group are added up and nothing is divided: the step is as many times "
@@ -372,7 +386,7 @@ sample fits. All three are whole numbers above zero.""",
     reference=fewest_micro_batches,
     reasoning="""First find how many whole samples fit the budget, because a sample cannot be cut;
 if none does, there is no answer. Then divide the batch by that number and round *up*, because the
-samples left over need a micro-batch of their own.""",
+samples left over need one more micro-batch.""",
     wrong=(
         Wrong.changed(
             fewest_micro_batches,
@@ -387,6 +401,13 @@ samples left over need a micro-batch of their own.""",
             "max(1, batch_size // fit)",
             "Rounding down leaves samples over, and they make the largest micro-batch too large: "
             "round up.",
+        ),
+        Wrong.changed(
+            fewest_micro_batches,
+            "-(-batch_size // min(fit, batch_size))",
+            "batch_size // fit + 1",
+            "Where the samples that fit divide the batch, yours is one more than needed. Round up "
+            "the quotient instead of adding 1 to it.",
         ),
         Wrong.changed(
             fewest_micro_batches,

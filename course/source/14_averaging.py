@@ -588,8 +588,8 @@ break_it
 # - **no warm-up**: set the window to 1,000 as well. For hundreds of updates the average is mostly
 #   the random start.
 # - **per micro-batch**: with gradient accumulation the weights do not change between micro-batches.
-#   An average that is updated after each of them forgets faster: its window is divided by the number
-#   of micro-batches. The curve need not show it, for a shorter window still averages.
+#   An average that is updated after each of them forgets faster: its window is divided by their
+#   number. The curve need not show it, for a shorter window still averages.
 # - **never swapped back**: the average is loaded into the model to evaluate it, and the training
 #   goes on from there. Every evaluation throws the latest progress away: compare the loss. The
 #   average is never far behind with these knobs, so the accuracy suffers little.

@@ -477,8 +477,8 @@ picture
 guess_merged.against(fmean(found["other start"][0.5]))
 
 # %% [markdown]
-# Both ends of the orange line are good models. The mean of them is not. Nothing is wrong with
-# either: they **number their hidden units differently**. Unit 5 of one may look for a stroke at the
+# Both ends of the orange line are far better models than their mean. Nothing is wrong with either:
+# they **number their hidden units differently**. Unit 5 of one may look for a stroke at the
 # left, unit 5 of the other for a loop. The mean of the two looks for neither.
 #
 # The order of hidden units means nothing to a network. You can reorder them, and it answers as

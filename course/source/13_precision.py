@@ -126,8 +126,8 @@ panel
 #   updates change nothing. (It falls slowly: the few updates that count are the large ones.)
 # - With *mixed bf16* the loss follows that of float32.
 # - At a large learning rate *pure bf16* learns as well. The share of lost updates is smaller there.
-#   (The dashed curve is predicted for the first updates. Once the network has learned, gradients are
-#   smaller: more updates are lost, and the dot rises above the curve.)
+#   (The dashed curve is predicted for the first updates. Once the network has learned, gradients
+#   are smaller: more updates are lost, and the dot rises above the curve.)
 # - The samples per second: which precision is faster here? We come back to it.
 
 # %%

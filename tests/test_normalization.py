@@ -605,6 +605,23 @@ def test_the_scale_moves_the_stable_range_by_its_square():
     assert scaled * 255**2 == pytest.approx(rate, rel=0.05)  # the bias does not scale
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_of_epsilon_and_weight_decay_only_epsilon_has_a_scale(decay):
+    def trained(scale, eps):
+        torch.manual_seed(2)
+        model, x, y = experiment.network(2, batch_norm=True).double(), floats(32, 784), pixels(32)
+        model[2].eps = eps
+        optimizer = torch.optim.SGD(model.parameters(), 0.5, weight_decay=decay)
+        for _ in range(10):
+            optimizer.zero_grad()
+            cross_entropy(model(x * scale), y.long() % 10).backward()
+            optimizer.step()
+        return torch.cat([one.flatten() for one in model.parameters()]).detach()
+
+    for eps, is_same in ((0.0, True), (1e-5, False)):
+        assert close(trained(1, eps), trained(1 / 255, eps), 1e-9) == is_same
+
+
 def test_what_flows_through_is_given_layer_by_layer():
     torch.manual_seed(0)
     model, x = experiment.network(2, batch_norm=True), torch.rand(6, 1, 28, 28)

@@ -644,8 +644,9 @@ check(normalize_into)
 
 # %% [markdown]
 # **What would prove this wrong?** A network with batch norm after its first layer whose training,
-# in exact arithmetic, depends on the scale of its inputs. If you think you found one, look at
-# weight decay and at ε: both do have a scale.
+# in exact arithmetic, depends on the scale of its inputs. If you think you found one, look at ε: it
+# is added to the variance, and so is large beside small inputs and small beside large ones. Weight
+# decay has no such part. It shrinks the weights, and without ε these stay the same at every scale.
 #
 # **Sources.** Y. LeCun et al., *Efficient BackProp*, 1998, sections 4.3 and 5 · S. Ioffe, C.
 # Szegedy, *Batch Normalization*, 2015, arXiv:1502.03167 · T. Chan, G. Golub, R. LeVeque,

@@ -635,15 +635,23 @@ def test_what_flows_through_is_given_layer_by_layer():
 
 
 def test_a_sweep_notes_where_training_ends():
-    chance, rates = experiment.CHANCE, (1.0, 10.0, 100.0)
+    bar, rates = experiment.LEARNED, (1.0, 10.0, 100.0)
     found = [
-        experiment.largest_training_rate(
-            dict(zip(rates, (chance * f for f in factors), strict=True))
-        )
+        experiment.largest_training_rate(dict(zip(rates, (bar * f for f in factors), strict=True)))
         for factors in ((0.5, 0.5, 2), (2, 0.1, 10), (0.5, 0.5, 0.5), (2, 2, 2))
     ]
     assert found[:3] == pytest.approx([10 * 10**0.5, 10 * 10**0.5, 100])
     assert math.isnan(found[3])
+
+
+def test_dead_networks_do_not_train_and_the_end_lies_between_quarter_decades():
+    knobs, decades = experiment.Knobs(), [1e-3, 1e-2, 1e-1, 1.0]
+    losses = experiment.finer_sweep(knobs, decades, updates=100)
+    assert list(losses) == sorted(losses)
+    assert losses[1e-2] < experiment.LEARNED < min(losses[1e-1], losses[1.0])
+    quarters = [rate for rate in losses if 1e-2 < rate < 1e-1]
+    assert quarters == pytest.approx([1e-2 * 10 ** (quarter / 4) for quarter in (1, 2, 3)])
+    assert 1e-2 < experiment.largest_training_rate(losses) < quarters[1]
 
 
 def test_a_run_that_diverges_ends_a_sweep_high():

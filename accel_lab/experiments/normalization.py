@@ -167,6 +167,7 @@ def largest_stable_rate(x: Tensor, classes: int = 10) -> float:
 # ---- what the chapter measures ----
 
 CHANCE = math.log(10)  # the loss of guessing among ten classes
+LEARNED = 0.9 * CHANCE  # a dead network learns how frequent each class is: a little below chance
 RAN_AWAY = 50.0  # a loss at which nothing is learned any more
 
 
@@ -193,13 +194,24 @@ def around(rate: float) -> list[float]:
     return [rate for rate in rates if rate <= HIGHEST_RATE]
 
 
+def finer_sweep(knobs: Knobs, decades: Iterable[float], updates: int = 50) -> dict[float, float]:
+    """Make a ``sweep`` of whole decades, and of the quarters between the last that trains and the
+    next.
+    """
+    found = sweep(knobs, decades, updates)
+    last = max((rate for rate, loss in found.items() if loss < LEARNED), default=HIGHEST_RATE)
+    quarters = [last * 10 ** (quarter / 4) for quarter in (1, 2, 3)]
+    found |= sweep(knobs, [rate for rate in quarters if rate <= HIGHEST_RATE], updates)
+    return dict(sorted(found.items()))
+
+
 def largest_training_rate(losses: Mapping[float, float]) -> float:
-    """Find in a ``sweep`` the learning rate beyond which the loss stays above chance.
+    """Find in a ``sweep`` the learning rate beyond which no loss is clearly below chance: a tenth.
 
     It lies between two rates of the sweep: on the straight line between them, on logarithmic axes.
     NaN where no rate of the sweep trains.
     """
-    points = [(math.log(rate), math.log(loss / CHANCE)) for rate, loss in sorted(losses.items())]
+    points = [(math.log(rate), math.log(loss / LEARNED)) for rate, loss in sorted(losses.items())]
     below = max((place for place, (_, y) in enumerate(points) if y < 0), default=None)
     if below is None:
         return math.nan

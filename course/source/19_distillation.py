@@ -218,22 +218,27 @@ x, kept = digits.train_x[no_threes], opinions[no_threes]
 threes = digits.test_y == 3
 
 labels = 30 * one_hot(digits.train_y[no_threes], 10).float()  # "opinions" that repeat the label
-students = {f"T = {temperature}": teach(x, kept, temperature) for temperature in (1, 4)}
-students["labels alone"] = teach(x, labels, 1)
+said_of_each = {"T = 1": (kept, 1), "T = 4": (kept, 4), "labels alone": (labels, 1)}
+
 
 # %%
-with torch.no_grad():
-    answers = {name: student(digits.test_x) for name, student in students.items()}
-for name, logits in answers.items():
-    of_threes = experiment.share_right(logits[threes], digits.test_y[threes])
-    of_all = experiment.share_right(logits, digits.test_y)
-    print(f"{name:<13} recognises {of_threes:4.0%} of the threes, {of_all:.0%} of all digits")
+def percent_right(logits, of):
+    return 100 * experiment.share_right(logits[of], digits.test_y[of])
+
+
+answers, everything = {}, torch.ones_like(threes)
+for name, lesson in said_of_each.items():
+    students = [teach(x, *lesson, seed=seed) for seed in lab.some_seeds(4)]
+    answers[name] = [distillation.logits_of(student, digits.test_x) for student in students]
+    for what, of in (("threes", threes), ("all digits", everything)):
+        rights = [percent_right(logits, of) for logits in answers[name]]
+        print(f"{name:<12} {what:<10}", lab.figure.tell_over_seeds(rights, "%"))
 
 # %% [markdown]
 # The taught students have never seen a three. They have seen eights, fives and twos of which the
 # teacher said: *a little like a three*. Compare them with the student of labels alone, which was
-# told nothing of the kind. (One start each: another start may put *T* = 1 and *T* = 4 in the other
-# order.)
+# told nothing of the kind. Between *T* = 1 and *T* = 4, look at the ranges before you look at the
+# means: starts differ much in this.
 #
 # A taught student still thinks of threes as rare, because in its lesson they never were the first
 # choice. Its last layer has a number for exactly that, the bias of the class. Turn it up, and touch
@@ -241,17 +246,18 @@ for name, logits in answers.items():
 
 
 # %%
-def threes_found(logits, bias):
-    biased = logits[threes] + bias * torch.eye(10)[3]
-    return 100 * experiment.share_right(biased, digits.test_y[threes])
+def threes_found(starts, bias):
+    turned_up = bias * torch.eye(10)[3]
+    return mean(percent_right(logits + turned_up, threes) for logits in starts)
 
 
 biases = torch.linspace(0, 6, 25).tolist()
-found = {name: {b: threes_found(logits, b) for b in biases} for name, logits in answers.items()}
+found = {name: {b: threes_found(starts, b) for b in biases} for name, starts in answers.items()}
 
 # %% jupyter={"source_hidden": true}
 picture, (axes,) = lab.figure.axes(8, 3)
-axes.set(xlabel="added to the bias of class 3", ylabel="threes recognised, %", ylim=(-2, 102))
+axes.set(xlabel="added to the bias of class 3", ylim=(-2, 102))
+axes.set_ylabel("threes recognised, %:\nmean of all starts")
 lab.figure.draw_lines(axes, found, points=False)
 picture
 
@@ -393,7 +399,8 @@ picture
 #
 # ## 7. Break it
 #
-# Press **Start** and click through the mistakes.
+# Press **Start** and click through the mistakes. Which of them lose accuracy? Their code stands
+# below the panel.
 
 # %%
 break_it = lab.Panel(
@@ -418,6 +425,8 @@ lab.show_source(experiment.swapped, experiment.no_logarithm, docstring=False)
 lab.show_source(experiment.no_square, experiment.mean_of_all, docstring=False)
 
 # %% [markdown]
+# <details><summary>What each of them does</summary>
+#
 # - **the article's formula.** Taken with the letters as the field uses them, T the teacher and S
 #   the student, it is the wrong way round: it is least when the student bets everything on the
 #   teacher's first choice. (The article calls the *original* model S and the *target* T. Read so it
@@ -425,9 +434,13 @@ lab.show_source(experiment.no_square, experiment.mean_of_all, docstring=False)
 # - **no logarithm.** `kl_div` takes log-probabilities first. With probabilities it raises no error,
 #   returns a number, and asks for another thing: like the article's formula, it is least when the
 #   student bets everything on the teacher's first choice.
-# - **no T squared** and **mean of all** are quiet ones. Did you see any harm? At this temperature
-#   and this share the teacher is loud enough to be heard anyway. Now raise the temperature, and
-#   give the labels half of the loss:
+# - **no T squared** and **mean of all** are quiet ones. At this temperature and this share the
+#   teacher is loud enough to be heard anyway.
+#
+# </details>
+#
+# Did *no T squared* and *mean of all* do any harm? Now raise the temperature, and give the labels
+# half of the loss:
 
 # %%
 heats = (1.0, 16.0)
@@ -574,12 +587,17 @@ check(bias_for_share)
 
 # %% [markdown]
 # Known from elsewhere, and not measured here: the idea is older than its name (C. Buciluǎ et al.,
-# *Model compression*, 2006; J. Ba and R. Caruana, 2014, arXiv:1312.6184). A student as large as
-# its teacher can gain, too (T. Furlanello et al., *Born-again neural networks*, 2018,
-# arXiv:1805.04770). A teacher can be too large for its student (J. H. Cho and B. Hariharan, 2019,
-# arXiv:1910.01348). Students often agree with their teachers less than their accuracy suggests (S.
-# Stanton et al., 2021, arXiv:2106.05945). And for language models the two sides of the KL
-# divergence are sometimes exchanged (Y. Gu et al., *MiniLLM*, 2023, arXiv:2306.08543).
+# *Model compression*, 2006; J. Ba and R. Caruana, 2014, arXiv:1312.6184). In *self-distillation*
+# the student is as large as its teacher, and can end up ahead of it (T. Furlanello et al.,
+# *Born-again neural networks*, ICML 2018, arXiv:1805.04770). A teacher can be too large for its
+# student (J. H. Cho and B. Hariharan, 2019, arXiv:1910.01348). Students often agree with their
+# teachers less than their accuracy suggests (S. Stanton et al., 2021, arXiv:2106.05945).
+#
+# A network is *calibrated* if it is right as often as its probabilities say; modern ones are often
+# too sure, and one temperature, fitted on samples kept aside, repairs most of that (C. Guo et al.,
+# *On calibration of modern neural networks*, ICML 2017, arXiv:1706.04599). For language models the
+# two sides of the KL divergence are sometimes exchanged (Y. Gu et al., *MiniLLM*, 2023,
+# arXiv:2306.08543).
 
 # %% [markdown]
 # **What would prove this wrong?** A student whose threes come back with *labels alone*; or a small

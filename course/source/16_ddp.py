@@ -528,6 +528,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **skip the division** adds up the ranks' means: the gradient is *p* times too large.
 # - **forget the broadcast**: the ranks start apart and stay apart. They exchange gradients that
 #   belong to other weights, and the loss falls anyway.
@@ -537,6 +541,8 @@ break_it
 #   that have nothing to do with one another.
 # - **slow rank** does not spoil the result, look at the badge. In the timeline all others wait: the
 #   slowest rank sets the pace.
+#
+# </details>
 
 # %% [markdown]
 # ### The article's formula

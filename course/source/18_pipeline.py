@@ -632,6 +632,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down which mistakes spoil the numbers and which the time, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **skip the division** adds up each micro-batch's own mean: the gradient is *m* times too large.
 #   It is the famous mistake of chapter 11, in a pipeline.
 # - **wrong rank order** lets the last stage send two gradients in each other's place. Shapes fit,
@@ -640,6 +644,8 @@ break_it
 # - **unbalanced stages** gives almost all layers to the first rank. The numbers are right. The
 #   bubble is not: the formula assumes equal stages.
 # - **slow rank** sleeps a little at every forward. All the others wait for it, each time.
+#
+# </details>
 
 # %% [markdown]
 # Three mishaps end the run, and the panel says so in one line. Here they are side by side. Without

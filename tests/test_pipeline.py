@@ -28,9 +28,11 @@ from accel_lab.pipeline import (
     stage_of,
 )
 from accel_lab.workbench.data import datasets
+from accel_lab.workbench.drawing.sweep import Sweep
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure import load, quiet
 from accel_lab.workbench.measure.proof import prove, snapshot
+from accel_lab.workbench.panel.controls import Controls
 from accel_lab.workbench.ranks.launch import RankFailed, launch
 from accel_lab.workbench.ranks.rank import RanksDiffer
 from accel_lab.workbench.ranks.world import launch_steps
@@ -708,6 +710,12 @@ def test_a_slow_or_overloaded_stage_makes_all_wait():
         unbalanced.metrics["activation_bytes_on_rank_0"]
         > fair.metrics["activation_bytes_on_rank_0"]
     )
+
+
+def test_the_micro_batches_of_the_slider_are_evenly_spaced_on_the_axis():
+    (row,) = Controls(Knobs(), ["micro_batches"], lambda knobs: None).box.children
+    assert row.children[0].options == (1, 2, 4, 8, 16, 32)
+    assert Sweep("micro_batches", "bubble_measured", "bubble").across(Knobs()).log
 
 
 def test_knobs_that_do_not_go_together():

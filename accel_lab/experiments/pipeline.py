@@ -49,7 +49,7 @@ NEED_WEIGHTS = ("skip the division", "wrong rank order", "mismatched shapes")
 class Knobs(RankKnobs):
     ranks: int = dial(2, ge=1, le=4, description="stages, each in its own process")
     micro_batches: int = dial(
-        4, ge=1, le=32, description="parts of a batch, sent down the pipeline one by one"
+        4, ge=1, le=32, log=True, description="parts of a batch, sent down the pipeline one by one"
     )
     schedule: Literal["gpipe", "1f1b"] = dial(
         "gpipe", description="order of forwards and backwards"

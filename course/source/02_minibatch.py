@@ -27,6 +27,7 @@
 # computed before anything is tried?
 
 # %% jupyter={"source_hidden": true}
+import math
 from functools import partial
 from itertools import islice
 from statistics import fmean, median
@@ -589,7 +590,8 @@ broken = base.turned(batch_size=64)
 mistakes = [
     name for name in experiment.Knobs.model_fields["mistake"].annotation.__args__ if name != "none"
 ]
-of_batch = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-3, 1e3))
+chance = (math.log(10), "chance, ln 10")
+of_batch = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-3, 1e3), limit=chance)
 judged = lab.Curve(
     "target_loss",
     "loss of the target's pictures",

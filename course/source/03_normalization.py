@@ -71,11 +71,7 @@ guess_plain
 
 # %%
 guess_hidden = lab.Prediction(
-    "With two hidden layers: how many times as large?",
-    low=0.1,
-    high=1e6,
-    default=255,
-    unit="×",
+    "With two hidden layers: how many times as large?", low=0.1, high=1e6, default=255, unit="×"
 )
 guess_hidden
 

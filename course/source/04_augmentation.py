@@ -24,6 +24,7 @@
 # survive; and what all this costs the loader.
 
 # %% jupyter={"source_hidden": true}
+import math
 from statistics import mean
 
 import torch
@@ -44,6 +45,7 @@ knobs = {}
 
 # %%
 base = lab.settings(experiment.Knobs, knobs, batch_size=32)
+chance = (math.log(10), "chance, ln 10")
 mnist = lab.datasets.mnist5k()
 some = experiment.few(mnist, base.pictures, base.seed)
 next(experiment.run(base))  # a process's first update takes long: PyTorch loads its optimizers
@@ -122,7 +124,7 @@ panel = lab.Panel(
         lab.Curve("test_accuracy", "test accuracy, %", scale=100, over="updates", ends=(0, 100)),
         lab.Curve("gap", "training minus test accuracy, %", scale=100, over="updates"),
         lab.Curve("augment_share", "augmentation, % of the time", scale=100, summary="median"),
-        lab.Curve("loss", "loss", over="updates", log=(1e-4, 1e1)),
+        lab.Curve("loss", "loss", over="updates", log=(1e-4, 1e1), limit=chance),
     ],
     controls=["pictures", "shift", "flip"],
     baselines={"pictures as they are": {"shift": 0.0, "flip": 0.0}},

@@ -20,6 +20,7 @@
 # pictures of each class reach.
 
 # %% jupyter={"source_hidden": true}
+import math
 from statistics import fmean, median
 
 import torch
@@ -437,7 +438,8 @@ print("gained more than a point at every seed:", ", ".join(map(str, sure)) or "n
 # %%
 sound = told.turned(judged=100, batch_size=20)  # so that a run is short
 tried_first = {"high rate": 15, "batch norm": 18}  # mistake: cut
-loss_curve = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-3, 100))
+chance = (math.log(10), "chance, ln 10")
+loss_curve = lab.Curve("loss", "loss of the batch", over="updates", log=(1e-3, 100), limit=chance)
 test_curve = lab.Curve("test_accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100))
 break_it = lab.Panel(
     experiment.run,

@@ -24,6 +24,7 @@
 # if they are on your machine.
 
 # %% jupyter={"source_hidden": true}
+import math
 import time
 from itertools import islice
 
@@ -114,7 +115,7 @@ charts = [
         predicted=experiment.predicted_bytes_sent,
         formula="2(p − 1)/p · gradient",
     ),
-    lab.Curve("loss", "loss", over="updates"),
+    lab.Curve("loss", "loss", over="updates", limit=(math.log(10), "chance, ln 10")),
     lab.Timeline(),
 ]
 
@@ -505,7 +506,7 @@ guess_speed.against(over_one[nearest], inverse=True)
 broken = base.turned(twin=True, ranks=max(2, base.ranks), mistake="none")
 charts = [
     lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
-    lab.Curve("loss", "loss", over="updates"),
+    lab.Curve("loss", "loss", over="updates", limit=(math.log(10), "chance, ln 10")),
     lab.Timeline(),
 ]
 right_or_wrong = lab.Badge(

@@ -24,6 +24,7 @@
 # will see what not waiting for it gains, and what it costs.
 
 # %% jupyter={"source_hidden": true}
+import math
 from functools import partial
 from statistics import fmean, median
 
@@ -707,7 +708,7 @@ broken = base.turned(mode="bounded", slow=5.0, twin=True, **plainly)
 over = {"over": "updates", "noisy": False}
 charts = [
     lab.Curve("update_error", "error of the update", log=(1e-4, 1e2), summary="max", **over),
-    lab.Curve("loss", "loss", over="updates"),
+    lab.Curve("loss", "loss", over="updates", limit=(math.log(10), "chance, ln 10")),
     lab.Curve("ahead", "pushes ahead of the slowest", log=(1, 1e3), **over),
     lab.Curve("refused", "pushes refused", log=(1, 1e3), **over),
 ]

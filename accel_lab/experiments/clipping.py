@@ -143,15 +143,11 @@ class Knobs(TrainingKnobs):
     rule: Literal["none", "value", "each norm", "global norm"] = dial(
         "global norm", description="what of the gradient is limited"
     )
-    limit: float = dial(
-        1.0, ge=1e-3, le=10, log=True, description="largest value or norm that is left as it is"
-    )
+    limit: float = dial(1.0, ge=1e-3, le=10, log=True, description="largest value or norm allowed")
     learning_rate: float = dial(
         0.05, ge=1e-3, le=10, log=True, description="step size of the optimizer"
     )
-    spike: float = dial(
-        255, ge=1, le=255, log=True, description="what the bad batch's pixels are multiplied by"
-    )
+    spike: float = dial(255, ge=1, le=255, log=True, description="factor of the bad batch's pixels")
     mistake: Literal[
         "none",
         "before unscale",

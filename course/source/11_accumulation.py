@@ -146,17 +146,17 @@ lab.show_source(accumulation.full_batch_update)
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
-model = lab.models.cnn().double()
-x, y = mnist.train_x[:100].double(), mnist.train_y[:100]
+network = lab.models.cnn().double()
+pictures, labels = mnist.train_x[:100].double(), mnist.train_y[:100]
 
-cross_entropy(model(x), y).backward()
-whole = [p.grad.clone() for p in model.parameters()]
+cross_entropy(network(pictures), labels).backward()
+whole = [p.grad.clone() for p in network.parameters()]
 
-model.zero_grad()
-for x_i, y_i in zip(x.split(32), y.split(32)):  # 32 + 32 + 32 + 4
-    (cross_entropy(model(x_i), y_i) * len(y_i) / len(y)).backward()
+network.zero_grad()
+for x_i, y_i in zip(pictures.split(32), labels.split(32)):  # 32 + 32 + 32 + 4
+    (cross_entropy(network(x_i), y_i) * len(y_i) / len(labels)).backward()
 
-gap = max((p.grad - g).abs().max().item() for p, g in zip(model.parameters(), whole))
+gap = max((p.grad - g).abs().max().item() for p, g in zip(network.parameters(), whole))
 print("the parts add up to the whole:", gap < 1e-12)
 
 # %% [markdown]
@@ -330,8 +330,8 @@ guess_time.against(ratios[8])
 # %% [markdown]
 # Two effects pull at the time. A micro-batch's activations may be small enough to stay in the
 # processor's cache, and the memory that one micro-batch has let go can be taken again by the next,
-# instead of being fetched from the operating system anew: that makes a few cuts **faster** on many
-# CPUs. And each call into PyTorch costs some microseconds, however little it has to do, and there
+# instead of being fetched from the operating system anew: that can make a few cuts **faster** on a
+# CPU. And each call into PyTorch costs some microseconds, however little it has to do, and there
 # are *m* times as many of them: that makes many cuts slower, and on a GPU already a few.
 
 # %%
@@ -341,10 +341,12 @@ print("surely faster than the full batch here: m =", faster or "none")
 print("surely slower than the full batch here: m =", slower or "none")
 
 # %% [markdown]
-# Speed is only a side effect here: some sizes suit your machine better. Memory is the purpose.
+# Speed is only a side effect here, and the two lines above say whether your machine gains any.
+# Memory is the purpose.
 #
-# *Process* is the operating system's view: by how much the whole process grew. It is more than the
-# activations, because gradients need room on their way back, too; and it falls with them.
+# *Process* is the operating system's view: by how much the whole process grew. It includes more
+# than the activations, because gradients need room on their way back, too. Compare the two curves
+# on the right: does it fall with them?
 
 # %% [markdown]
 # ## 7. Break it
@@ -358,7 +360,8 @@ print("surely slower than the full batch here: m =", slower or "none")
 
 # %%
 broken = base.turned(twin=True, timeline=False, micro_batches=min(8, base.batch_size))
-mistakes = ("no scaling", "off by one", "forgotten clear", "batch norm")
+mistakes = {"no scaling": {}, "unweighted": {"batch_size": 250}}
+mistakes |= {"off by one": {}, "forgotten clear": {}, "batch norm": {}}
 right = lab.Badge(
     "update_error", 1e-4, "every update is the full batch's", "not the full batch's update"
 )
@@ -372,7 +375,7 @@ break_it = lab.Panel(
     controls=["batch_size", "micro_batches", "mistake"],
     baselines={"no mistake": {"mistake": "none"}},
     headline=None,
-    tour=[broken.turned(mistake=mistake) for mistake in mistakes],
+    tour=[broken.turned(mistake=mistake, **others) for mistake, others in mistakes.items()],
     seconds=1.0,
     badge=right,
 )
@@ -523,8 +526,8 @@ check(fewest_micro_batches)
 # %% [markdown]
 # ## 10. Take away
 #
-# - Gradient accumulation buys memory, and pays at most with time: activations fall as 1/*m*, and
-#   the weights that come out are those of the full batch.
+# - Gradient accumulation saves memory, and may cost time: activations fall as 1/*m*. The weights
+#   that come out are those of the full batch, except for rounding.
 # - Weigh every micro-batch by its share of what the mean runs over: samples, or tokens.
 # - Step, clip and advance the schedule once a batch. Clear once a batch.
 # - It does not split what looks across samples, such as batch normalization.

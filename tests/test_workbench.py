@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint_sequential
 
+from accel_lab.experiments._told import told
 from accel_lab.workbench import granted, models, watched
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -636,6 +637,23 @@ def test_a_long_cell_tells_a_reader_what_it_is_at(lines_for_the_reader, monkeypa
             say("pair 1")
         monkeypatch.setenv("ACCEL_LAB_HEADLESS", "1")
     assert lines_for_the_reader == []
+
+
+def test_a_loop_over_seeds_tells_how_far_it_is_and_clears_its_line(lines_for_the_reader):
+    assert list(told(range(2), "seed")) == [0, 1]
+    lines = ["at work: seed 1 of 2 …", "at work: seed 2 of 2 …", ""]
+    assert lines_for_the_reader == lines
+    lines_for_the_reader.clear()
+
+    def interrupted():
+        for seed in told(range(2), "seed"):
+            if seed == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the frame alive
+        interrupted()
+    assert lines_for_the_reader == lines
+    assert kept.tb
 
 
 def test_who_waits_for_ranks_is_told_so(lines_for_the_reader):

@@ -27,6 +27,7 @@ from accel_lab.accumulation import (
     full_batch_update,
     split,
 )
+from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -223,9 +224,8 @@ def with_best_rate(knobs: Knobs, samples: int) -> Knobs:
     samples: the median of its last five updates, for one update's loss is noisy.
     """
     rates = sorted({min(1.0, factor * knobs.learning_rate) for factor in RATES})
-    return min(
-        (knobs.turned(learning_rate=rate) for rate in rates), key=lambda k: _loss(k, samples)
-    )
+    turned = [knobs.turned(learning_rate=rate) for rate in rates]
+    return min(told(turned, "learning rate"), key=lambda k: _loss(k, samples))
 
 
 def _loss(knobs: Knobs, samples: int) -> float:

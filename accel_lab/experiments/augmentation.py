@@ -8,7 +8,7 @@ from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from accel_lab._wording import split_words
 from accel_lab.augmentation import Policy, augment, naive_augment
+from accel_lab.experiments._told import told
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.effort import effort, some_seeds
@@ -143,7 +144,7 @@ def gains_over_seeds(
 ) -> dict[int, list[float]]:
     """Updates → by how many points the augmented run is better after so many, one for each seed."""
     gains: dict[int, list[float]] = {one: [] for one in updates}
-    for seed in some_seeds(seeds):
+    for seed in told(some_seeds(seeds), "seed"):
         ours, theirs = (accuracies_at(one.turned(seed=seed), updates) for one in (augmented, plain))
         for place, one in enumerate(updates):
             gains[one].append(ours[place] - theirs[place])
@@ -152,10 +153,10 @@ def gains_over_seeds(
 
 def accuracies_over_seeds(ways: Mapping[Way, Knobs], seeds: int) -> dict[Way, list[float]]:
     """Way → ``accuracy_after`` for the seeds 0, 1, …, each with its own pictures and weights."""
-    return {
-        way: [accuracy_after(knobs.turned(seed=seed)) for seed in some_seeds(seeds)]
-        for way, knobs in ways.items()
-    }
+    found: dict[Way, list[float]] = {way: [] for way in ways}
+    for way, seed in told(product(ways, some_seeds(seeds)), "training"):
+        found[way].append(accuracy_after(ways[way].turned(seed=seed)))
+    return found
 
 
 def worth(accuracy: float, by_pictures: Mapping[int, float], pictures: int = 10) -> float:
@@ -228,7 +229,7 @@ def train_denoiser(
     model = denoiser().to(x.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     moves = replace(policy, noise=0.0)
-    for _ in range(updates):
+    for _ in told(range(updates), "update"):
         clean = x[torch.randint(len(x), (batch_size,), generator=generator).to(x.device)]
         clean = augment(clean, moves, generator, kind="digits", unsafe=True)  # there is no label
         noisy = augment(clean, Policy(noise=policy.noise), generator, kind="digits")

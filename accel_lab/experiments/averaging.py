@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from accel_lab.averaging import EMA, SWA, Average, fresh_statistics, mean_of, sorted_like
+from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -361,7 +362,7 @@ def between(knobs: Knobs, shares: list[float], seeds: range) -> dict[str, dict[f
     another start, with its units sorted like the first one's.
     """
     found: dict[str, dict[float, list]] = {}
-    for seed in seeds:
+    for seed in told(seeds, "seed"):
         turned = knobs.turned(seed=knobs.seed + seed)
         first, same, other = parents(turned).values()
         alike = sorted_like(first, other)

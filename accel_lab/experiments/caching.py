@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from accel_lab.caching import Cache, DictCache, augment, draw, expected_hits, prefetch, read_picture
+from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.data.packages import folder_of
@@ -422,7 +423,7 @@ def ways_by_epoch(
     found: dict[str, list[list[Epoch]]] = {way: [] for way in ways}
     with under_watch():
         by_epoch(next(iter(ways.values())), 1)  # warms up
-        for seed in seeds:
+        for seed in told(seeds, "seed"):
             for way in random.sample(list(ways), len(ways)):
                 found[way].append(by_epoch(ways[way].turned(seed=seed), epochs))
     return found

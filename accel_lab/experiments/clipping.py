@@ -26,6 +26,7 @@ from accel_lab.clipping import (
     global_norm,
     gradients_of,
 )
+from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -369,7 +370,8 @@ class Outcome:
 
 def outcomes(knobs: Knobs, seeds: int = 5, updates: int = 300) -> list[Outcome]:
     """Train from some seeds. A loss that is not finite ends a run: inf, and chance."""
-    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in some_seeds(seeds)]
+    turned = [knobs.turned(seed=knobs.seed + seed) for seed in some_seeds(seeds)]
+    return [outcome(one, updates) for one in told(turned, "seed")]
 
 
 def outcome(knobs: Knobs, updates: int = 300) -> Outcome:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad, softmax
 
 from accel_lab.distillation import distillation_loss, hint_loss, logits_of, perplexity, soft_loss
+from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -204,7 +205,8 @@ def accuracy_after(knobs: Knobs, updates: int = 120) -> float:
 
 def over_seeds(knobs: Knobs, seeds: int) -> list[float]:
     """Return ``accuracy_after`` for the seeds 0, 1, …, each with its own weights and order."""
-    return [accuracy_after(knobs.turned(seed=seed)) for seed in some_seeds(seeds)]
+    turned = [knobs.turned(seed=seed) for seed in some_seeds(seeds)]
+    return [accuracy_after(one) for one in told(turned, "seed")]
 
 
 @cache

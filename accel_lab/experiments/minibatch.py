@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from accel_lab.experiments._told import told
 from accel_lab.minibatch import (
     Batch,
     Laws,
@@ -195,7 +196,7 @@ def ways_to_target(
     with under_watch():
         with closing(run(knobs.turned(batch_size=max(found)))) as steps:
             list(islice(steps, 3))  # warms up
-        for seed in seeds:
+        for seed in told(seeds, "seed"):
             for size in random.sample(list(found), len(found)):
                 found[size].append(way_to_target(knobs.turned(batch_size=size, seed=seed)))
     return found

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from accel_lab.experiments._told import told
 from accel_lab.normalization import (
     BatchNorm,
     Normalizer,
@@ -177,7 +178,8 @@ def sweep(knobs: Knobs, rates: Iterable[float], updates: int = 50) -> dict[float
     A loss above ``RAN_AWAY``, or one that is not finite, counts as ``RAN_AWAY``.
     """
     updates = round(updates * max(0.5, effort()))
-    return {rate: _loss_after(knobs.turned(learning_rate=rate), updates) for rate in rates}
+    turned = {rate: knobs.turned(learning_rate=rate) for rate in rates}
+    return {rate: _loss_after(turned[rate], updates) for rate in told(turned, "learning rate")}
 
 
 def _loss_after(knobs: Knobs, updates: int) -> float:
@@ -245,7 +247,7 @@ def accuracies(knobs: Knobs, updates: int = 250, seeds: int = 3) -> list[float]:
     updates: a multiple of ``EVALUATE_EVERY``.
     """
     found = []
-    for seed in some_seeds(seeds):
+    for seed in told(some_seeds(seeds), "seed"):
         *_, last = islice(run(knobs.turned(seed=knobs.seed + seed)), updates + 1)
         found.append(100 * last.metrics["test_accuracy"])
     return found

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel_lab.experiments._told import told
 from accel_lab.precision import (
     LOW,
     SIXTEEN,
@@ -570,7 +571,8 @@ def outcome(knobs: Knobs, updates: int) -> Outcome:
 
 def outcomes(knobs: Knobs, updates: int, seeds: int = 5) -> list[Outcome]:
     """Train from so many seeds; from the first quarter of them, rounded up, for a quick look."""
-    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in some_seeds(seeds)]
+    turned = [knobs.turned(seed=knobs.seed + seed) for seed in some_seeds(seeds)]
+    return [outcome(one, updates) for one in told(turned, "seed")]
 
 
 def one_weight(start: float, update: float, updates: int, draws: int = 8) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
+from accel_lab.experiments._told import told
 from accel_lab.minibatch import batches
 from accel_lab.search import (
     Judged,
@@ -235,7 +236,7 @@ def searched(knobs: Knobs, seed: int) -> tuple[list[Judged], Found]:
 
 def searches(knobs: Knobs, seeds: Sequence[int]) -> list[Found]:
     """The winner of a search with each seed."""
-    return [searched(knobs, seed)[1] for seed in seeds]
+    return [searched(knobs, seed)[1] for seed in told(seeds, "search")]
 
 
 # ---- one update of all candidates, three ways ----

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
+from accel_lab.experiments._told import told
 from accel_lab.structure import Net, as_mask, count, cut_forward, draw_kept, width_for
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize, threads
@@ -317,7 +318,8 @@ def outcome(knobs: Knobs, updates: int) -> Outcome:
 
 
 def outcomes(knobs: Knobs, seeds: Iterable[int], updates: int) -> list[Outcome]:
-    return [outcome(knobs.turned(seed=knobs.seed + seed), updates) for seed in seeds]
+    turned = [knobs.turned(seed=knobs.seed + seed) for seed in seeds]
+    return [outcome(one, updates) for one in told(turned, "seed")]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from accel_lab.experiments._told import told
 from accel_lab.text import (
     Bags,
     Cleaning,
@@ -336,7 +337,8 @@ def cleaned(
     numbers.default_factory = numbers.__len__  # a word not seen before gets the next number
     numbered = as_texts(one_by_one(), numbers.__getitem__)
     found = [
-        reader_accuracy(numbered, labels, seed, training, epochs) for seed in some_seeds(seeds)
+        reader_accuracy(numbered, labels, seed, training, epochs)
+        for seed in told(some_seeds(seeds), "seed")
     ]
     return Cleaned(len(numbered.ids), len(numbers), seconds, found)
 

@@ -18,6 +18,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from accel_lab.experiments._told import told
 from accel_lab.transfer import Frozen, answers, kept_update, split, train_head
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
@@ -440,7 +441,8 @@ def outcome(knobs: Knobs, epochs: int) -> Outcome:
 def over_seeds(knobs: Knobs, epochs: int, seeds: Iterable[int]) -> list[Outcome]:
     """Tested once, at the end. The seed chooses the training pictures, too."""
     last = knobs.turned(every=epochs)
-    return [outcome(last.turned(seed=knobs.seed + seed), epochs) for seed in seeds]
+    turned = [last.turned(seed=knobs.seed + seed) for seed in seeds]
+    return [outcome(one, epochs) for one in told(turned, "seed")]
 
 
 def update_of(knobs: Knobs) -> Callable[[], object]:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import islice, product
 from types import SimpleNamespace
@@ -22,11 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from accel_lab import ddp, measuring
 from accel_lab.experiments import measuring as experiment
 from accel_lab.experiments.measuring import Knobs
+from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure import comparison, load
+from accel_lab.workbench.measure import roofline as roofs
 from accel_lab.workbench.measure.comparison import Comparison, compare
 from accel_lab.workbench.measure.roofline import Operation, Roofline, roofline
 from accel_lab.workbench.ranks.launch import launch
+from accel_lab.workbench.step import Step
 
 SMALL_KNOBS = {"operation": "element-wise", "batch_size": 4}
 unhurried = settings(deadline=None)  # the first example pays for starting up
@@ -96,16 +100,36 @@ def test_ten_percent_is_found(machine, seconds):
     assert found(machine, 0.10, tries=100, seconds=seconds) >= 95
 
 
-def test_the_usual_ways_claim_differences_between_equal_programs(machine):
+def claims(machine, ratio_of, tries: int = 100) -> int:
+    """How often a way of comparing says that equal programs differ by more than 5 %."""
+    claimed = 0
+    for seed in range(tries):
+        made = machine(seed)
+        ours, peer = (lambda made=made: made.work(1e-3) for _ in range(2))
+        claimed += abs(ratio_of(ours, peer) - 1) > 0.05
+    return claimed
+
+
+def test_the_usual_ways_claim_differences_between_equal_programs_and_pairs_seldom(machine):
     for wrong in experiment.WRONG_RATIOS.values():
-        claims = 0
-        for seed in range(100):
-            made = machine(seed)
-            claims += (
-                abs(wrong(lambda made=made: made.work(1e-3), lambda made=made: made.work(1e-3)) - 1)
-                > 0.05
-            )
-        assert claims > 20
+        assert claims(machine, wrong) > 20
+    assert claims(machine, experiment.RATIOS["in pairs"]) <= 5
+
+
+def test_pairs_that_are_as_many_calls_notice_ten_percent(machine):
+    noticed = 0
+    for seed in range(100):
+        made = machine(seed)
+        ours, peer = (lambda made=made, s=s: made.work(s) for s in (1.1e-3, 1e-3))
+        noticed += experiment.RATIOS["in pairs"](ours, peer) > 1.05
+    assert noticed >= 95
+
+
+@pytest.mark.parametrize("name", experiment.RATIOS)
+def test_every_way_of_comparing_calls_each_program_equally_often(name):
+    called = Counter()
+    experiment.RATIOS[name](lambda: called.update(["ours"]), lambda: called.update(["peer"]))
+    assert called == {"ours": experiment.CALLS, "peer": experiment.CALLS}
 
 
 def test_the_interval_is_as_sure_as_it_says_whatever_each_pair_weighs():
@@ -246,6 +270,23 @@ def test_a_clock_with_coarse_ticks(monkeypatch):
     monkeypatch.setattr(comparison, "perf_counter", lambda: round(time.perf_counter(), 3))
     ratio = compare(lambda: sum(range(500)), lambda: sum(range(500)), pairs=3, patience=0).ratio
     assert 0 < ratio < math.inf
+
+
+@pytest.mark.parametrize("digits", [3, 2])
+def test_speeds_by_a_clock_with_coarse_ticks(monkeypatch, digits):
+    for module in (comparison, roofs):
+        monkeypatch.setattr(module, "perf_counter", lambda: round(time.perf_counter(), digits))
+    assert 0 < roofs.fastest(lambda: None, 0.02) < math.inf
+    assert 0 < Step(0, 8, 0.0).throughput < math.inf
+    record = Record(Knobs(), "run")
+    record.add(Step(0, 8, 0.0))
+    record.close_window(0.0)
+    assert 0 < record.latest("throughput") < math.inf
+
+
+def test_large_factors_are_written_in_people_s_digits():
+    pairs = [(1067.77 + place, 1.0) for place in range(9)]
+    assert "takes 1,070 × the time of theirs, 1,070–1,080" in str(Comparison.of(pairs))
 
 
 async def a_coroutine():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from statistics import mean
+from statistics import mean, median
 from typing import Literal
 
 import torch
@@ -26,22 +26,34 @@ from accel_lab.workbench.step import Span, Step
 
 Program = Callable[[], object]
 
-# ---- the famous mistakes of comparing: each estimates the ratio of two programs' times ----
+# ---- ways of comparing: each estimates the ratio of two programs' times ----
+
+CALLS = 45  # of each program, in every way: all take about as long
 
 
 def one_reading(ours: Program, peer: Program) -> float:
-    """Run each once: the first one pays for everything that had to start up."""
-    return reading(ours) / reading(peer)
+    """Read the clock once for each: what interrupts one of them counts as a difference."""
+    return reading(ours, CALLS) / reading(peer, CALLS)
 
 
 def one_after_the_other(ours: Program, peer: Program) -> float:
-    """Average nine readings of one, then of the other: a change of load counts as a difference."""
-    return mean(reading(ours) for _ in range(9)) / mean(reading(peer) for _ in range(9))
+    """Average the readings of one, then of the other: a change of load counts as a difference."""
+    return mean(reading(ours) for _ in range(CALLS)) / mean(reading(peer) for _ in range(CALLS))
 
 
 def best_of_five(ours: Program, peer: Program) -> float:
     """Try five times, and report the best."""
-    return min(reading(ours) / reading(peer) for _ in range(5))
+    return min(reading(ours, CALLS // 5) / reading(peer, CALLS // 5) for _ in range(5))
+
+
+def median_of_pairs(ours: Program, peer: Program) -> float:
+    """Time both in turn, in the order of a coin, and report the median of the ratios."""
+    coin, ratios = random.Random(), []
+    for _ in range(CALLS):
+        order = coin.sample([("ours", ours), ("the peer", peer)], 2)
+        seconds = {name: reading(program) for name, program in order}
+        ratios.append(seconds["ours"] / seconds["the peer"])
+    return median(ratios)
 
 
 WRONG_RATIOS = {
@@ -49,6 +61,7 @@ WRONG_RATIOS = {
     "one after the other": one_after_the_other,
     "the best of five": best_of_five,
 }
+RATIOS = {**WRONG_RATIOS, "in pairs": median_of_pairs}
 
 
 # ---- a machine that slows down, simulated ----

@@ -130,7 +130,7 @@ climb = lab.Sweep(
     "samples/s",
     predicted=experiment.most_samples_per_second,
     formula="the roofline allows",
-    log=(1e3, 1e8),
+    log=True,
 )
 
 # %%

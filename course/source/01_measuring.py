@@ -446,10 +446,18 @@ def both():
 
 
 with lab.threads(base.cores):
-    spans = experiment.spans_of(both)
+    *spans, single = experiment.spans_of(both)
+each = [span for span in spans if span.name == single.name]
+single = lab.Span(0, f"{single.name} of all samples", single.start, single.end)
+
+# %% jupyter={"source_hidden": true}
 label = "milliseconds (the profiler's own work included)"
-picture = lab.figure.draw_timelines({"24 calls, and one": spans}, label=label)
-picture.axes[0].set_yticks([])
+picture = lab.figure.draw_timelines({"": [*spans, single]}, label=label)
+(strip,) = picture.axes
+strip.set(yticks=[], ylim=(0.9, -0.5))
+beside = {"va": "center", "fontsize": 9}
+strip.text(500 * (each[0].start + each[-1].end), 0.62, "24 calls", ha="center", **beside)
+strip.text(1000 * single.end, 0.62, "the single call", ha="right", **beside)
 picture
 
 # %% [markdown]
@@ -476,6 +484,11 @@ points = {
 }
 picture, (axes,) = lab.figure.axes(9, 4.2)
 lab.figure.draw_roofline(axes, limits, points)
+labels = [(name, n) for name, by_size in points.items() for n in by_size]
+for (name, n), text in zip(labels, axes.texts):  # apart, and beside the lines
+    left = name == "element-wise" or (name, n) == ("convolution", 1)
+    up = {"matmul": -11, "embedding": 2}.get(name, -3)
+    text.set(position=(-6 if left else 6, up), ha="right" if left else "left")
 picture
 
 # %% [markdown]

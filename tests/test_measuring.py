@@ -286,7 +286,7 @@ def test_speeds_by_a_clock_with_coarse_ticks(monkeypatch, digits):
 
 def test_large_factors_are_written_in_people_s_digits():
     pairs = [(1067.77 + place, 1.0) for place in range(9)]
-    assert "takes 1,070 × the time of theirs, 1,070–1,080" in str(Comparison.of(pairs))
+    assert "takes 1,070 × the time of peer, 1,070–1,080" in str(Comparison.of(pairs))
 
 
 async def a_coroutine():
@@ -553,6 +553,19 @@ def test_the_profilers_trace_is_a_timeline():
     assert [span.name for span in spans] == ["aten::matmul", "aten::relu"]
     assert all(0 <= span.start <= span.end for span in spans)
     assert spans[0].end <= spans[1].start
+
+
+def test_caches_are_read_from_linux_and_left_out_elsewhere(tmp_path):
+    assert experiment.caches(tmp_path / "not there") == {}
+    there = [("Unified", "3", "30720K"), ("Data", "1", "48K"), ("Instruction", "1", "32K")]
+    for place, facts in enumerate([*there, ("Unified", "2", "")]):
+        index = tmp_path / f"index{place}"
+        index.mkdir()
+        for name, fact in zip(("type", "level", "size"), facts, strict=True):
+            (index / name).write_text(fact + "\n")
+    (tmp_path / "index9").mkdir()
+    assert experiment.caches(tmp_path) == {"L1": 48 * 2**10, "L3": 30 * 2**20}
+    assert list(experiment.caches(tmp_path)) == ["L1", "L3"]
 
 
 def test_a_wrong_knob_is_one_line():

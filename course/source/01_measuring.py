@@ -292,9 +292,13 @@ print(lab.compare(work(5_500), work(5_000), names=("a tenth more", "the program"
 # %%
 smallest = "the smallest operation there is: flipping one number's sign"
 print(f"{limits.flops_per_second / 1e9:8.1f} GFLOP/s, multiplying matrices")
-print(f"{limits.bytes_per_second / 1e9:8.1f} GB/s, from memory")
+largest, caches = limits.bandwidth[-1][0], experiment.caches()
+source = "memory" if max(caches.values(), default=0) < largest else "memory or the last cache"
+print(f"{limits.bytes_per_second / 1e9:8.1f} GB/s, from {source} ({largest / 2**20:.0f} MiB)")
 print(f"{limits.bandwidth[0][1] / 1e9:8.1f} GB/s, from cache")
 print(f"{limits.call_seconds * 1e6:8.2f} µs to call {smallest}")
+for name, size in caches.items():
+    print(f"{size / 2**20:8.2f} MiB in the cache {name}")
 
 # %% jupyter={"source_hidden": true}
 bandwidth = {size / 2**20: speed / 1e9 for size, speed in limits.bandwidth}
@@ -302,12 +306,20 @@ picture, (axes,) = lab.figure.axes(8, 2.8)
 lab.figure.powers_of_two(axes, "MiB moved", bandwidth)
 axes.set(ylabel="GB/s", ylim=(0, 1.1 * max(bandwidth.values())))
 axes.plot(list(bandwidth), list(bandwidth.values()), "o-", color=lab.figure.BLUE)
+for name, size in caches.items():  # those that the system tells, within the picture
+    if min(bandwidth) <= size / 2**20 <= max(bandwidth):
+        axes.axvline(size / 2**20, color="black", linewidth=0.8)
+        end = (size / 2**20, 1)
+        axes.annotate(
+            name, end, (3, -10), xycoords=axes.get_xaxis_transform(), textcoords="offset points"
+        )
 picture
 
 # %% [markdown]
 # The speed of memory is not one number: data that fits into a cache comes faster, and the steps in
-# this picture are your processor's caches. So an operation is held against the speed of *its own*
-# size.
+# this picture are your processor's caches. Where the system tells their sizes, a thin line marks
+# each that lies within the picture. (The last one is often shared with other cores, so less of it
+# may be free.) So an operation is held against the speed of *its own* size.
 #
 # Divide FLOPs by bytes and you have an operation's **arithmetic intensity**: how much it does with
 # each byte. Low intensity is limited by bytes, high intensity by FLOPs, and the **ridge** is where

@@ -101,7 +101,7 @@ def test_a_metric_may_come_late_or_seldom():
     assert made.latest("late") == made.typical("late") == 3.0
     updates, accuracy = made.points("accuracy")
     assert accuracy.tolist() == [0.5] * 4
-    assert updates.tolist() == [31.0, 51.0, 81.0, 101.0]  # the windows that hold its steps
+    assert updates.tolist() == [25.0, 50.0, 75.0, 100.0]  # those that measured it
     assert made.latest("unheard of") is made.typical("unheard of") is None
 
 
@@ -129,6 +129,22 @@ def test_a_window_knows_the_mean_the_median_and_the_largest():
     assert [made.latest("ratio", way) for way in ("mean", "median", "max")] == [20.8, 1.0, 100.0]
     drawn = Curve("ratio", "×", summary="median").points(made)[1]
     assert drawn.tolist() == [1.0]
+
+
+def test_the_same_loss_lies_on_the_same_curve_however_many_updates_a_window_has():
+    """Also where windows were joined: the mean stands at its updates' mean."""
+    for a_window, most in ((1, 400), (7, 400), (10, 6), (1, 4)):
+        made = Record(Every(), "run")
+        made.MOST_WINDOWS = most
+        for index in range(100):
+            made.add(Step(index, 1, 1.0, {"loss": 2.0 * (index + 1)}))
+            if index % a_window == a_window - 1:
+                made.close_window(float(index))
+        made.close_window(100.0)
+        for metric in ("loss",):
+            across, up = made.points(metric)
+            assert up == pytest.approx(2.0 * across)
+        assert made.updates[-1] == 100.0  # how many were done, not where the mean is
 
 
 def test_the_spans_kept_are_those_of_a_typical_update():

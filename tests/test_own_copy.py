@@ -43,7 +43,7 @@ def source_of(path: Path) -> str:
 
 def test_it_holds_the_chapters_alone_and_jupyter_trusts_them(course, tmp_path):
     own = tmp_path / "own"
-    assert str(bring_up_to_date(course, own)) == "1 chapters made or renewed"
+    assert str(bring_up_to_date(course, own)) == "1 chapter made or renewed"
     assert sorted(path.name for path in own.iterdir()) == [".origins.json", NAME]
     assert nbformat.read(own / NAME, 4).cells[0].outputs == []  # no answer before the question
     assert NotebookNotary().check_signature(nbformat.read(own / NAME, 4))

@@ -137,6 +137,37 @@ def test_start_twice_is_start_once(panel, world):
     assert (world.most, world.runs) == (1, 1)
 
 
+def test_clear_takes_the_length_from_a_baseline_that_was_trained_on(world, monkeypatch):
+    monkeypatch.setenv("ACCEL_LAB_HEADLESS", "0")
+    made = Panel(world.run, Some(), CHARTS, baselines={"base": {"parts": 1}}, seconds=0.3)
+    short = made.baselines["base"]
+    made.start()
+    until(lambda: made.live is not None and made.live.updates[-1:] > [2 * short.updates[-1]], 30)
+    long = made.live
+    turn(made, parts=2)
+    until(lambda: made.live is not long and made.live.samples > 0)
+    assert made.baselines["base"] is long
+    made.stop()
+    made.wait()
+    made.clear()
+    assert made.baselines["base"] is short
+
+
+def test_the_keyboard_goes_on_to_the_button_that_can_be_pressed(panel, monkeypatch):
+    focused = []
+    for name in ("_start", "_stop"):
+        monkeypatch.setattr(getattr(panel, name), "focus", lambda name=name: focused.append(name))
+    panel._start.click()
+    until(lambda: panel.live is not None and panel.live.samples > 0)
+    panel._stop.click()
+    panel.wait()
+    assert focused == ["_stop", "_start"]
+    panel.start()  # by a line of code: the cursor stays where somebody types
+    panel.stop()
+    panel.wait()
+    assert len(focused) == 2
+
+
 def test_a_run_that_comes_to_its_end_is_not_called_stopped(panel):
     panel._controls.knobs = Some(fault="end")
     panel.start()

@@ -48,7 +48,7 @@ class Knobs(RankKnobs):
         "buckets", description="how gradients are averaged"
     )
     bucket_mib: float = dial(
-        1.0, ge=0.0625, le=64, log=True, description="MiB of gradients per message"
+        1.0, ge=0.0625, le=64, log=True, unit="MiB", description="gradients per message"
     )
     width: int = dial(
         256, ge=8, le=4096, log=True, description="units in each of the two hidden layers"

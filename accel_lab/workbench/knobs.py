@@ -51,11 +51,15 @@ class Dial:
 
     @property
     def label(self) -> str:
-        return self.name.replace("_", " ")
+        label = self.name.replace("_", " ")
+        # The name may end in its unit, whose letters are not all small.
+        unit = self.unit.lower()
+        return label.removesuffix(unit) + self.unit if label.endswith(f" {unit}") else label
 
     @property
     def axis_label(self) -> str:
-        return f"{self.label} ({self.unit})" if self.unit else self.label
+        said = not self.unit or self.label.endswith(f" {self.unit}")
+        return self.label if said else f"{self.label} ({self.unit})"
 
     def within(self, value: Any) -> Any:
         """The value, or the end that it lies beyond by rounding."""

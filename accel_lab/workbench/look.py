@@ -79,9 +79,9 @@ def number(value: float, most: int = 7) -> str:
     return text.replace("-", "−")
 
 
-def counted(many: int, what: str) -> str:
-    """``1 point``, ``2 points``."""
-    return f"{many} {what}" if many == 1 else f"{many} {what}s"
+def counted(many: float, what: str) -> str:
+    """``1 point``, ``2 points``, ``1,000 points``."""
+    return f"{many:,.0f} {what}" if many == 1 else f"{many:,.0f} {what}s"
 
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

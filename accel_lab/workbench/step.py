@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+TICK = 1e-7  # seconds: what a coarse clock calls no time took some
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -43,7 +45,7 @@ class Step:
     @property
     def throughput(self) -> float:
         """samples per second of this update."""
-        return self.samples / self.seconds
+        return self.samples / max(TICK, self.seconds)
 
     def to_json(self) -> str:
         """One JSON line, as ``python -m accel_lab run TECHNIQUE --jsonl`` prints it."""

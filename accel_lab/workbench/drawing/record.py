@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.step import TICK, Span, Step
 
 # How several steps become one number. The mean suits a loss, a count, a switch that is 0 or 1. The
 # mean of ratios favours their outliers, so a ratio or a speed takes the median. An error takes the
@@ -48,6 +48,7 @@ class Record:
     _timed: deque[Step] = field(default_factory=lambda: deque(maxlen=LATEST))
     _steps_of_window: list[int] = field(default_factory=list)
     _measured: dict[str, list[int]] = field(default_factory=dict)  # metric → values in each window
+    _at: dict[str, list[float]] = field(default_factory=dict)  # … → their updates' mean number
 
     MOST_WINDOWS = 400
 
@@ -70,11 +71,16 @@ class Record:
         self.updates.append(steps[-1].index + 1.0)
         self._steps_of_window.append(len(steps))
         measured = _measured(steps)
+        middle = fmean(step.index for step in steps) + 1.0
         for name in dict.fromkeys(("throughput", *self.series, *measured)):
-            values = measured.get(name, [])
+            values, at = measured.get(name, []), middle
             if name == "throughput":
-                values = [sum(s.samples for s in steps) / sum(s.seconds for s in steps)]
+                values = [sum(s.samples for s in steps) / max(TICK, sum(s.seconds for s in steps))]
+            elif values:
+                own = (s.index for s in steps if not isnan(s.metrics.get(name, nan)))
+                at = fmean(own) + 1.0
             self._append(name, values, before)
+            self._at.setdefault(name, [nan] * before).append(at)
         for name, values in {"seconds": [s.seconds for s in steps], **measured}.items():
             _count(self.bins[name], values)
         if len(self.seconds) > self.MOST_WINDOWS:
@@ -93,7 +99,7 @@ class Record:
         for name, counts in self._measured.items():
             weights = np.array(counts[:last], float).reshape(-1, 2)
             both = weights.sum(1)
-            for kept in (self.series, self.medians):
+            for kept in (self.series, self.medians, self._at):
                 pairs = np.array(kept[name][:last]).reshape(-1, 2)
                 sums = np.where(weights > 0, pairs * weights, 0.0).sum(1)
                 joined = np.divide(sums, both, out=np.full(len(both), nan), where=both > 0)
@@ -119,9 +125,12 @@ class Record:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(across, values) of the windows that measured the metric: a curve connects over the
         others. over: "seconds", "updates", or another metric, measured in the same windows.
+
+        A window's value stands at the mean of the updates that it is of: at the last of them, the
+        same loss would lie further right the faster a run is.
         """
         values = np.asarray(self.of(metric, summary), float)
-        own = {"seconds": self.seconds, "updates": self.updates}
+        own = {"seconds": self.seconds, "updates": self._at.get(metric, self.updates)}
         across = np.asarray(own[over] if over in own else self.of(over, "max"), float)
         across = across[: len(values)]
         there = np.isfinite(values[: len(across)]) & np.isfinite(across)

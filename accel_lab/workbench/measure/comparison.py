@@ -137,12 +137,12 @@ class Comparison:
         low, high = self.interval
         if low == 0:
             return f"no verdict: {len(self.pairs)} pairs of {ours} and {peer} are too few to tell"
-        spread = f"{low:.2f}–{high:.2f} over {len(self.pairs)} pairs"
+        spread = f"{_factor(low)}–{_factor(high)} over {len(self.pairs)} pairs"
         if self.others > BUSY:
             spread += f" ({busy_words(self.others)})"
         if self.differs:
-            return f"{ours} takes {self.ratio:.2f} × the time of {peer}, {spread}"
-        return f"no difference shown between {ours} and {peer}: {self.ratio:.2f} ×, {spread}"
+            return f"{ours} takes {_factor(self.ratio)} × the time of {peer}, {spread}"
+        return f"no difference shown between {ours} and {peer}: {_factor(self.ratio)} ×, {spread}"
 
     __repr__ = __str__
 
@@ -293,3 +293,8 @@ def _refused(pairs: int, sure: float = SURE) -> int:
     while sum(ways[: refused + 1]) <= allowed:
         refused += 1
     return refused
+
+
+def _factor(ratio: float) -> str:
+    """In as many digits as mean something: 0.97, 12.34, 1,070."""
+    return f"{ratio:.2f}" if ratio < 100 else f"{float(f'{ratio:.3g}'):,.0f}"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from accel_lab.workbench.device import threads
 from accel_lab.workbench.measure.comparison import enough_calls, reading
+from accel_lab.workbench.step import TICK
 
 SIZES = tuple(2**power for power in range(18, 28))  # bytes moved: 256 KiB … 128 MiB
 # Rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape
@@ -157,4 +158,4 @@ def fastest(call: Callable[[], object], seconds: float = 0.1) -> float:
     least = min(reading(call, calls) for _ in range(3))
     while perf_counter() < end:
         least = min(least, reading(call, calls))
-    return least
+    return max(least, TICK)

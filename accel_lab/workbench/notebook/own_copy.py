@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_lab import catalog
+from accel_lab.workbench.look import counted
 
 ORIGINS = ".origins.json"
 NEW = "new"
@@ -32,7 +33,7 @@ class Copied:
     kept: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        said = [f"{len(self.made)} chapters made or renewed"] if self.made else []
+        said = [f"{counted(len(self.made), 'chapter')} made or renewed"] if self.made else []
         if self.kept:
             said.append(f"yours were kept, the newer ones are in {NEW}/: {', '.join(self.kept)}")
         return "; ".join(said) or "all chapters are up to date"

@@ -40,6 +40,9 @@ class Bench:
         self._run, self._base, self._seconds = run, knobs, seconds
         self._turned_for = baselines
         self._known: dict[tuple[str, Knobs], Record] = {}  # baseline, knobs → its record
+        self._short: dict[
+            tuple[str, Knobs], Record
+        ] = {}  # the same, before a longer run renewed it
         Trainer.stop_whoever_trains()
         for name, wanted in self._missing_baselines(knobs):
             self._keep_baseline(observe(run, Record(wanted, name), seconds))
@@ -80,9 +83,15 @@ class Bench:
         return f"pinned ✓ {live.label}"
 
     def clear(self) -> None:
-        """Keep the baselines alone."""
+        """Keep the baselines alone, each as short as it was run on purpose: beside one that went on
+        for minutes, the next run would be drawn in the axis's first part.
+        """
         self.pins, self.mistakes, self.ghosts = [], {}, []
         self.live = None
+        self._known.update(self._short)
+        self.baselines = {
+            name: self._known[name, kept.knobs] for name, kept in self.baselines.items()
+        }
 
     def _retire(self, record: Record | None) -> None:
         """A run that is over becomes a ghost. One with a mistake is kept by its name; one with the
@@ -128,7 +137,7 @@ class Bench:
 
     def _keep_baseline(self, record: Record) -> None:
         record.place = list(self._turned_for).index(record.label)
-        self._known[record.label, record.knobs] = record
+        self._known[record.label, record.knobs] = self._short[record.label, record.knobs] = record
 
     def _choose_baselines(self, knobs: Knobs) -> None:
         """Show those that go with these knobs."""

@@ -16,7 +16,7 @@ from IPython.display import DisplayHandle
 from accel_lab.workbench.drawing.chart import MOST_CURVES, Badge, Chart
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import ON_PAPER, badge, number
+from accel_lab.workbench.look import ON_PAPER, badge, counted, number
 from accel_lab.workbench.panel import trainer
 from accel_lab.workbench.panel.base import Baselines, Bench
 from accel_lab.workbench.panel.controls import Controls
@@ -48,6 +48,7 @@ class LivePanel(Bench):
         super().__init__(run, knobs, charts, baselines, seconds)
         self.headline, self.badge = headline, badge
         self._shown: DisplayHandle | None = None
+        self._focus_to_start = False  # as soon as it can be pressed again
         watcher = Watcher(
             self._label, self._before, self._began, self._moved, self._silent, self._ended
         )
@@ -160,7 +161,7 @@ class LivePanel(Bench):
         elif self.live and self.live.seconds:
             updates, samples = self.live.updates[-1], self.live.samples
             how = "ended by itself" if by_itself else "stopped"
-            said = f"{how} after {updates:,.0f} updates, {samples:,} samples"
+            said = f"{how} after {counted(updates, 'update')}, {counted(samples, 'sample')}"
             if self.live.seconds[-1] >= trainer.MOST_SECONDS:
                 said += f": no run takes more than {trainer.MOST_SECONDS:g} s"
             self._say(said)
@@ -196,8 +197,8 @@ class LivePanel(Bench):
         self._pin = _button("Pin", "thumb-tack", "keep this run to compare with, or no longer")
         self._clear = _button("Clear", "eraser", "keep the baselines alone")
         self._reset = _button("Reset", "undo", "turn the knobs back to where they stood")
-        self._start.on_click(lambda _: self.start())
-        self._stop.on_click(lambda _: self.stop())
+        self._start.on_click(lambda _: self._started_by_hand())
+        self._stop.on_click(lambda _: self._stopped_by_hand())
         self._pin.on_click(lambda _: self.pin())
         self._clear.on_click(lambda _: self.clear())
         self._reset.on_click(lambda _: self.reset())
@@ -245,6 +246,19 @@ class LivePanel(Bench):
 
     def _show_buttons(self, training: bool) -> None:
         self._start.disabled, self._stop.disabled = training, not training
+        if not training and self._focus_to_start:
+            self._focus_to_start = False
+            self._start.focus()
+
+    # A button that is disabled loses the keyboard's focus: it goes to the other one of the two.
+
+    def _started_by_hand(self) -> None:
+        self.start()
+        self._stop.focus()
+
+    def _stopped_by_hand(self) -> None:
+        self._focus_to_start = True
+        self.stop()
 
     def _ipython_display_(self) -> None:
         self._shown = show(self.box, self._bundle(), ON_PAPER)

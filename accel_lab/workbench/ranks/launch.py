@@ -38,6 +38,7 @@ import socket
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from multiprocessing import forkserver, resource_tracker, spawn
@@ -392,11 +393,9 @@ class _Ranks:
             for rank in sorted({*absent, *stands})
         )
         blamed = absent[0] if absent else min(stands)
-        return RankFailed(
-            blamed,
-            "hung",
-            f"rank {blamed} of {self.world_size} hangs: {why}{where}{self._output(blamed)}",
-        )
+        short = ", ".join(f"rank {rank} in {_function(stands[rank])}" for rank in sorted(stands))
+        headline = f"rank {blamed} of {self.world_size} hangs: {why}" + f"; {short}" * bool(short)
+        return RankFailed(blamed, "hung", f"{headline}{where}{self._output(blamed)}")
 
     def _output(self, rank: int, last: int = 2000) -> str:
         with contextlib.suppress(OSError):
@@ -413,6 +412,12 @@ def _wait(things: list[Any], patience: float) -> list[Any]:
         if (ready := wait(things, timeout=max(0.0, min(SLICE, left)))) or left <= 0:
             return ready
         go_on_or_raise()
+
+
+def _function(stack: traceback.StackSummary) -> str:
+    """The innermost function there that is not a library's."""
+    own = [one.name for one in stack if "site-packages" not in one.filename]
+    return own[-1] if own else stack[-1].name if stack else "no function"
 
 
 def _is_echo(kind: str, content: Any) -> bool:

@@ -23,6 +23,7 @@ import inspect
 import io
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -43,6 +44,8 @@ import torch
 import torch.distributed as dist
 
 from accel_lab.workbench.spans import SpanRecorder
+
+IN_C = re.compile(r"\[[^\]\s]+\.(cc|cpp|h):\d+\] ")  # where in gloo's source an error was raised
 
 _launches = count()  # by this process, which torchrun has started
 # what the caller writes into the lifeline: leave for one more value; tell where you stand
@@ -84,7 +87,7 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         report = traceback.TracebackException.from_exception(error, lookup_lines=False)
         report.stack[:] = [frame for frame in report.stack if frame.filename != __file__]
-        headline = traceback.format_exception_only(error)[-1].strip()
+        headline = IN_C.sub("", traceback.format_exception_only(error)[-1].strip())
         return cls(
             monotonic(), headline, report, error if _travels(error) else None, _is_victim(error)
         )

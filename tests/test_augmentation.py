@@ -1,7 +1,7 @@
 """Augmentation equals the slow, obvious way, repeats from a seed, and refuses unsafe transforms."""
 
 import math
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from accel_lab import augmentation as a
 from accel_lab._wording import negates, split_words
 from accel_lab.augmentation import KINDS, Policy
 from accel_lab.experiments import augmentation as experiment
+from accel_lab.workbench import loop
 from accel_lab.workbench.data import datasets, words
 from accel_lab.workbench.knobs import KnobError
 
@@ -520,6 +521,17 @@ def test_a_classifier_learns_and_cannot_see_the_order_of_words():
 
 
 # ---- the run and the denoiser ----
+
+
+def test_a_clock_with_coarse_ticks_says_no_share_of_no_time(monkeypatch):
+    ticks = count()  # it moves at each fiftieth look alone
+    for module in (loop, experiment):
+        monkeypatch.setattr(module, "perf_counter", lambda: next(ticks) // 50 / 1000)
+    steps = list(islice(experiment.run(experiment.Knobs(batch_size=1)), 20))
+    both = [step.metrics["augment_seconds"] + step.seconds for step in steps]
+    assert 0 in both
+    for step, spent in zip(steps, both, strict=True):
+        assert ("augment_share" in step.metrics) == (spent > 0)
 
 
 def test_run_yields_steps_and_repeats_itself():

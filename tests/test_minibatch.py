@@ -5,7 +5,7 @@ more samples per second reaches the target later.
 import copy
 import math
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from statistics import median
 
 import pytest
@@ -29,7 +29,7 @@ from accel_lab.minibatch import (
     noise_scale,
     squares_of_parts,
 )
-from accel_lab.workbench import models
+from accel_lab.workbench import loop, models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
@@ -285,6 +285,17 @@ def knobs(**changes) -> Knobs:
 
 def steps_of(count: int, **changes):
     return list(islice(run(knobs(**changes)), count))
+
+
+def test_a_clock_with_coarse_ticks_says_no_share_of_no_time_and_tells_the_costs(monkeypatch):
+    ticks = count()  # it moves at each fiftieth look alone
+    monkeypatch.setattr(loop, "perf_counter", lambda: next(ticks) // 50 / 1000)
+    steps = steps_of(30, batch_size=8)
+    assert 0 in [step.seconds for step in steps]
+    for step in steps:
+        assert ("wait_share" in step.metrics) == (step.seconds > 0)
+    seconds = experiment.update_seconds(knobs(), sizes=(1, 8), rounds=4)
+    assert all(0 < one < 1e-3 for one in seconds.values())
 
 
 def test_run_trains_counts_the_wait_and_reports():

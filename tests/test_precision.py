@@ -4,6 +4,7 @@ formula says.
 
 import copy
 import math
+import time
 import warnings
 from itertools import islice
 
@@ -44,6 +45,7 @@ from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.loop import NonFiniteLoss
+from accel_lab.workbench.measure import comparison
 from accel_lab.workbench.measure.proof import prove, trajectory
 
 SMALL_KNOBS = {"batch_size": 32, "seed": 1}  # the chapter in little, for papermill
@@ -425,6 +427,12 @@ def test_what_it_costs_is_asked_of_the_operations_of_the_model(model, operations
         experiment.slowdown.__wrapped__(torch.bfloat16, torch.device("cpu"), model)
     for name in operations:
         assert listening.seen[name] == {"float32", "bfloat16"}
+
+
+def test_what_it_costs_is_told_by_a_clock_with_coarse_ticks(monkeypatch):
+    monkeypatch.setattr(comparison, "perf_counter", lambda: round(time.perf_counter(), 2))
+    cost = experiment.slowdown.__wrapped__(torch.bfloat16, torch.device("cpu"))
+    assert 0 < cost < math.inf
 
 
 def test_storing_by_the_nearest_number_is_the_pure_update():

@@ -2,7 +2,7 @@
 included; bucketed batches deal out each sentence once; mistakes and costs are as the chapter says.
 """
 
-from itertools import islice, permutations
+from itertools import count, islice, permutations
 from statistics import fmean
 
 import pytest
@@ -26,6 +26,7 @@ from accel_lab.recurrent import (
     padding_share,
     unrolled,
 )
+from accel_lab.workbench import loop
 from accel_lab.workbench.knobs import KnobError
 
 SMALL_KNOBS = {"batch_size": 32, "cell": "GRU", "seed": 1}  # the chapter in little, for papermill
@@ -281,6 +282,15 @@ def test_a_wrong_knob_is_named_in_one_line(knobs, line):
 
 
 # ---- the experiment ----
+
+
+def test_a_clock_with_coarse_ticks_says_no_speed_of_no_time(monkeypatch):
+    ticks = count()  # it moves at each fiftieth look alone
+    monkeypatch.setattr(loop, "perf_counter", lambda: next(ticks) // 50 / 1000)
+    steps = list(islice(experiment.run(Knobs(pool=8, hidden=16, batch_size=8, device="cpu")), 20))
+    assert 0 in [step.seconds for step in steps]
+    for step in steps:
+        assert ("words_per_second" in step.metrics) == (step.seconds > 0)
 
 
 def test_run_trains_and_reports():

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from accel_lab._cleaning import Lexicon, lemma, most_likely_words
 from accel_lab.experiments import text as experiment
 from accel_lab.experiments.text import Knobs
 from accel_lab.text import Cleaning, RowAdam, RowSGD
+from accel_lab.workbench import loop
 from accel_lab.workbench.data import words
 from accel_lab.workbench.knobs import KnobError
 
@@ -373,6 +374,15 @@ def test_long_reviews_are_raw_and_of_both_kinds():
 def metrics(updates=21, **knobs):
     knobs = Knobs(**{"vocabulary": 2000, "batch_size": 16, "device": "cpu", **knobs})
     return [step.metrics for step in islice(experiment.run(knobs), updates)]
+
+
+def test_a_clock_with_coarse_ticks_says_no_speed_of_no_time(monkeypatch):
+    ticks = count()  # it moves at each fiftieth look alone
+    monkeypatch.setattr(loop, "perf_counter", lambda: next(ticks) // 50 / 1000)
+    steps = list(islice(experiment.run(Knobs(vocabulary=1000, batch_size=1)), 20))
+    assert 0 in [step.seconds for step in steps]
+    for step in steps:
+        assert ("words_per_second" in step.metrics) == (step.seconds > 0)
 
 
 def test_run_trains_and_reports():

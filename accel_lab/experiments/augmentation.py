@@ -78,7 +78,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     Metrics of each Step:
     loss: mean over the batch.
     augment_seconds: for this batch, outside the update's clock.
-    augment_share: of augmentation and update together, 0 to 1.
+    augment_share: of augmentation and update together, 0 to 1; left out where a clock with coarse
+    ticks has seen neither.
 
     Every 25th also has train_accuracy (on pictures without augmentation), test_accuracy, and their
     gap, 0 to 1.
@@ -102,7 +103,9 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
             yield x, y
 
     for step in train(classifier_update(model, optimizer), augmented()):
-        cost = {"augment_seconds": seconds, "augment_share": seconds / (seconds + step.seconds)}
+        cost = {"augment_seconds": seconds}
+        if both := seconds + step.seconds:
+            cost["augment_share"] = seconds / both
         found = evaluate(model, digits) if step.index % EVALUATE_EVERY == 0 else {}
         yield replace(step, metrics={**step.metrics, **cost, **found})
 

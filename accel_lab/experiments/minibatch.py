@@ -111,7 +111,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     A Step's seconds hold the wait for its batch and the update. Metrics of each Step:
     loss: mean over the batch.
     wait_seconds: the wait for the batch.
-    wait_share: the same, as a share of the Step's seconds.
+    wait_share: the same, as a share of the Step's seconds; left out where a clock with coarse ticks
+    has seen none pass.
     Of some Steps, measured outside these seconds:
     target_loss: on the pictures that the target is about.
     From the Step on that reached the target: seconds_to_target, updates_to_target.
@@ -124,7 +125,9 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     every, seconds, reached = max(1, 128 // knobs.batch_size), 0.0, {}
     for step in train(make(model, optimizer), epochs(knobs, digits), count_wait=True):
         seconds += step.seconds
-        metrics = {"wait_share": step.metrics["wait_seconds"] / step.seconds}
+        metrics = {}
+        if step.seconds:
+            metrics["wait_share"] = step.metrics["wait_seconds"] / step.seconds
         if (step.index + 1) % (20 * every if reached else every) == 0:
             metrics["target_loss"] = judged(model, digits)
             if not reached and metrics["target_loss"] < knobs.target:
@@ -225,18 +228,22 @@ def update_seconds(
     knobs: Knobs, sizes: Iterable[int] = TIMED, rounds: int = 15
 ) -> dict[int, float]:
     """Batch size → seconds of an update with its fetching, as ``run`` trains them. The sizes take
-    turns for some rounds, and the median counts.
+    turns for some rounds, and the median counts: or the mean, over more rounds, where the ticks of
+    the clock are longer than an update.
     """
+    least = 2 + max(4, round(rounds * effort()))
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     with under_watch(), ExitStack() as stack:
         runs = {
             size: stack.enter_context(closing(run(knobs.turned(batch_size=size)))) for size in taken
         }
-        for _ in range(2 + max(4, round(rounds * effort()))):
+        for number in range(100 * least):
+            if number >= least and all(any(seconds[4:]) for seconds in taken.values()):
+                break
             for size in random.sample(list(runs), len(runs)):
                 next(runs[size])  # begun while another one ran
                 taken[size] += [next(runs[size]).seconds for _ in range(2)]
-    return {size: median(seconds[4:]) for size, seconds in taken.items()}
+    return {size: median(seconds[4:]) or fmean(seconds[4:]) for size, seconds in taken.items()}
 
 
 @lru_cache

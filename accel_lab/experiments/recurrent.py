@@ -186,7 +186,8 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
 
     Metrics of each Step:
     loss: mean over the batch.
-    words_per_second: of the batch; the filling is not counted.
+    words_per_second: of the batch; the filling is not counted. Left out where a clock with coarse
+    ticks has seen no time pass.
     ns_per_word: nanoseconds of this update for each word.
     padding: share of the places that is filling where the batch is padded, 0 to 1.
     words_per_sentence: of the batch, on average.
@@ -212,11 +213,12 @@ def run(knobs: Knobs) -> Generator[Step, None, None]:
     for step in train(lambda *_: {"loss": update(*batch)}, batches(), count_wait=True):
         words = len(batch[0])
         found = {
-            "words_per_second": words / step.seconds,
             "ns_per_word": 1e9 * step.seconds / words,
             "words_per_sentence": words / step.samples,
             "padding": padding_share(batch[1], [torch.arange(step.samples)]),
         }
+        if step.seconds:
+            found["words_per_second"] = words / step.seconds
         if knobs.twin:
             found["state_error"] = state_error(reader, knobs, *batch[:2])
         if (step.index + 1) % knobs.every == 0:

@@ -551,7 +551,8 @@ waits = {}
 for size in (16, 1024):
     for fetch in ("index", "one by one"):
         steps = islice(experiment.run(base.turned(batch_size=size, fetch=fetch)), 20)
-        waits[size, fetch] = median(step.metrics["wait_share"] for step in steps)
+        shares = [step.metrics["wait_share"] for step in steps if "wait_share" in step.metrics]
+        waits[size, fetch] = median(shares)
     print(f"batches of {size:>4}: by one call {waits[size, 'index']:4.0%}", end=", ")
     print(f"sample by sample {waits[size, 'one by one']:4.0%} of the time waits")
 

@@ -28,6 +28,7 @@ from accel_lab.workbench.knobs import KnobError
 from accel_lab.workbench.measure import comparison, load
 from accel_lab.workbench.measure import roofline as roofs
 from accel_lab.workbench.measure.comparison import Comparison, compare
+from accel_lab.workbench.measure.race import Readings, break_even, compared
 from accel_lab.workbench.measure.roofline import Operation, Roofline, roofline
 from accel_lab.workbench.ranks.launch import launch
 from accel_lab.workbench.step import Step
@@ -336,7 +337,27 @@ def test_what_others_take_of_the_machine_is_told_from_what_we_take(is_ours):
 def test_a_comparison_beside_others_says_so():
     result = Comparison.of([(1.0, 2.0)] * 9)
     assert "other programs" not in str(result)
-    assert "other programs used 63 % of the machine" in str(replace(result, others=0.63))
+    busy = replace(result, others=0.63)
+    assert "other programs used 63 % of the machine" in str(busy)
+    assert result.proved
+    assert str(busy).startswith("not settled: ours took 0.50 ×")
+    assert not busy.proved
+    assert replace(Comparison.of([(20.0, 1.0)] * 9), others=0.63).proved  # no load does that
+    equal = replace(Comparison.of([(1.0, 1.0)] * 9), others=0.63)
+    assert str(equal).startswith("no difference shown")
+
+
+def test_a_race_beside_others_proves_nothing():
+    readings = Readings({"ours": [1.0] * 9, "peer": [2.0] * 9})
+    assert compared(readings, "ours", "peer").proved
+    assert break_even({64: compared(readings, "ours", "peer")}, "width") == (
+        "surely faster from width 64 on"
+    )
+    readings.others = 0.5
+    assert not compared(readings, "ours", "peer").proved
+    assert break_even({64: compared(readings, "ours", "peer")}, "width") == (
+        "at no width surely faster"
+    )
 
 
 @pytest.mark.alone

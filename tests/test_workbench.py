@@ -21,7 +21,6 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint_sequential
 
-from accel_lab.experiments._told import told
 from accel_lab.workbench import granted, models, watched
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -39,6 +38,7 @@ from accel_lab.workbench.notebook.source import show_source
 from accel_lab.workbench.ranks.launch import collect
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.watched import told
 
 X, Y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
 

@@ -27,7 +27,6 @@ from accel_lab.accumulation import (
     full_batch_update,
     split,
 )
-from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -37,6 +36,7 @@ from accel_lab.workbench.measure.memory_meter import ActivationMeter, memory_of
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 # ---- the famous mistakes: each is accumulated_update with one thing wrong ----
 

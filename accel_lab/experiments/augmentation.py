@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from accel_lab._wording import split_words
 from accel_lab.augmentation import Policy, augment, naive_augment
-from accel_lab.experiments._told import told
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.effort import effort, some_seeds
@@ -27,6 +26,7 @@ from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 EVALUATE_EVERY = 25  # updates
 Way = TypeVar("Way", bound=Hashable)

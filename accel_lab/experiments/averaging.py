@@ -15,7 +15,6 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from accel_lab.averaging import EMA, SWA, Average, fresh_statistics, mean_of, sorted_like
-from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -23,6 +22,7 @@ from accel_lab.workbench.effort import effort
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 EVALUATE_EVERY = 20  # updates
 MOMENT_EVERY = 10  # updates of a walk

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from accel_lab.caching import Cache, DictCache, augment, draw, expected_hits, prefetch, read_picture
-from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.data.packages import folder_of
@@ -37,6 +36,7 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import classifier_update, train
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Span, Step
+from accel_lab.workbench.watched import told
 
 CUT, KEPT, SIDE = 160, 96, 32  # pixels of a file's picture, of a kept one, of a crop
 TESTED = 40  # test pictures of each class

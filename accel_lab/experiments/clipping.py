@@ -26,7 +26,6 @@ from accel_lab.clipping import (
     global_norm,
     gradients_of,
 )
-from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -35,6 +34,7 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, train
 from accel_lab.workbench.measure.proof import Twin
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 RULES: dict[str, Rule] = {
     "value": clip_value_,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad, softmax
 
 from accel_lab.distillation import distillation_loss, hint_loss, logits_of, perplexity, soft_loss
-from accel_lab.experiments._told import told
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device
@@ -21,6 +20,7 @@ from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 EVALUATE_EVERY = 30  # updates
 

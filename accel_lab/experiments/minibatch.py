@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from accel_lab.experiments._told import told
 from accel_lab.minibatch import (
     Batch,
     Laws,
@@ -37,6 +36,7 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 TYPICAL_NOISE = 70  # samples; by it the learning rate follows the batch
 JUDGED = 500  # training pictures that the target is measured on, always the same

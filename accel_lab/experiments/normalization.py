@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from accel_lab.experiments._told import told
 from accel_lab.normalization import (
     BatchNorm,
     Normalizer,
@@ -28,6 +27,7 @@ from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 METHODS: dict[str, Callable[[Statistics], Normalizer]] = {
     "0 to 1": to_zero_one,

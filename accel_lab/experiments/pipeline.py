@@ -35,7 +35,7 @@ from accel_lab.workbench.loop import train
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.measure.proof import Twin
-from accel_lab.workbench.measure.race import race_on_ranks
+from accel_lab.workbench.measure.race import Readings, race_on_ranks
 from accel_lab.workbench.ranks.checkpoint import Checkpoint
 from accel_lab.workbench.ranks.launch import collect
 from accel_lab.workbench.ranks.rank import RankSpanRecorder, device_of_rank, die, gather
@@ -475,12 +475,14 @@ def _stage_alone(
 Way = str | int  # "one process", "threads", or a number of micro-batches
 
 
-def race(knobs: Knobs, counts: Sequence[int], rounds: int = 9) -> dict[Way, list[float]]:
+def race(knobs: Knobs, counts: Sequence[int], rounds: int = 9) -> Readings[Way]:
     """Let one process and the pipeline take turns: {way: seconds of a forward and backward}."""
     digits = datasets.mnist5k()
-    with under_watch():
+    with under_watch() as load:
         heard = collect(_race, knobs.ranks, knobs, counts, rounds, digits, timeout=300.0)
-    return heard[0][0]
+        readings = Readings(heard[0][0])
+        readings.others = load.others
+    return readings
 
 
 def _race(

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel_lab.experiments._told import told
 from accel_lab.precision import (
     LOW,
     SIXTEEN,
@@ -41,6 +40,7 @@ from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import NonFiniteLoss, classifier_update, train
 from accel_lab.workbench.measure.comparison import reading
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SLOW = 10.0  # times float32's: from there on products are rounded instead of computed in 16 bits

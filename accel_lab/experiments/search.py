@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from accel_lab.experiments._told import told
 from accel_lab.minibatch import batches
 from accel_lab.search import (
     Judged,
@@ -34,6 +33,7 @@ from accel_lab.workbench.device import pick_device, synchronize
 from accel_lab.workbench.knobs import TrainingKnobs, dial
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 SPACE: Space = {
     "learning_rate": Range(1e-4, 10.0, log=True),

@@ -16,7 +16,6 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
-from accel_lab.experiments._told import told
 from accel_lab.structure import Net, as_mask, count, cut_forward, draw_kept, width_for
 from accel_lab.workbench.data import datasets
 from accel_lab.workbench.device import pick_device, synchronize, threads
@@ -27,6 +26,7 @@ from accel_lab.workbench.measure.comparison import Comparison, compare, reading
 from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.memory_meter import ActivationMeter
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 INPUTS, OUTPUTS = 784, 10
 EVALUATE_EVERY = 25  # updates

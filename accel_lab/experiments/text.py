@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
-from accel_lab.experiments._told import told
 from accel_lab.text import (
     Bags,
     Cleaning,
@@ -35,6 +34,7 @@ from accel_lab.workbench.effort import effort, some_seeds
 from accel_lab.workbench.knobs import KnobError, TrainingKnobs, dial
 from accel_lab.workbench.loop import train
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 WIDTH = 64  # numbers of a word's vector
 EVALUATE_EVERY = 20  # updates

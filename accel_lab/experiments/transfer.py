@@ -18,7 +18,6 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from accel_lab.experiments._told import told
 from accel_lab.transfer import Frozen, answers, kept_update, split, train_head
 from accel_lab.workbench import models
 from accel_lab.workbench.data import datasets
@@ -31,6 +30,7 @@ from accel_lab.workbench.measure.load import under_watch
 from accel_lab.workbench.measure.memory_meter import process_peak
 from accel_lab.workbench.spans import SpanRecorder
 from accel_lab.workbench.step import Step
+from accel_lab.workbench.watched import told
 
 CLASSES, PARTS, WIDTH = 10, 18, 1280  # of the task; of the network, and numbers that it answers
 HEAD_RATE, REST_RATE, NEW_RATE, CNN_RATE = 3e-3, 5e-5, 1e-3, 2e-3  # of Adam

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from html import escape
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 FIRST, EVERY = 2.0, 1.0  # seconds until a line appears, and until it changes
 
 
@@ -61,3 +62,15 @@ def telling(what: str) -> Generator[Callable[[str], None]]:
             from IPython.display import HTML
 
             line.update(HTML(""))
+
+
+def told(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """Yield the items; say meanwhile which of them is at work, in one line that goes at the end.
+
+    what: one of them, as in ``seed``.
+    """
+    taken = list(items)
+    with telling("at work") as say:
+        for place, item in enumerate(taken, start=1):
+            say(f"{what} {place} of {len(taken)}")
+            yield item

@@ -747,8 +747,8 @@ ratios = {
     for way in ("dense Adam", "fused Adam")
 }
 for way, found in ratios.items():
-    faster = [share for share, one in found.items() if one.differs and one.ratio < 1]
-    slower = [share for share, one in found.items() if one.differs and one.ratio > 1]
+    faster = [share for share, one in found.items() if one.proved and one.ratio < 1]
+    slower = [share for share, one in found.items() if one.proved and one.ratio > 1]
     print(f"against {way}: surely faster at {', '.join(f'{s:.1f} %' for s in faster) or 'none'};")
     print(f"{'':<8} surely slower at {', '.join(f'{s:.1f} %' for s in slower) or 'none'}")
 

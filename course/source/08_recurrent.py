@@ -323,7 +323,7 @@ guess_packed.against(packing.ratio)
 # %%
 least, most = packing.interval
 print(f"Packing skips {shares[1]:.0f} % of all places.", end=" ")
-if packing.differs and least > 1:
+if packing.proved and least > 1:
     print("It is slower than computing them.")
 elif least > 1 - shares[1] / 100:
     print("It saves a smaller share of the time, if any.")

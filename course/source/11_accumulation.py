@@ -335,8 +335,8 @@ guess_time.against(ratios[8])
 # are *m* times as many of them: that makes many cuts slower, and on a GPU already a few.
 
 # %%
-faster = [m for m, ratio in ratios.items() if ratio.differs and ratio.ratio < 1]
-slower = [m for m, ratio in ratios.items() if ratio.differs and ratio.ratio > 1]
+faster = [m for m, ratio in ratios.items() if ratio.proved and ratio.ratio < 1]
+slower = [m for m, ratio in ratios.items() if ratio.proved and ratio.ratio > 1]
 print("surely faster than the full batch here: m =", faster or "none")
 print("surely slower than the full batch here: m =", slower or "none")
 
@@ -464,7 +464,7 @@ picture
 # %%
 best = min(ratios, key=lambda m: ratios[m].ratio)
 slowest = ratios[counts[-1]]
-how = "faster" if ratios[best].differs and ratios[best].ratio < 1 else "not faster"
+how = "faster" if ratios[best].proved and ratios[best].ratio < 1 else "not faster"
 verdict = (
     f"8 micro-batches keep {share:.3f} × the activations; best time {ratios[best].ratio:.2f} × the "
     f"full batch's at m = {best} ({how}), {slowest.ratio:.2f} × at m = {counts[-1]}"

@@ -564,8 +564,8 @@ print("instructions for bfloat16:", told or "none, so each number is converted b
 guess_time.against(ratios["mlp"])
 
 # %%
-faster = [name for name, one in ratios.items() if one.differs and one.ratio < 1]
-slower = [name for name, one in ratios.items() if one.differs and one.ratio > 1]
+faster = [name for name, one in ratios.items() if one.proved and one.ratio < 1]
+slower = [name for name, one in ratios.items() if one.proved and one.ratio > 1]
 print("faster in mixed precision here:", ", ".join(faster) or "none")
 print("slower in mixed precision here:", ", ".join(slower) or "none")
 

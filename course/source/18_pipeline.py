@@ -709,8 +709,8 @@ picture
 # The verdict, for this machine:
 
 # %%
-gains = "a gain" if ratios[1].differs and ratios[1].ratio < 1 else "no gain"
-faster = "faster" if ratios[best].differs and ratios[best].ratio < 1 else "not faster"
+gains = "a gain" if ratios[1].proved and ratios[1].ratio < 1 else "no gain"
+faster = "faster" if ratios[best].proved and ratios[best].ratio < 1 else "not faster"
 verdict = (
     f"{p} ranks, one batch in flight: {ratios[1].ratio:.2f} × the time of one process ({gains}); "
     f"best at m = {best}: {ratios[best].ratio:.2f} × ({faster}), where the formula allows "

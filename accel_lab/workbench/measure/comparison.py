@@ -42,6 +42,7 @@ from accel_lab.workbench.measure.load import BUSY, busy_words, under_watch
 from accel_lab.workbench.watched import telling
 
 SURE = 0.99  # certainty of each look at the pairs; there are at most three
+NO_LOAD_MAKES = 10.0
 WORTH_SAYING = 0.01  # where a function lies in memory alone moves its speed by nearly as much
 # Of one reading: the clock itself takes a three-hundredth of it, and a short one escapes
 # interruptions.
@@ -132,6 +133,14 @@ class Comparison:
         low, high = self.interval
         return self.differs or (low > 1 / (1 + WORTH_SAYING) and high < 1 + WORTH_SAYING)
 
+    @property
+    def proved(self) -> bool:
+        """It differs, and not because of a load that the two meet unlike each other, as programs on
+        one core and on two do: the machine was quiet, or the factor is beyond ``NO_LOAD_MAKES``.
+        """
+        quiet = self.others <= BUSY
+        return self.differs and (quiet or not 1 / NO_LOAD_MAKES < self.ratio < NO_LOAD_MAKES)
+
     def __str__(self) -> str:
         ours, peer = self.names
         low, high = self.interval
@@ -140,6 +149,8 @@ class Comparison:
         spread = f"{_factor(low)}–{_factor(high)} over {len(self.pairs)} pairs"
         if self.others > BUSY:
             spread += f" ({busy_words(self.others)})"
+        if self.differs and not self.proved:
+            return f"not settled: {ours} took {_factor(self.ratio)} × the time of {peer}, {spread}"
         if self.differs:
             return f"{ours} takes {_factor(self.ratio)} × the time of {peer}, {spread}"
         return f"no difference shown between {ours} and {peer}: {_factor(self.ratio)} ×, {spread}"

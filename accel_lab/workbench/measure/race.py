@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
@@ -27,9 +28,15 @@ Way = TypeVar("Way", bound=Hashable)
 Run = Callable[[Knobs], Generator[Step, None, None]]
 
 
-def race(
-    run: Run, ways: Mapping[Way, Knobs], rounds: int = 9, updates: int = 3
-) -> dict[Way, list[float]]:
+class Readings(dict[Way, list[float]]):
+    """Way → seconds in each round. ``others``: the share of the machine that other programs used
+    meanwhile, 0…1.
+    """
+
+    others = 0.0
+
+
+def race(run: Run, ways: Mapping[Way, Knobs], rounds: int = 9, updates: int = 3) -> Readings[Way]:
     """Seconds of an update of each way in each round: the fastest of so many ``updates``.
 
     Two updates before these are not timed: they were begun while another way was. One whole round
@@ -38,7 +45,7 @@ def race(
     rounds = _fewer(rounds)
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
-        stack.enter_context(under_watch())
+        load = stack.enter_context(under_watch())
         say = stack.enter_context(telling("the ways take turns"))
         runs = {way: stack.enter_context(closing(run(knobs))) for way, knobs in ways.items()}
         for number in range(1 + rounds):
@@ -46,7 +53,9 @@ def race(
             for way in random.sample(list(runs), len(runs)):
                 next(runs[way]), next(runs[way])
                 seconds[way].append(min(next(runs[way]).seconds for _ in range(updates)))
-    return {way: taken[1:] for way, taken in seconds.items()}
+        readings = Readings({way: taken[1:] for way, taken in seconds.items()})
+        readings.others = load.others
+    return readings
 
 
 def race_on_ranks(
@@ -95,7 +104,8 @@ def compared(
 ) -> Comparison:
     """Two of the ways that raced, round by round."""
     pairs = zip(seconds[ours], seconds[peer], strict=True)
-    return Comparison.of(pairs, names or (str(ours), str(peer)))
+    found = Comparison.of(pairs, names or (str(ours), str(peer)))
+    return replace(found, others=getattr(seconds, "others", 0.0))
 
 
 def fastest_of(seconds: Mapping[Way, list[float]], ways: list[Way]) -> Way:
@@ -109,8 +119,8 @@ def break_even(ratios: Mapping[float, Comparison], what: str) -> str:
     ratios: size → comparison · what: the size's name, as in "surely faster from width 256 on".
     """
     sizes = sorted(ratios)
-    slower = [size for size in sizes if ratios[size].differs and ratios[size].ratio > 1]
-    surely = {size: ratios[size].differs and ratios[size].ratio < 1 for size in sizes}
+    slower = [size for size in sizes if ratios[size].proved and ratios[size].ratio > 1]
+    surely = {size: ratios[size].proved and ratios[size].ratio < 1 for size in sizes}
     faster = [size for size in sizes if all(surely[larger] for larger in sizes if larger >= size)]
     said = [f"surely slower up to {what} {max(slower):g}"] if slower else []
     said.append(

@@ -615,6 +615,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does to the two losses, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **rate of a batch of 8.** The batch was made larger, the learning rate was left alone: the steps
 #   are too short. "Large batches train worse" can come from this.
 # - **sum of losses** instead of their mean: the gradient grows with the batch, so each batch size
@@ -623,6 +627,8 @@ break_it
 #   the network learns to answer with just that.
 # - **with replacement** draws each batch from all samples anew. What is wrong is the word epoch, as
 #   a later cell shows.
+#
+# </details>
 #
 # With all seeds, 150 updates each:
 

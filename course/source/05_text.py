@@ -671,10 +671,18 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what is wrong in each of them, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **duplicates lost** takes a row for each occurrence, and writes each back. Of a word that occurs
 #   twice, one copy overwrites the other: its other gradients are gone.
 # - **padded length** fills short texts up with word 0, and averages over all places. The vector of
 #   a short text is mostly row 0, its own words count too little, and every batch trains row 0.
+#
+# </details>
+#
+# Here is the code of both:
 
 # %%
 lab.show_source(experiment.LostDuplicates.take, experiment.padded, docstring=False)

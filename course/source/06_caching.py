@@ -500,6 +500,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what each setting spoils, the loss, the memory or neither, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **cache: augmented.** After some epochs the loss is lower than without the mistake. You have
 #   seen above what a test says.
 # - **changed in place.** The augmentation darkens the kept picture itself, in each epoch more.
@@ -508,6 +512,8 @@ break_it
 #   training. (Here it is stopped at 200 batches, before the memory is full.)
 # - **order kept** puts the cache behind the shuffle: the same pictures meet in each batch, in every
 #   epoch. Their crops are new. To see it, count the different batches.
+#
+# </details>
 
 # %%
 told = {}

@@ -512,6 +512,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down which of them the two losses show, and why, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **left on.** Dropout works in use, too: asked twice, the network gives two answers.
 # - **not scaled.** Without $1/(1-p)$ each layer's sums are larger in use than in training. The most
 #   probable class may stay the same, but the probabilities are wrong.
@@ -521,6 +525,8 @@ break_it
 #   stay as they began, and answer in use.
 # - **weights N(0, 1).** With 784 inputs such weights make sums of the order of 10, and each further
 #   layer multiplies. The first losses are huge.
+#
+# </details>
 #
 # Here is the code of three of them. Then all, with some seeds, 150 updates each.
 

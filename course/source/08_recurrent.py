@@ -517,12 +517,18 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what each of them does to the two curves, and why, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **last place.** The state is taken at the end of the padded row. A short sentence has read much
 #   filling by then. The larger the pool, the less there is to read, and the smaller the error is
 #   on average.
 # - **off by one.** One place of filling is read, where there is any.
 # - **order lost.** Packed states come out the longest first, and the labels do not.
 # - **never shuffled.** The least filling of all, and each epoch begins with the shortest sentences.
+#
+# </details>
 #
 # Here are the first three. Would the accuracy have told you? The same number of updates as in part
 # 6, in bucketed batches, one seed:

@@ -512,11 +512,17 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down which claims you would believe, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **winner by test.** The test pictures choose the winner, so none is left to judge it: both
 #   curves are the same, and the pictures are not fresh.
 # - **60 pictures judge.** With few pictures some candidate is lucky, and luck wins.
 # - **linear rates.** Learning rate and weight decay are drawn in equal steps: most are too large.
 # - **old velocity.** A cut keeps the weights of the survivors and the velocity of others.
+#
+# </details>
 #
 # The winner's accuracy as claimed, and as judged, over seeds. A cost whose range holds both signs
 # is not shown by so few of them:

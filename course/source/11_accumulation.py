@@ -28,6 +28,7 @@
 
 # %% jupyter={"source_hidden": true}
 from itertools import islice
+from statistics import median
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -118,7 +119,9 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The dots lie **on** the predicted curve. Half the samples at a time, half the activations.
+# - The dots of this batch size lie **on** the predicted curve: half the samples at a time, half the
+#   activations. (The curve moves with **batch size**. Grey dots of other batch sizes stay where
+#   they were measured.)
 # - The loss curves lie on one another. Whatever *m* is, the same training happens.
 # - The timeline at the lower right shows why nobody should expect a gain in speed: the passes of
 #   the micro-batches stand in a row. Nothing runs beside anything else.
@@ -160,12 +163,41 @@ gap = max((p.grad - g).abs().max().item() for p, g in zip(network.parameters(), 
 print("the parts add up to the whole:", gap < 1e-12)
 
 # %% [markdown]
-# Now the update, whole. Compare it with the plain one: a loop, and $\ell_j/n$ added up, so that no
-# mean of a part has to be weighed. The *n* is what the mean of the whole batch runs over. For
-# pictures that is the samples; where texts are padded, the padding does not count.
+# Now the update, with one line left out. Compare it with the plain one: a loop, and $\ell_j/n$ added
+# up, so that no mean of a part has to be weighed. The *n* is what the mean of the whole batch runs
+# over. For pictures that is the samples; where texts are padded, the padding does not count.
+#
+# Choose the line. Your function is run on the same four parts, and its gradient is compared with
+# the whole batch's.
+
 
 # %%
-lab.show_source(accumulation.accumulated_update, docstring=False)
+def gradient_by(update):
+    idle = torch.optim.SGD(network.parameters(), lr=0.0)  # leaves the weights as they are
+    update(network, idle, zip(pictures.split(32), labels.split(32)))
+    ours = {name: p.grad.clone() for name, p in network.named_parameters()}
+    return lab.prove({"full batch": [dict(zip(ours, whole))], "yours": [ours]}, steps=1)
+
+
+# %%
+lab.MissingLine(
+    accumulation.accumulated_update,
+    {
+        'shares = cross_entropy(model(x), y, reduction="none") / labels': (
+            "Each sample's share of the whole batch's mean. The shares of all parts add up to it."
+        ),
+        'shares = cross_entropy(model(x), y, reduction="none") / len(y)': (
+            "Four means are added up: the gradient is about four times too large."
+        ),
+        'shares = cross_entropy(model(x), y, reduction="none") / len(y) / len(micro_batches)': (
+            "The mean of the means: each of the last 4 samples counts 8 times as much as another."
+        ),
+        'shares = cross_entropy(model(x), y, reduction="sum")': (
+            "The sum over all samples: the gradient is 100 times too large."
+        ),
+    },
+    gradient_by,
+)
 
 # %% [markdown]
 # And the memory? PyTorch tells, through `saved_tensors_hooks`, about each tensor that it keeps for
@@ -328,11 +360,13 @@ guess_memory.against(share)
 guess_time.against(ratios[8])
 
 # %% [markdown]
-# Two effects pull at the time. A micro-batch's activations may be small enough to stay in the
-# processor's cache, and the memory that one micro-batch has let go can be taken again by the next,
-# instead of being fetched from the operating system anew: that can make a few cuts **faster** on a
-# CPU. And each call into PyTorch costs some microseconds, however little it has to do, and there
-# are *m* times as many of them: that makes many cuts slower, and on a GPU already a few.
+# Two effects can pull at the time. Which of them acts on your machine is not measured here.
+#
+# - **Faster**, on a CPU: the activations of a micro-batch may stay in the processor's cache, and
+#   the next micro-batch can use the memory that the last one freed, instead of asking the operating
+#   system for more.
+# - **Slower**: each call into PyTorch costs some microseconds, however little it has to do, and
+#   there are *m* times as many calls. On a GPU a few cuts are enough to show it.
 
 # %%
 faster = [m for m, ratio in ratios.items() if ratio.proved and ratio.ratio < 1]
@@ -355,8 +389,8 @@ print("surely slower than the full batch here: m =", slower or "none")
 # weights with the full batch, and the difference of the two is drawn: the *error of the update*, 1
 # meaning that all of it is wrong. Rounding alone gives about 10⁻⁶.
 #
-# Press **Start**, then click through the mistakes. Which of them would you have noticed from the
-# loss?
+# Press **Start**, then click through the mistakes. Try *unweighted* with a batch size of 250, too.
+# Which of them would you have noticed from the loss?
 
 # %%
 broken = base.turned(twin=True, timeline=False, micro_batches=min(8, base.batch_size))
@@ -382,11 +416,15 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down which mistakes the loss shows and which it hides, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **no scaling** adds up means: the gradient is *m* times too large, as if the learning rate had
 #   been multiplied by *m*. (Adam divides by the gradient's own size and hides this mistake almost
 #   entirely. That may be why it lives on.)
-# - **unweighted** is *right*, as long as all micro-batches have one size. Now set the batch size to
-#   250.
+# - **unweighted** is *right*, as long as all micro-batches have one size. With 8 micro-batches of a
+#   batch of 250 they have not.
 # - **off by one** is the popular `if step % accumulate_steps == 0`: it fires at step 0. Each update
 #   mixes the gradients of two batches.
 # - **forgotten clear** never empties `.grad`: each update repeats all the former ones. For a while
@@ -395,6 +433,8 @@ break_it
 #   the samples it sees, and now it sees one micro-batch. No weight repairs it: the model itself
 #   does not split. Group or layer normalization does. (It is another network, so compare its error
 #   with that of the others, not its loss.)
+#
+# </details>
 #
 # Here is the code of each, as short as it is dangerous:
 
@@ -442,9 +482,9 @@ ways = {"full batch": large, "accumulated": large.turned(micro_batches=8), "smal
 for way, settings in ways.items():
     steps = list(islice(experiment.run(settings), samples // settings.batch_size))
     spent[way] = {settings.batch_size * (step.index + 1): step.metrics["loss"] for step in steps}
-    took, last = sum(step.seconds for step in steps), steps[-1].metrics["loss"]
+    took, last = sum(step.seconds for step in steps), median([*spent[way].values()][-5:])
     print(f"{way:<14} rate {settings.learning_rate:<5g} {len(steps):>4} updates, {took:4.1f} s")
-    print(f"{'':14} loss {last:.2f}")
+    print(f"{'':14} loss {last:.2f}, the median of the last five updates")
 
 # %% jupyter={"source_hidden": true}
 picture, (axes,) = lab.figure.axes(8, 3)
@@ -531,8 +571,8 @@ check(fewest_micro_batches)
 # - Weigh every micro-batch by its share of what the mean runs over: samples, or tokens.
 # - Step, clip and advance the schedule once a batch. Clear once a batch.
 # - It does not split what looks across samples, such as batch normalization.
-# - It speeds nothing up by design: where a cut is faster, that is your machine's memory. The
-#   weights, their gradients and the optimizer's state take as much room as before.
+# - It speeds nothing up by design: where a cut is faster, the reason is in the machine. The weights,
+#   their gradients and the optimizer's state take as much room as before.
 
 # %% [markdown]
 # Related, and not measured here: *activation checkpointing* computes activations twice instead of

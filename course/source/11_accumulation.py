@@ -163,9 +163,9 @@ gap = max((p.grad - g).abs().max().item() for p, g in zip(network.parameters(), 
 print("the parts add up to the whole:", gap < 1e-12)
 
 # %% [markdown]
-# Now the update, with one line left out. Compare it with the plain one: a loop, and $\ell_j/n$ added
-# up, so that no mean of a part has to be weighed. The *n* is what the mean of the whole batch runs
-# over. For pictures that is the samples; where texts are padded, the padding does not count.
+# Now the update, with one line left out. Compare it with the plain one: a loop, and $\ell_j/n$
+# added up, so that no mean of a part has to be weighed. The *n* is what the mean of the whole batch
+# runs over. For pictures that is the samples; where texts are padded, the padding does not count.
 #
 # Choose the line. Your function is run on the same four parts, and its gradient is compared with
 # the whole batch's.
@@ -571,8 +571,8 @@ check(fewest_micro_batches)
 # - Weigh every micro-batch by its share of what the mean runs over: samples, or tokens.
 # - Step, clip and advance the schedule once a batch. Clear once a batch.
 # - It does not split what looks across samples, such as batch normalization.
-# - It speeds nothing up by design: where a cut is faster, the reason is in the machine. The weights,
-#   their gradients and the optimizer's state take as much room as before.
+# - It speeds nothing up by design: where a cut is faster, the reason is in the machine. The
+#   weights, their gradients and the optimizer's state take as much room as before.
 
 # %% [markdown]
 # Related, and not measured here: *activation checkpointing* computes activations twice instead of

@@ -44,10 +44,11 @@ from accel_lab.workbench.tasks.processes import on_processes
 
 if TYPE_CHECKING:
     from accel_lab.workbench.drawing import figure, motion
-    from accel_lab.workbench.panel import Headline, Panel, Prediction, Sliders
+    from accel_lab.workbench.panel import Headline, MissingLine, Panel, Prediction, Sliders
 
 _MODULES = {"figure": "drawing.figure", "motion": "drawing.motion"}
-_LATER = _MODULES | dict.fromkeys(("Headline", "Panel", "Prediction", "Sliders"), "panel")
+_WIDGETS = ("Headline", "MissingLine", "Panel", "Prediction", "Sliders")
+_LATER = _MODULES | dict.fromkeys(_WIDGETS, "panel")
 
 
 def __getattr__(name: str) -> Any:

@@ -179,7 +179,7 @@ def gradient_by(update):
     return lab.prove({"full batch": [dict(zip(ours, whole))], "yours": [ours]}, steps=1)
 
 
-# %%
+# %% jupyter={"source_hidden": true}
 lab.MissingLine(
     accumulation.accumulated_update,
     {

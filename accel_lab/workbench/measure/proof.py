@@ -48,11 +48,10 @@ class Proof:
 
     def _say(self, agreement: Agreement) -> str:
         if agreement.diverges_at is None:
-            return (
-                f"{agreement.name} = {self.truth} over {self.steps} steps, within "
-                f"{self.tolerance:g}"
-            )
-        return f"{agreement.name} ≠ {self.truth} from step {agreement.diverges_at} on"
+            steps = f" over {self.steps} steps" if self.steps > 1 else ""
+            return f"{agreement.name} = {self.truth}{steps}, within {self.tolerance:g}"
+        since = f" from step {agreement.diverges_at} on" if self.steps > 1 else ""
+        return f"{agreement.name} ≠ {self.truth}{since}"
 
     def _repr_html_(self) -> str:
         return "".join(self._badge(agreement) for agreement in self.compared)

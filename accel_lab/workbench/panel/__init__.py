@@ -12,13 +12,14 @@ from accel_lab.workbench.knobs import Knobs
 from accel_lab.workbench.panel.base import Baselines
 from accel_lab.workbench.panel.headline import SPEED, Headline
 from accel_lab.workbench.panel.live_panel import LivePanel
+from accel_lab.workbench.panel.missing_line import MissingLine
 from accel_lab.workbench.panel.prediction import Prediction
 from accel_lab.workbench.panel.sliders import Sliders
 from accel_lab.workbench.panel.still_panel import StillPanel
 from accel_lab.workbench.panel.trainer import Run
 from accel_lab.workbench.watched import someone_watches
 
-__all__ = ["Headline", "LivePanel", "Panel", "Prediction", "Sliders", "StillPanel"]
+__all__ = ["Headline", "LivePanel", "MissingLine", "Panel", "Prediction", "Sliders", "StillPanel"]
 
 
 def Panel(

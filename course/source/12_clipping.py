@@ -537,6 +537,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does to the step, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **before unscale.** In half precision the loss is multiplied by a *scale*, so that small
 #   gradients are not lost. Clip before it is divided out, and a step of 1/65,536 of the limit is
 #   left: nothing is learned.
@@ -549,6 +553,8 @@ break_it
 #   and leaves too little of the others.
 # - **always scaled** forgets the `min(1, …)`: short gradients are made longer. It is right for
 #   every gradient above the limit.
+#
+# </details>
 
 # %%
 lab.show_source(experiment.before_unscale, docstring=False)
@@ -727,26 +733,30 @@ print(f"with clipping the best learning rate is {'larger' if larger else 'not la
 # So, about the sentences from the start, the verdict for this machine:
 
 # %%
-value_turns, norm_turns = (
-    fmean(angle for degrees in turned[rule].values() for angle in degrees)
-    for rule in ("value", "global norm")
-)
+turns = {
+    rule: fmean(angle for angles in cases.values() for angle in angles)
+    for rule, cases in turned.items()
+}
 accuracy = {rule: fmean(run.accuracy for run in runs) for rule, runs in found.items()}
 verdict = (
     f"one bad batch in 300: {accuracy['none']:.0f} % without clipping, "
     f"{accuracy['global norm']:.0f} % with the global norm; value turns the gradient by "
-    f"{value_turns:.0f}°, the global norm by {norm_turns:.0f}°; ours takes "
+    f"{turns['value']:.0f}°, the global norm by {turns['global norm']:.0f}°; ours takes "
     f"{prices['ours'].ratio:.2f} × PyTorch's time, {100 * share.ratio:.1f} % of an update"
 )
 lab.log_verdict("clipping", verdict)
 
+# %% jupyter={"source_hidden": true}
+most = max(turns, key=turns.get)
+gains = "does" if one < 0.9 * none else "does not"
+recurrent_gains = "does" if lowest["limit 0.25"] < 0.9 * lowest["no clipping"] else "does not"
+print("Limits the largest and the smallest value: that is one of three rules.")
+print(f"  The rule that turns the gradient most here: {most}.")
+print("Prevents exploding gradients: it limits what they do. They come as large as before.")
+print(f"Speeds up training: the small network {gains} gain from it, the recurrent one")
+print(f"  {recurrent_gains}. There the best learning rate {'is' if larger else 'is not'} larger.")
+
 # %% [markdown]
-# - *Limits the largest and the smallest value:* that is one of three rules, and the one that turns
-#   the gradient most.
-# - *Prevents exploding gradients:* it limits what they do. The norm before clipping leaps as
-#   before.
-# - *Speeds up training:* not by itself. It can allow a larger learning rate.
-#
 # ## 9. Exercises
 #
 # Write the functions and run the cells; `check` tries each on fresh data. It says what is right

@@ -485,6 +485,21 @@ def test_lost_updates_are_predicted(precision, rate, optimizer):
     assert experiment.predicted_lost(knobs.turned(precision="fp32")) == 0
 
 
+def test_a_panel_that_switches_the_model_trains_nothing_to_predict(monkeypatch):
+    pure = Knobs(precision="pure bf16", device="cpu", arithmetic="rounded")
+    experiment.learn_to_predict(pure)
+    monkeypatch.setattr(experiment, "start", None)  # what a training would begin with
+    for model in ("mlp", "cnn"):
+        for precision in ("pure bf16", "pure fp16"):
+            found = [
+                experiment.predicted_lost(
+                    pure.turned(model=model, precision=precision, learning_rate=rate)
+                )
+                for rate in (1e-4, 0.02, 1.0)
+            ]
+            assert found == sorted(found, reverse=True)
+
+
 def scaled(scale: int, updates: int = 60, **knobs):
     settings = {"precision": "mixed fp16", "learning_rate": 0.1, "scaling": "fixed"}
     settings |= {"device": "cpu", "arithmetic": "rounded", "loss_scale": scale}

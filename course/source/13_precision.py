@@ -90,6 +90,7 @@ guess_time
 # **precision** to *mixed bf16*, and go back to *pure bf16* with a larger **learning rate**.
 
 # %%
+experiment.learn_to_predict(pure)  # of both models, so that the panel need not wait for it
 lost_over_rate = lab.Sweep(
     "learning_rate",
     "lost_updates",
@@ -654,6 +655,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down which mistakes end the run, which slow it and which do nothing at first, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **no scaling**: most gradients are 0, and the few others are rounded coarsely. (Without the
 #   division by 65,536 this mistake is harmless here; part 8 measures it.)
 # - **not unscaled**: the gradient still carries the loss scale, so each step is too long by this
@@ -663,6 +668,8 @@ break_it
 # - **never checked**: all is well until the first overflow, which makes every weight NaN.
 # - **old copies**: one `Mixed` is used for all updates, so the model always sees the 16-bit copies
 #   of its first weights.
+#
+# </details>
 
 # %%
 for mistake in ("not unscaled", "never checked"):

@@ -556,7 +556,8 @@ print(price, peer, sep="\n")
 # ## 7. Break it
 #
 # Five famous mistakes, one click each. The network now has batch normalization, whose running mean
-# and variance are *buffers*, not parameters. Press **Start**, then click through the mistakes.
+# and variance are *buffers*, not parameters. Press **Start**, then click through the mistakes. For
+# *no warm-up*, set **window** to 1,000 as well.
 
 # %%
 broken = base.turned(network="mlp with batch norm")
@@ -569,7 +570,7 @@ break_it = lab.Panel(
     experiment.run,
     broken,
     [
-        lab.Curve("accuracy", "test accuracy, %", 100, over="updates", ends=(50, 100)),
+        lab.Curve("accuracy", "test accuracy, %", 100, over="updates", ends=(0, 100)),
         lab.Curve("loss", "loss", over="updates", noisy=True),
     ],
     controls=["window", "learning_rate", "mistake"],
@@ -581,18 +582,24 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **buffers of the start**: the loop over `parameters()` above. The averaged weights meet running
 #   statistics that never moved.
 # - **buffers of the last**: copied from the last model. They do not belong to the averaged weights.
 #   In this panel the harm is small; for SWA it is measured below.
-# - **no warm-up**: set the window to 1,000 as well. For hundreds of updates the average is mostly
-#   the random start.
+# - **no warm-up**: with a window of 1,000 updates the average is mostly the random start for
+#   hundreds of updates.
 # - **per micro-batch**: with gradient accumulation the weights do not change between micro-batches.
 #   An average that is updated after each of them forgets faster: its window is divided by their
 #   number. The curve need not show it, for a shorter window still averages.
 # - **never swapped back**: the average is loaded into the model to evaluate it, and the training
 #   goes on from there. Every evaluation throws the latest progress away: compare the loss. The
 #   average is never far behind with these knobs, so the accuracy suffers little.
+#
+# </details>
 
 # %%
 lab.show_source(experiment.BuffersOfTheStart, experiment.BuffersOfTheLast)

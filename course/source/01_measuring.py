@@ -569,11 +569,17 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **one call** reads the clock around a single call of a few microseconds. Reading it costs
 #   something, too, and between two readings other data has gone through the caches. How much that
 #   matters depends on your machine.
 # - **data in the clock** makes the input inside the timed part. What is measured is mostly a random
 #   number generator.
+#
+# </details>
 
 # %% [markdown]
 # On a GPU there is a third, the most popular of all: the call returns before the work is done.

@@ -454,6 +454,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **batch norm.** The network is asked in training mode. Each answer depends on the other pictures
 #   of its batch, and the running statistics move away from what the network has learned.
 # - **no scale.** This network wants pictures from −1 to 1. From 0 to 1 it still answers, but worse.
@@ -463,6 +467,8 @@ break_it
 # - **high rate.** The rate of the new head for all that learns: it destroys what was learned.
 # - **ImageNet scale.** The mean and spread that most networks want. This one was trained with
 #   others, and gets 2.2 × the contrast that it knows.
+#
+# </details>
 #
 # Now all of them over seeds, each against the same run without it. What is below zero was gained:
 

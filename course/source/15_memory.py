@@ -714,6 +714,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **other masks**: the second run draws another dropout mask. The gradient belongs to a network
 #   that never computed the loss.
 # - **statistics twice**: batch normalization updates its running statistics in both runs. The
@@ -721,9 +725,11 @@ break_it
 # - **input without gradient**: the layer before the blocks is frozen, and PyTorch's older,
 #   *reentrant* way finds no parameter's gradient in any forgotten segment.
 #
+# </details>
+#
 # Compare the losses as well. A loss that falls proves nothing: look at the gradient.
 #
-# PyTorch says the last one in a warning. Here is its text, for one layer:
+# PyTorch tells of an input without gradient in a warning. Here is its text, for one layer:
 
 # %%
 with warnings.catch_warnings(record=True) as heard:

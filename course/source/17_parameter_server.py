@@ -730,6 +730,10 @@ break_it = lab.Panel(
 break_it
 
 # %% [markdown]
+# Write down what you think each mistake does, then look.
+#
+# <details><summary>What each of them does</summary>
+#
 # - **lost update**: the server writes the weights that the worker had, minus its gradient. All that
 #   others pushed in between is erased. The straggler erases most. In `sync` nobody pushes in
 #   between, so there nothing is lost.
@@ -740,6 +744,8 @@ break_it
 # - **one worker's NaN**: the server refuses such a push, and everybody goes on. An all-reduce adds
 #   it to everybody's sum.
 # - **forgotten bound**: every update is right, so the badge says so. Look at who is ahead instead.
+#
+# </details>
 #
 # ### When a process fails
 #

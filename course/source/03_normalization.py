@@ -414,10 +414,19 @@ guess_hidden.against(gain["two hidden layers"])
 # %%
 guess_batch_norm.against(gain["batch norm"])
 
+# %%
+raw, scaled = network["none, batch norm"], network["0 to 1, batch norm"]
+pairs_of_losses = [sorted((raw[rate], scaled[rate])) for rate in rates]
+apart = max((b / a for a, b in pairs_of_losses if b < experiment.LEARNED), default=math.inf)
+print(f"batch norm, rates at which both learn: losses at most {apart:.2f} × apart")
+one_curve = apart < 1.1 and 2 / 3 < gain["batch norm"] < 1.5
+print("the scale of the inputs changes", "hardly anything" if one_curve else "something", "there")
+
 # %% [markdown]
 # Without batch norm, the valley moves with the scale of the pixels, though not by 255² any more:
-# the formula is that of a network without hidden layers. **With batch norm there is one curve for
-# both, and the scale of the inputs changes nothing.**
+# the formula is that of a network without hidden layers. **Batch norm divides the scale of the
+# inputs out again.** What is left is its ε and rounding. Near the largest rates the training
+# magnifies both, so the two curves need not end at exactly the same rate.
 #
 # ### The time of the pass itself
 #

@@ -415,8 +415,8 @@ guess_hidden.against(gain["two hidden layers"])
 guess_batch_norm.against(gain["batch norm"])
 
 # %%
-with_it = network["none, batch norm"], network["0 to 1, batch norm"]
-pairs_of_losses = [sorted(found[rate] for found in with_it) for rate in rates]
+twins = network["none, batch norm"], network["0 to 1, batch norm"]
+pairs_of_losses = [sorted(found[rate] for found in twins) for rate in rates]
 apart = max((b / a for a, b in pairs_of_losses if b < experiment.LEARNED), default=math.inf)
 print(f"batch norm, rates at which both learn: losses at most {apart:.2f} × apart")
 one_curve = apart < 1.1 and 2 / 3 < gain["batch norm"] < 1.5

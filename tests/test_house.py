@@ -205,6 +205,24 @@ def leads_on(root: Path) -> list[str]:
     return complaints
 
 
+def leaves_a_line(root: Path) -> list[str]:
+    """Each chapter leaves a line of what it builds to the reader, in a cell that is folded, for its
+    source holds the answer.
+    """
+    complaints = []
+    for path in sources(root):
+        cells = [cell for cell in jupytext.read(path).cells if cell["cell_type"] == "code"]
+        asking = [cell for cell in cells if "lab.MissingLine(" in cell["source"]]
+        if not asking and not path.stem.startswith("00"):
+            complaints.append(f"course/source/{path.name}: leaves no line to the reader")
+        complaints += [
+            f"course/source/{path.name}: lab.MissingLine stands in a cell that is not folded"
+            for cell in asking
+            if not cell["metadata"].get("jupyter", {}).get("source_hidden")
+        ]
+    return complaints
+
+
 def glossary(root: Path) -> list[str]:
     """Each word of the glossary, in the order of the alphabet, is used by the chapter that it names
     as the one that explains it.
@@ -287,6 +305,7 @@ RULES = [
     front_door,
     chapters_spoken_of,
     leads_on,
+    leaves_a_line,
     glossary,
     readme_lists_the_chapters,
     workbench_knows_no_technique,
@@ -317,12 +336,15 @@ def notebook(*cells: tuple[str, str], count: int | None = 1, shows: str = "") ->
 
 SOURCE = "# %% [markdown]\n# A *question*\n\n# %%\nx = 1\nx\n"
 CELLS = [("markdown", "A *question*"), ("code", "x = 1\nx")]
+ASKS = ("code", "lab.MissingLine(fold, {}, flat)")
+FOLDED = '# %% jupyter={"source_hidden": true}\n'
 
 
 def room(*links: str) -> tuple[str, list[tuple[str, str]]]:
     """A chapter that leads on to these: its source and its cells."""
     last = " · ".join(f"[on]({name}.ipynb)" for name in (*links, "00_start_here"))
-    return f"{SOURCE}\n# %% [markdown]\n# {last}\n", [*CELLS, ("markdown", last)]
+    source = f"{SOURCE}\n{FOLDED}{ASKS[1]}\n\n# %% [markdown]\n# {last}\n"
+    return source, [*CELLS, ASKS, ("markdown", last)]
 
 
 def table(*names: str) -> str:
@@ -404,6 +426,14 @@ FAULTS = {
         {"course/source/07_folding.py": SOURCE},
         "07_folding.py: its last cell does not link to 00_start_here.ipynb",
     ),
+    "a chapter that leaves no line to the reader": (
+        {"course/source/07_folding.py": ROOM.replace("MissingLine", "show_source")},
+        "07_folding.py: leaves no line to the reader",
+    ),
+    "a chapter that shows the line it asks for": (
+        {"course/source/07_folding.py": ROOM.replace(FOLDED, "# %%\n")},
+        "07_folding.py: lab.MissingLine stands in a cell that is not folded",
+    ),
     "a chapter that README leaves out": (
         {"README.md": table("00_start_here")},
         "README.md: its table lists ['00_start_here'], there are ['00_start_here', '07_folding']",
@@ -431,7 +461,7 @@ FAULTS = {
         "course/09_left.ipynb: has no source",
     ),
     "a stale notebook": (
-        {"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"), ROOM_CELLS[2])},
+        {"course/07_folding.ipynb": notebook(CELLS[0], ("code", "x = 2\nx"), *ROOM_CELLS[2:])},
         "not what its source says",
     ),
     "a cell too few": ({"course/07_folding.ipynb": notebook(CELLS[0])}, "not what its source says"),

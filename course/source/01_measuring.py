@@ -30,6 +30,7 @@
 # here](00_start_here.ipynb).)
 
 # %% jupyter={"source_hidden": true}
+import inspect
 from functools import partial
 from itertools import product
 
@@ -323,11 +324,38 @@ picture
 #
 # Divide FLOPs by bytes and you have an operation's **arithmetic intensity**: how much it does with
 # each byte. Low intensity is limited by bytes, high intensity by FLOPs, and the **ridge** is where
-# the two limits meet. Here is what is counted for a linear layer, whose weights are read once for
-# the whole batch:
+# the two limits meet. Below is what is counted for a linear layer, in float32, without the line
+# that counts the numbers moved. Your count is held against the tensors that the product reads and
+# writes:
+
 
 # %%
-lab.show_source(measuring.matmul, docstring=False)
+def bytes_of_all_tensors(matmul):
+    for n in (1, 16, 256):
+        operation = matmul(n, cpu)
+        read = inspect.getclosurevars(operation.call).nonlocals.values()  # x and weight
+        if operation.bytes != sum(tensor.nbytes for tensor in (*read, operation.call())):
+            return False
+    return True
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    measuring.matmul,
+    {
+        "numbers = 2 * n * PIXELS + PIXELS**2": (
+            "The samples, the results, and the weights, which are read once for the whole batch."
+        ),
+        "numbers = n * PIXELS + PIXELS**2": ("Without the results, which have to be written."),
+        "numbers = 2 * n * PIXELS + n * PIXELS**2": (
+            "The weights anew for each sample: then a larger batch would not raise the intensity."
+        ),
+        "numbers = 2 * n * PIXELS": (
+            "Without the weights: for one sample they are almost all there is to read."
+        ),
+    },
+    bytes_of_all_tensors,
+)
 
 # %%
 for n in (1, 16, 256):

@@ -216,10 +216,38 @@ picture
 # - With normalized pixels they start below one, and the first layers shrink them further.
 # - With batch norm, every layer has the same distribution.
 #
-# This is batch norm, whole. `_track` keeps the running averages that inference uses:
+# This is batch norm, with one line left out. `_track` keeps the running averages that inference
+# uses. Choose the line, and eight small pictures are sent through your batch norm and PyTorch's:
+
 
 # %%
-lab.show_source(normalization.BatchNorm.forward)
+def like_batch_norm_2d(forward):
+    pictures = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    mine = type("Mine", (normalization.BatchNorm,), {"forward": forward})(3).double()
+    ways = {"torch": torch.nn.BatchNorm2d(3).double(), "yours": mine}
+    made = {name: [{"normalized": norm(pictures)}] for name, norm in ways.items()}
+    return lab.prove(made, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    normalization.BatchNorm.forward,
+    {
+        "mean, variance = exact.mean(over), exact.var(over, correction=0)": (
+            "Of this batch, one mean and one variance for each channel, divided by n."
+        ),
+        "mean, variance = exact.mean(over), exact.var(over)": (
+            "Divided by n − 1. That belongs to the running variance alone."
+        ),
+        "mean, variance = exact.mean(over), exact.std(over, correction=0)": (
+            "The deviation in place of the variance: divided by the root of σ."
+        ),
+        "mean, variance = exact.mean((1, 2, 3)), exact.var((1, 2, 3), correction=0)": (
+            "One mean for each picture, over its channels: 8 numbers, where 3 are wanted."
+        ),
+    },
+    like_batch_norm_2d,
+)
 
 # %% [markdown]
 # ## 5. Prove

@@ -259,7 +259,47 @@ lab.figure.draw_timelines({"": spans}, label="milliseconds since all were ready"
 # backward pass, either of these:
 
 # %%
-lab.show_source(ddp.average_per_parameter, ddp.average_flat, docstring=False)
+lab.show_source(ddp.average_per_parameter, docstring=False)
+
+
+# %% [markdown]
+# The second has one line left out. What you choose runs on two ranks, with the 61 samples from
+# above, and its gradient is compared with the whole batch's:
+
+
+# %%
+def averaged_by(average, model, x, y):
+    x_mine, y_mine = x[dist.get_rank() :: 2], y[dist.get_rank() :: 2]
+    cross_entropy(model(x_mine), y_mine).backward()
+    average(dict(model.named_parameters()), len(y_mine) / len(y))
+    return model[1].weight.grad
+
+
+def on_two_ranks(average):
+    gradients = dict(lab.launch(averaged_by, 2, average, model, x, y))
+    ways = {"whole batch": whole, "rank 0": gradients[0], "rank 1": gradients[1]}
+    return lab.prove({name: [{"weight": gradient}] for name, gradient in ways.items()}, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    ddp.average_flat,
+    {
+        "flat = torch.cat([gradient.flatten() for gradient in gradients]).mul_(share)": (
+            "One long tensor of all gradients, weighted by this rank's part of the samples."
+        ),
+        "flat = torch.cat([gradient.flatten() for gradient in gradients])": (
+            "The sum of the ranks' means: with two ranks the gradient is about twice too large."
+        ),
+        "flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(2)": (
+            "The mean of the means: right only if both ranks hold equally many, not 31 and 30."
+        ),
+        "flat = torch.cat([gradient.flatten() for gradient in gradients]).mul_(share / 2)": (
+            "Divided twice: the shares add up to 1 already, so the gradient is half of the batch's."
+        ),
+    },
+    on_two_ranks,
+)
 
 # %% [markdown]
 # The first sends a message for each parameter, and each message costs a round trip, however small

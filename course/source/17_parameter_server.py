@@ -190,8 +190,46 @@ lab.show_source(ps.Server.apply, first="self.staleness =", last="return len")
 #
 # Second: who may go on?
 
+# In `sync`, whoever has no push in the round that is being collected. In `bounded`, whoever has not
+# pushed more than `bound` times more often than the slowest. One line is left out. Your rule is
+# tried on the pushes of three workers: does it let wait whom it should, and nobody else?
+
+
 # %%
-lab.show_source(ps.Server.may_reply, docstring=False)
+def the_right_ones_wait(may_reply, bound=1):
+    mine = type("Mine", (ps.Server,), {"may_reply": may_reply})
+    server = mine(torch.zeros(4), [1, 2, 3], rate=0.1, rule="bounded", bound=bound)
+    pushes = [0, 0, 0]
+    for worker in (1, 2, 1, 1, 3, 2, 1):
+        if worker not in server.waiting:
+            server.apply(torch.ones(4), worker, 1 / 3)
+            server.ready()
+            pushes[worker - 1] += 1
+        too_far = {1 + w for w, count in enumerate(pushes) if count > min(pushes) + bound}
+        if set(server.waiting) != too_far:
+            return False
+    return True
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    ps.Server.may_reply,
+    {
+        "ahead = self.clock[worker] - min(self.clock.values())": (
+            "How many pushes it is ahead of the slowest worker."
+        ),
+        "ahead = self.clock[worker] - max(self.clock.values())": (
+            "Never above 0, so nobody ever waits: this is async."
+        ),
+        "ahead = max(self.clock.values()) - self.clock[worker]": (
+            "How far it is behind the fastest: the slow ones wait, and the fast one runs away."
+        ),
+        "ahead = self.version - self._pulled[worker]": (
+            "The updates since its pull, its own and others': a slow worker has many of them."
+        ),
+    },
+    the_right_ones_wait,
+)
 
 # %% [markdown]
 # Here is a server without any process: three workers push, one after the other. Who is answered

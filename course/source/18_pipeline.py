@@ -281,9 +281,39 @@ for p, m in ((2, 1), (2, 4), (2, 8), (4, 4), (4, 32)):
 # The second famous order turns back as soon as it can: **one forward, one backward**, or *1F1B*.
 # Warm-up: one forward for each later stage. Steady state: forward and backward in turn. Cool-down:
 # the remaining backwards.
+#
+# One line is left out below. Your list is played for three stages and six micro-batches: each stage
+# has to do everything once, and may hold 3, 2 and 1 micro-batches at most.
+
 
 # %%
-lab.show_source(pipeline.one_forward_one_backward, docstring=False)
+def turns_back_early(order, stages=3, micro_batches=6):
+    lists = [order(stage, stages, micro_batches) for stage in range(stages)]
+    experiment.play(order, stages, micro_batches)  # raises where a stage waits for ever
+    everything = sorted(pipeline.gpipe(0, stages, micro_batches))
+    held = [experiment.most_held(actions) for actions in lists]
+    return all(sorted(actions) == everything for actions in lists) and held == [3, 2, 1]
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    pipeline.one_forward_one_backward,
+    {
+        'actions += [("forward", i), ("backward", i - ahead)]': (
+            "A new micro-batch goes down, then the oldest one that is held comes back."
+        ),
+        'actions += [("backward", i - ahead), ("forward", i)]': (
+            "The last stage is to send micro-batch 0 back before it has seen it."
+        ),
+        'actions += [("forward", i), ("backward", i)]': (
+            "The one just sent down is to come back at once; the last few come back twice."
+        ),
+        'actions += [("forward", i)]': (
+            "Only forwards until the cool-down, which sends back the last few: the first never are."
+        ),
+    },
+    turns_back_early,
+)
 
 # %% tags=["nbval-check-output"]
 for stage in range(3):

@@ -178,7 +178,42 @@ lab.Sliders(at, temperature=(1.0, 20.0, 0.5))
 # every temperature; without it, $1/T^2$ times as loud.
 
 # %%
-lab.show_source(distillation.soft_loss, distillation.distillation_loss, docstring=False)
+lab.show_source(distillation.distillation_loss, docstring=False)
+
+# %% [markdown]
+# And its second part, with one line left out. Choose the line; what you choose is compared with
+# PyTorch's `kl_div`, on logits drawn at random, at *T* = 4:
+
+
+# %%
+def like_kl_div(soft_loss, temperature=4.0):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 50, 10, dtype=torch.float64)
+    log_q, log_p = log_softmax(student / temperature, 1), log_softmax(teacher / temperature, 1)
+    torchs = temperature**2 * kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    ways = {"torch": torchs, "yours": soft_loss(student, teacher, temperature)}
+    return lab.prove({name: [{"loss": loss}] for name, loss in ways.items()}, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    distillation.soft_loss,
+    {
+        "return temperature**2 * (p * difference).sum(1).mean()": (
+            "The sum over the classes, the mean over the samples, and T² against the 1/T² of q − p."
+        ),
+        "return (p * difference).sum(1).mean()": (
+            "Without T² the loss, and with it the teacher's voice, is 16 times too small at T = 4."
+        ),
+        "return temperature**2 * (p * difference).mean()": (
+            "The mean over samples and classes, as kl_div has it by default: 10 times too small."
+        ),
+        "return temperature**2 * difference.sum(1).mean()": (
+            "Every class counts alike, also those that the teacher rules out: not weighted by p."
+        ),
+    },
+    like_kl_div,
+)
 
 # %% [markdown]
 # ### The teacher's work, once

@@ -67,7 +67,7 @@ class MissingLine:
         elif (found := [line for line in choices if self.try_(line)[0]]) != [self.right]:
             raise ValueError(
                 f"missing line: judged right in {function.__name__}: {', '.join(found) or 'none'}; "
-                f"it should be {self.right} alone"
+                f"it should be {self.right} alone, of which is said: {self.try_(self.right)[1]}"
             )
 
     @property

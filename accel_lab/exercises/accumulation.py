@@ -49,10 +49,10 @@ def token_update_drive(answer, case):
     with torch.no_grad():
         model.weight.copy_(weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    losses = {
-        f"loss of batch {number}": float(answer(model, optimizer, [(x, y) for x, y in batch]))
-        for number, batch in enumerate(case["batches"])
-    }
+    losses = {}
+    for number, batch in enumerate(case["batches"]):
+        loss = answer(model, optimizer, [(x, y) for x, y in batch])
+        losses[f"loss of batch {number}"] = float(loss.detach() if torch.is_tensor(loss) else loss)
     return {**losses, "weight": model.weight.detach().clone()}
 
 
@@ -86,6 +86,18 @@ def _one_backward(model, optimizer, micro_batches):
     return loss.detach()
 
 
+def _leaves_padding_out(model, optimizer, micro_batches):
+    some = [(x, y) for x, y in micro_batches if (y != PADDING).any()]
+    optimizer.zero_grad()
+    total = 0.0
+    for x, y in some:
+        loss = cross_entropy(model(x).flatten(0, 1), y.flatten()) / len(some)
+        loss.backward()
+        total += loss.detach()
+    optimizer.step()
+    return total
+
+
 ALL_AT_ONCE = Wrong(
     _all_at_once,
     "The weights are right, but the activations of the whole batch are in memory at once: either "
@@ -105,6 +117,7 @@ its tokens**.
 Write `token_update(model, optimizer, micro_batches)`: make one update from that loss, one
 micro-batch in memory at a time, and return the loss. `micro_batches` is a list of pairs: x of shape
 [n_i, length, width] and y of shape [n_i, length]; `model(x)` has the shape [n_i, length, classes].
+Flatten both for `cross_entropy`: `model(x).flatten(0, 1)` and `y.flatten()`.
 A micro-batch may be all padding; the whole batch never is. On a batch of 48 large micro-batches you
 have 20 MB beyond the batch itself; the system counts them.""",
     cases=token_update_cases,
@@ -127,6 +140,7 @@ not 0/0. Going backward at once frees its activations before the next one comes.
             SUM_OVER_TOKENS,
             ") / len(micro_batches)",
             "1/m gives every micro-batch the same weight, however few tokens it holds.",
+            also=(_leaves_padding_out,),
         ),
         Wrong.changed(
             token_update,
@@ -334,6 +348,13 @@ once a group, before its first backward.""",
         ),
         Wrong.changed(
             train_epoch,
+            "for _, y in group)",
+            "for _, y in loader[: first + accumulate])",
+            "The first update is right and the later ones are too small: you count the samples of "
+            "all groups so far. Begin each group's count at 0.",
+        ),
+        Wrong.changed(
+            train_epoch,
             "        optimizer.zero_grad()\n",
             "",
             "Each update repeats the gradients of all earlier ones: clear them once a group, "
@@ -401,6 +422,13 @@ samples left over need one more micro-batch.""",
             "max(1, batch_size // fit)",
             "Rounding down leaves samples over, and they make the largest micro-batch too large: "
             "round up.",
+            also=(
+                changed(
+                    fewest_micro_batches,
+                    "-(-batch_size // min(fit, batch_size))",
+                    "max(1, batch_size * bytes_per_sample // budget)",
+                ),
+            ),
         ),
         Wrong.changed(
             fewest_micro_batches,
@@ -421,6 +449,7 @@ samples left over need one more micro-batch.""",
             "    fit = max(fit, 1)\n",
             "Where not even one sample fits the budget no number of micro-batches helps: "
             "return None.",
+            also=(changed(fewest_micro_batches, "return None", "return 0"),),
         ),
     ),
 )

@@ -146,6 +146,33 @@ def _looks_at_the_loss(model, optimizer, micro_batches, max_norm, scale):
     return norm
 
 
+def _unscales_each_time(model, optimizer, micro_batches, max_norm, scale):
+    samples = sum(len(y) for _, y in micro_batches)
+    optimizer.zero_grad()
+    for x, y in micro_batches:
+        (scale * cross_entropy(model(x), y) * len(y) / samples).backward()
+        for parameter in model.parameters():
+            parameter.grad.div_(scale)
+    norm = clip_grad_norm_(model.parameters(), max_norm)
+    if not norm.isfinite():
+        return None
+    optimizer.step()
+    return norm
+
+
+def _clips_copies(model, optimizer, micro_batches, max_norm, scale):
+    samples = sum(len(y) for _, y in micro_batches)
+    optimizer.zero_grad()
+    for x, y in micro_batches:
+        (scale * cross_entropy(model(x), y) * len(y) / samples).backward()
+    gradients = [parameter.grad / scale for parameter in model.parameters()]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    if not norm.isfinite():
+        return None
+    optimizer.step()  # with .grad, which still is what backward() left there
+    return norm
+
+
 UNSCALE = """\
     for gradient in gradients:
         gradient.div_(scale)
@@ -195,6 +222,17 @@ of zeros would still move the weights, by the momentum; so there is no step at a
             "",
             "The gradients are never divided by the scale, so the norm that you measure is scale "
             "times too large. Unscale after the last micro-batch, before you measure and clip.",
+        ),
+        Wrong(
+            _unscales_each_time,
+            "You divide .grad by the scale after each micro-batch. It holds the earlier ones, too, "
+            "and they are divided again each time. Unscale once, after the last one.",
+        ),
+        Wrong(
+            _clips_copies,
+            "The norm is right, but the step is taken with .grad as backward() left it: "
+            "`p.grad / scale` makes a new tensor, and the optimizer does not see it. Write into "
+            ".grad, with `p.grad.div_(scale)` and `p.grad.mul_(factor)`.",
         ),
         Wrong(
             _clips_each_micro_batch,
@@ -366,6 +404,7 @@ CLIP_ONCE = "        scaler.unscale_(optimizer)\n        clip_grad_norm_(paramet
 ADVANCE, BACKWARD = "        schedule.step()\n", "            scaler.scale(loss).backward()\n"
 DIVIDED = "(parameters, max_norm / scaler.get_scale())"
 LIST = "list(model.parameters())"
+PAST_THE_SCALER = "        clip_grad_norm_(parameters, max_norm * scaler.get_scale())\n"
 
 TRAIN_CLIPPED = Exercise(
     name="train_clipped",
@@ -413,6 +452,16 @@ divide again.""",
                 changed(train_clipped, CLIP_ONCE, f"        clip_grad_norm_{DIVIDED}\n"),
                 changed(train_clipped, "(parameters, max_norm)", DIVIDED),
             ),
+        ),
+        Wrong(
+            changed(
+                changed(train_clipped, CLIP_ONCE, PAST_THE_SCALER),
+                "scaler.step(optimizer)",
+                "optimizer.step()",
+            ),
+            "The steps are scale times too long: optimizer.step() takes the gradients as they are, "
+            "and they still carry the scale. Call scaler.unscale_(optimizer) before you clip, and "
+            "scaler.step(optimizer), which skips an update whose gradient is not finite.",
         ),
         Wrong.changed(
             train_clipped,
@@ -516,6 +565,15 @@ def _adds_norms(piece, replicated, max_norm, all_reduce):
     return norm
 
 
+def _adds_norms_of_all(piece, replicated, max_norm, all_reduce):
+    norm = torch.cat([piece, replicated]).norm()
+    all_reduce(norm)
+    if norm > max_norm:
+        piece.mul_(max_norm / norm)
+        replicated.mul_(max_norm / norm)
+    return norm
+
+
 def _averages_norms(piece, replicated, max_norm, all_reduce):
     norm_and_ranks = torch.stack([torch.cat([piece, replicated]).norm(), piece.new_ones(())])
     all_reduce(norm_and_ranks)
@@ -546,8 +604,8 @@ is complete, and the same everywhere.
 Write `clip_sharded(piece, replicated, max_norm, all_reduce)`, which runs on every rank: limit the
 global norm of the **whole** gradient to `max_norm`, by changing `piece` and `replicated` in place,
 and return the norm before. The whole gradient is the pieces of all ranks, and `replicated` once.
-`all_reduce(tensor)` replaces a tensor by its sum over the ranks. Each rank may send **one number**.
-A piece may be empty.""",
+`all_reduce(tensor)` replaces a tensor by its sum over the ranks, in place, and returns nothing. Each
+rank may send **one number**. A piece may be empty.""",
     cases=clip_sharded_cases,
     deal=clip_sharded_deal,
     drive=clip_sharded_drive,
@@ -570,6 +628,7 @@ the same factor, and the replicated part stays the same everywhere.""",
             _adds_norms,
             "You add up norms. The norm of the whole is the root of the sum of the squares, which "
             "is smaller.",
+            also=(_adds_norms_of_all,),
         ),
         Wrong(
             _averages_norms,

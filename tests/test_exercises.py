@@ -401,6 +401,7 @@ def test_a_limit_of_memory_is_far_from_right_and_from_wrong(exercise):
         assert bool(verdict.points) == (answer is exercise.reference)
 
 
+UPDATED_ROWS = "table.index_copy(0, present, rows - lr * (sums + decay * rows))"
 COMBINATIONS = [
     ("half_labelled_loss", " * temperature**2", "student[seen], labels[seen]"),
     ("batch_norm", "momentum = (0, 2, 3), 0.1", "now_mean, now_variance = mean, variance"),
@@ -408,6 +409,9 @@ COMBINATIONS = [
     ("paired_speedup", "median(speedups)", "max(wins, losses)"),
     ("scaled_alike", "correction=0", "(0, 2, 3)"),
     ("measure_pairs", "    ours(), peer()\n", "index % 2 == 0"),
+    # the function as given has these two mistakes, and a third one that was repaired already
+    ("apply_rows", "sums = sums.index_add(0, places, gradients)", UPDATED_ROWS),
+    ("clean_tokens", "dropped = stop - negations", "if token.lower() not in"),
 ]
 
 

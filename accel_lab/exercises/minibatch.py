@@ -51,6 +51,10 @@ def epoch_batches_assess(returned, case):
         "an index out of range": any(not 0 <= i < case["n"] for i in flat[0]),
         "every index dealt out": set(flat[0]) >= set(everything),
         "shuffled": flat[0] != sorted(flat[0]),
+        "a full batch of neighbours in the data": any(
+            len(batch) == case["size"] and max(batch) - min(batch) == len(batch) - 1
+            for batch in first
+        ),
         "the next epoch in another order": flat[0] != flat[1],
         "the same seed, the same epoch": flat[0] == flat[2],
         "global generator left alone": returned["global generator left alone"],
@@ -65,6 +69,21 @@ def epoch_batches(n, size, generator):
 def _from_the_global_generator(n, size, generator):
     order = torch.randperm(n)
     return [order[first : first + size] for first in range(0, n, size)]
+
+
+def _by_python(n, size, generator):
+    order = torch.tensor(random.sample(range(n), n))
+    return [order[first : first + size] for first in range(0, n, size)]
+
+
+def _shuffled_inside(n, size, generator):
+    parts = torch.arange(n).split(size)
+    return [part[torch.randperm(len(part), generator=generator)] for part in parts]
+
+
+def _batches_shuffled(n, size, generator):
+    parts = torch.arange(n).split(size)
+    return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
 
 
 def _seeded_anew(n, size, generator):
@@ -130,9 +149,31 @@ generator on, so the next epoch differs, and a seed repeats the whole training."
             "holds one class: shuffle.",
         ),
         Wrong(
+            _shuffled_inside,
+            "Each batch holds neighbours in the data, and only their order within it is left to "
+            "chance. Where the data are sorted by class, a batch still holds one class: draw one "
+            "order of all samples, and cut that.",
+        ),
+        Wrong(
+            _batches_shuffled,
+            "The batches come in another order, and each of them holds neighbours in the data. "
+            "Draw one order of all samples, and cut that.",
+        ),
+        Wrong.changed(
+            epoch_batches,
+            "[order[first : first + size] for first in range(0, n, size)]",
+            "list(order.chunk(size))",
+            "chunk(size) makes `size` batches, split(size) makes batches of `size`.",
+        ),
+        Wrong(
             _from_the_global_generator,
             "The order is drawn from PyTorch's global generator, so the seed of yours repeats "
             "nothing. Pass generator=generator.",
+        ),
+        Wrong(
+            _by_python,
+            "The order does not come from `generator`, so its seed repeats nothing. "
+            "torch.randperm takes it: generator=generator.",
         ),
         Wrong(
             _seeded_anew,
@@ -292,6 +333,14 @@ def noise_of_ranks(gradients, samples):
     return trace / square
 
 
+def _mean_without_noise(gradients, samples):
+    ranks = len(gradients[0])
+    trace = samples * sum(one.var(0, correction=0).sum() for one in gradients) / len(gradients)
+    big_sq = sum(one.mean(0).square().sum() for one in gradients) / len(gradients)
+    square = big_sq - trace / (samples * ranks)
+    return trace / square if square > 0 else None
+
+
 def _mean_of_ratios(gradients, samples):
     if noise_of_ranks(gradients, samples) is None:
         return None
@@ -343,6 +392,15 @@ in the squares, so averages over updates stay right. A ratio is not, so it is ta
             "square = big_sq - trace / small",
             "From ‖mean of the ranks‖² you take off the noise of one rank's gradient. The mean has "
             "less noise: it is a gradient of samples · ranks.",
+        ),
+        Wrong.changed(
+            noise_of_ranks,
+            "(small_sq - big_sq) / (1 / small - 1 / big)",
+            "(small_sq - big_sq) * small",
+            "tr(Σ) is too small: the mean of the ranks is noisy itself, and this noise is missing "
+            "in the difference of the squares. Divide that by 1/small − 1/big; a variance over the "
+            "ranks is divided by ranks − 1.",
+            also=(_mean_without_noise,),
         ),
         Wrong.changed(
             noise_of_ranks,

@@ -21,18 +21,23 @@ def width_within_cases(rng: random.Random) -> Iterator[Case]:
     for depth in (1, 2, rng.randrange(5, 12), rng.randrange(20, 40)):
         inputs, outputs, batch = (rng.randrange(*ends) for ends in ((50, 90), (11, 20), (20, 60)))
         yield _budget(rng, depth, inputs, outputs, batch)
+    for beyond in (0, -1):  # a width fits exactly, and one byte is missing for it
+        depth, *ends = (rng.randrange(*ends) for ends in ((1, 12), (50, 90), (11, 20), (20, 60)))
+        yield _budget(rng, depth, *ends, beyond=beyond)
 
 
-def _budget(rng: random.Random, depth: int, inputs: int, outputs: int, batch: int) -> Case:
-    """A budget of a whole width and the better part of the next one."""
+def _budget(
+    rng: random.Random, depth: int, inputs: int, outputs: int, batch: int, beyond: int | None = None
+) -> Case:
+    """A budget of a whole width and so many bytes, or the better part of the next width."""
     width = rng.randrange(60, 120)
     numbers = 4 * ((depth - 1) * width**2 + (inputs + outputs + depth) * width + outputs)
     numbers += batch * (depth * width + outputs)
     step = 4 * ((depth - 1) * (2 * width + 1) + inputs + outputs + depth) + batch * depth
-    numbers += rng.randrange(3 * step // 5, 4 * step // 5)
+    more = 4 * rng.randrange(3 * step // 5, 4 * step // 5)
     return {
         "depth": depth,
-        "budget": 4 * numbers,
+        "budget": 4 * numbers + (more if beyond is None else beyond),
         "batch": batch,
         "inputs": inputs,
         "outputs": outputs,
@@ -59,6 +64,10 @@ def _by_the_root(depth, budget, batch, inputs, outputs):
 
 def _rounded_up(depth, budget, batch, inputs, outputs):
     return width_within(depth, budget, batch, inputs, outputs) + 1
+
+
+def _less_than_the_budget(depth, budget, batch, inputs, outputs):
+    return width_within(depth, budget - 1, batch, inputs, outputs)
 
 
 def _bytes_of_activations(depth, budget, batch, inputs, outputs):
@@ -98,6 +107,19 @@ equation, rounded down. With one hidden layer `a` is 0, and the equation is line
             "4 * (inputs + outputs)",
             "The biases of the hidden units are missing: depth · w of them.",
         ),
+        Wrong.changed(
+            width_within,
+            " - 4 * outputs",
+            "",
+            "The biases of the outputs are missing: `outputs` of them, whatever the width.",
+        ),
+        Wrong.changed(
+            width_within,
+            " - batch * outputs",
+            "",
+            "The activations of the outputs are missing: one number for each sample and output.",
+        ),
+        Wrong(_less_than_the_budget, "A training that takes exactly `budget` bytes fits, too."),
         Wrong(_rounded_up, "This width is one too large: it exceeds the budget. Round down."),
         Wrong.changed(
             width_within,

@@ -23,12 +23,11 @@ def bag_means_cases(rng: random.Random) -> Iterator[Case]:
     for _ in range(3):
         lengths = [rng.randrange(2, 5), 0, rng.randrange(5, 8), 1, 0, rng.randrange(2, 5)]
         ids = whole(rng, 0, ROWS, sum(lengths))
-        yield {
-            "ids": ids,
-            "begins": torch.tensor([0, *lengths[:-1]]).cumsum(0),
-            "table": normal(rng, ROWS, WIDTH),
-            "weights": uniform(rng, len(ids)) + 0.25,
-        }
+        begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        weights = uniform(rng, len(ids)) + 0.25
+        weights[begins[3]] /= 2  # the weight of a text of one word is below 1
+        table = normal(rng, ROWS, WIDTH)
+        yield {"ids": ids, "begins": begins, "table": table, "weights": weights}
 
 
 def bag_means_drive(answer, case):
@@ -105,6 +104,19 @@ to 0 the text is empty: dividing by 1 there leaves the zeros.""",
         ),
         Wrong.changed(
             bag_means,
+            DIVISOR,
+            "totals.clamp(min=1)",
+            "A text whose weights sum to less than 1 is divided by 1. Only a sum of 0 may be "
+            "replaced.",
+        ),
+        Wrong.changed(
+            bag_means,
+            f"sums / {DIVISOR}[:, None]",
+            "sums",
+            "These are sums. For a mean, divide each by the sum of its weights.",
+        ),
+        Wrong.changed(
+            bag_means,
             " * weights[:, None]",
             "",
             "The vectors are added up without their weights, and only the divisor knows them.",
@@ -169,6 +181,13 @@ def _decay_of_each_occurrence(table, ids, gradients, lr, decay):
     return table.index_add(0, ids, gradients + decay * table[ids], alpha=-lr)
 
 
+def _one_after_another(table, ids, gradients, lr, decay):
+    table = table.clone()
+    for word, gradient in zip(ids.tolist(), gradients, strict=True):
+        table[word] -= lr * (gradient + decay * table[word])
+    return table
+
+
 LAST = "rows - lr * (sums + decay * rows)"
 
 APPLY_ROWS = Exercise(
@@ -225,6 +244,20 @@ caller's stays.""",
             _decay_of_each_occurrence,
             "A word that occurs twice decays twice. Add up its gradients, and let its row decay "
             "once.",
+            also=(_one_after_another,),
+        ),
+        Wrong.changed(
+            apply_rows,
+            LAST,
+            "(1 - lr * decay) * (rows - lr * sums)",
+            "The row decays after its step, so a part of the gradient is lost as well. Let the row "
+            "as it was decay.",
+        ),
+        Wrong.changed(
+            apply_rows,
+            LAST,
+            "(1 - decay) * rows - lr * sums",
+            "The decay is not multiplied by lr: rows shrink too fast.",
         ),
         Wrong(
             _in_place,
@@ -322,6 +355,18 @@ tensors, and in `present` no row occurs twice. The squares are read after they h
         ),
         Wrong.changed(
             adagrad_rows,
+            "    squares.index_add_(",
+            "    sums /= places.bincount()[:, None]\n    squares.index_add_(",
+            "The gradients of a word are averaged over its occurrences. They are to be added up.",
+        ),
+        Wrong.changed(
+            adagrad_rows,
+            "squares.index_add_(0, present, sums.square().mean(1))",
+            "squares[present] = sums.square().mean(1)",
+            "The squares of earlier batches are lost: add those of this batch to them.",
+        ),
+        Wrong.changed(
+            adagrad_rows,
             ".square().mean(1)",
             ".square().sum(1)",
             "The squares of a row's numbers are added up. Row-wise Adagrad takes their mean.",
@@ -362,8 +407,9 @@ WORDS = ["Film", "story", "Good", "bad", "US", "actors", "great"]
 
 def clean_tokens_cases(rng: random.Random) -> Iterator[Case]:
     for _ in range(3):
+        once, twice = rng.sample(WORDS, 2)
         texts = [
-            ["The", *rng.sample(WORDS, 2), rng.choice(["Not", "Never"]), rng.choice(WORDS)],
+            ["The", twice, once, rng.choice(["Not", "Never"]), twice],
             rng.choices(["the", "of", "a", "is"], k=3),  # nothing is left of this one
             [rng.choice(WORDS), "was", "not", rng.choice(WORDS), "of", "nor"],
             [],
@@ -380,8 +426,7 @@ def clean_tokens_drive(answer, case):
 
 def clean_tokens(texts, stop, negations):
     dropped = stop - negations
-    lowered = [[token.lower() for token in tokens] for tokens in texts]
-    return [[token for token in tokens if token not in dropped] for tokens in lowered]
+    return [[token.lower() for token in tokens if token.lower() not in dropped] for tokens in texts]
 
 
 def _clean_as_found(texts, stop, negations):
@@ -391,16 +436,6 @@ def _clean_as_found(texts, stop, negations):
         if kept:
             cleaned.append(kept)
     return cleaned
-
-
-def _only_in_lower_case(texts, stop, negations):
-    dropped = stop - negations
-    return [[token.lower() for token in tokens if token not in dropped] for tokens in texts]
-
-
-def _case_is_kept(texts, stop, negations):
-    dropped = stop - negations
-    return [[token for token in tokens if token.lower() not in dropped] for tokens in texts]
 
 
 CLEAN_TOKENS = Exercise(
@@ -415,10 +450,10 @@ Return the texts in lower case without the stop words, as many texts as came in.
     cases=clean_tokens_cases,
     drive=clean_tokens_drive,
     reference=clean_tokens,
-    reasoning="""Lower case comes first: the lists are in lower case, so "The" is not found in them
-as it stands. The negations are taken out of the stop list, and stay in the text. A text of which
-nothing is left becomes an empty list, an empty bag: its label has a place, so the text must have
-one as well.""",
+    reasoning="""A token is compared in lower case: the lists are in lower case, so "The" is not
+found in them as it stands. The negations are taken out of the stop list, and stay in the text. A
+text of which nothing is left becomes an empty list, an empty bag: its label has a place, so the
+text must have one as well.""",
     wrong=(
         Wrong(
             _clean_as_found,
@@ -432,22 +467,29 @@ one as well.""",
             "dropped = stop",
             'The negations are lost: "not good" becomes "good". Take them out of the stop list.',
         ),
-        Wrong(
-            _only_in_lower_case,
-            '"The" is compared as it stands, and the list holds "the". Lower the case first.',
-        ),
-        Wrong(_case_is_kept, "The right words are left, but not in lower case."),
         Wrong.changed(
             clean_tokens,
-            "for tokens in lowered]",
-            "for tokens in lowered if set(tokens) - dropped]",
+            "if token.lower() not in",
+            "if token not in",
+            '"The" is compared as it stands, and the list holds "the". Lower the case first.',
+        ),
+        Wrong.changed(
+            clean_tokens,
+            "[token.lower() for",
+            "[token for",
+            "The right words are left, but not in lower case.",
+        ),
+        Wrong.changed(
+            clean_tokens,
+            "for tokens in texts]",
+            "for tokens in texts if {token.lower() for token in tokens} - dropped]",
             "A text of which nothing is left disappears, and all later labels belong to another "
             "text. Return an empty list for it.",
         ),
         Wrong.changed(
             clean_tokens,
-            "token not in dropped]",
-            "token not in dropped | negations]",
+            "not in dropped]",
+            "not in dropped | negations]",
             "Each word of `negations` is dropped, those that are no stop words as well. They all "
             "stay.",
         ),

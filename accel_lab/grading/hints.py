@@ -45,7 +45,7 @@ class _Evidence:
 
     def find(self) -> list[Wrong]:
         shown = [(wrong, *self._best(wrong)) for wrong in self._exercise.wrong]
-        if not any(explained == self._off for _, explained, _ in shown):
+        if not any(explained == self._off and not more for _, explained, more in shown):
             for pair in combinations(self._exercise.wrong, 2):
                 both = _combined(*pair)
                 if both and self._explains_all(both):

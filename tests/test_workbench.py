@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from html import unescape
 from itertools import islice, repeat
 from pathlib import Path
@@ -179,6 +180,25 @@ def test_activations_are_counted_to_the_byte():
     assert meter.peak == 6 * 32 * 4 + 6 * 8 * 4
     assert max(held for _, held in meter.history) == meter.peak
     assert [t for t, _ in meter.history] == sorted(t for t, _ in meter.history)
+
+
+def test_activations_that_are_dropped_without_a_backward_pass_are_not_held():
+    """tanh keeps its own output: held by what it holds, it must go all the same."""
+    model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
+    with ActivationMeter(model, X) as meter:
+        for _ in range(3):
+            model(X).detach()
+            assert meter.held == 0
+    assert meter.peak == 6 * 32 * 4 + 6 * 8 * 4
+
+
+def test_a_meter_leaves_second_derivatives_as_they_were():
+    x, found = torch.randn(5, dtype=torch.float64, requires_grad=True), []
+    for meter in (nullcontext(), ActivationMeter(x)):
+        with meter:
+            (first,) = torch.autograd.grad((x.tanh() * x.exp()).sum(), x, create_graph=True)
+            found += torch.autograd.grad(first.square().sum(), x)
+    assert torch.equal(*found)
 
 
 def chain(layers: int = 6, width: int = 32) -> nn.Sequential:

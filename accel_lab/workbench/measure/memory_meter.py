@@ -75,7 +75,10 @@ class ActivationMeter:
             saved_tensors_hooks.__enter__ = enter
 
     def _pack(self, tensor: Tensor) -> Tensor | _Kept:
-        return tensor if _address(tensor) in self._ignored else _Kept(self, tensor)
+        if _address(tensor) in self._ignored:
+            return tensor
+        # An operation that saves its own output is held by it: kept whole, neither would ever go.
+        return _Kept(self, tensor.detach())
 
     def _watch(self, tensor: Tensor) -> None:
         """Count a storage until it is freed."""

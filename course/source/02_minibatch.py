@@ -278,8 +278,37 @@ lab.Sliders(two_wishes, machine=(20, 4000, 20), data=(10, 2000, 10))
 # %%
 lab.show_source(minibatch.squares_of_parts, docstring=False)
 
+# %% [markdown]
+# The second function solves them. One of its lines is left out: tr(Σ), the noise of a single
+# sample. Your function is tried on squares made by the formula, with ‖G‖² = 3 and tr(Σ) = 40.
+
+
 # %%
-lab.show_source(minibatch.noise_scale, docstring=False)
+def finds_the_noise(noise_scale, square=3.0, trace=40.0):
+    def expected(samples):
+        return square + trace / samples
+
+    found = [noise_scale(expected(8), expected(big), 8, big) for big in (64, 200)]
+    return all(math.isclose(one, trace / square) for one in found)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    minibatch.noise_scale,
+    {
+        "trace = (small_sq - big_sq) / (1 / small - 1 / big)": (
+            "The difference of the two equations: ‖G‖² drops out, tr(Σ) times a bracket is left."
+        ),
+        "trace = (small_sq - big_sq) * (1 / small - 1 / big)": (
+            "Multiplied by the bracket that tr(Σ) is multiplied by already."
+        ),
+        "trace = small_sq - big_sq": (
+            "What the small part's gradient has more of: still divided by the sizes."
+        ),
+        "trace = (small_sq - big_sq) / (big - small)": ("The noise falls with 1/B, not with B."),
+    },
+    finds_the_noise,
+)
 
 # %% [markdown]
 # The mean of the parts' gradients is the gradient of the batch, so this is an ordinary training.

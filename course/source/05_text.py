@@ -180,9 +180,37 @@ print("looked up:", text.lookup(ids, table).tolist())
 # %% [markdown]
 # Texts have different lengths. So all words stand in one row, and `begins` says where each text
 # begins: an *embedding bag*, without padding. A text without words gets zeros, not 0/0.
+#
+# One line is left out. Your function is compared with PyTorch's own, on three texts of which one is
+# empty.
+
 
 # %%
-lab.show_source(text.embedding_bag, docstring=False)
+def like_embedding_bag(bag):
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    ids, begins = torch.tensor([5, 0, 5, 2]), torch.tensor([0, 3, 3])  # 3 words, none, 1 word
+    torchs = functional.embedding_bag(ids, table, begins, mode="mean")
+    ways = {"torch": torchs, "yours": bag(ids, begins, table)}
+    return lab.prove({name: [{"x": made}] for name, made in ways.items()}, steps=1, tolerance=1e-6)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    text.embedding_bag,
+    {
+        "return sums / lengths.clamp(min=1)[:, None]": (
+            "Each text's sum, divided by its own number of words, or by 1 where it has none."
+        ),
+        "return sums / lengths[:, None]": (
+            "0/0 for the text without words: NaN, which the next layer spreads."
+        ),
+        "return sums / len(ids)": ("Divided by the words of all texts: every vector is too short."),
+        "return sums / lengths.float().mean()": (
+            "Divided by the mean length: long texts get long vectors, and short texts short ones."
+        ),
+    },
+    like_embedding_bag,
+)
 
 # %% tags=["nbval-check-output"]
 begins = torch.tensor([0, 2, 2])  # words 0 and 1, none, word 2

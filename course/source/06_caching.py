@@ -173,8 +173,7 @@ for epoch in (1, 2, 3):
 # %% [markdown]
 # The real one is a single tensor of all pictures, one byte a number, and one bit of memory for each
 # picture: is it there? Indexing with a tensor copies, so nobody can change what is kept. With
-# `shared=True` both tensors lie in memory that all processes see. Here it is in use, and below that
-# its source:
+# `shared=True` both tensors lie in memory that all processes see. Here it is in use:
 
 # %%
 with experiment.photographs(8) as eight:
@@ -183,7 +182,47 @@ with experiment.photographs(8) as eight:
         for batch in (torch.tensor([0, 3, 5]), torch.tensor([3, 5, 7])):
             print(f"epoch {epoch}, pictures {batch.tolist()}: {cache.fill(batch)} hits")
 print(f"{cache.have.sum()} of 8 pictures kept, {cache.pictures.nbytes / 1e3:.0f} kB for all")
-lab.show_source(caching.Cache.fill, caching.Cache.__getitem__, docstring=False)
+
+# %% [markdown]
+# To read it is to copy. To fill it is the function below, with one line left out. Yours is given
+# two batches in which pictures come twice, and what it decodes is counted.
+
+# %%
+lab.show_source(caching.Cache.__getitem__, docstring=False)
+
+
+# %%
+def decodes_each_once(fill):
+    def decode(index):
+        decoded.append(index)
+        return torch.full((1, 2, 2), index, dtype=torch.uint8)
+
+    mine, decoded = type("Mine", (caching.Cache,), {"fill": fill}), []
+    tried = mine(decode, 8, (1, 2, 2))
+    for batch in ([3, 3, 5], [5, 7, 7]):
+        tried.fill(torch.tensor(batch))
+    return sorted(decoded) == [3, 5, 7]
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    caching.Cache.fill,
+    {
+        "for index in indices[~there].unique().tolist():": (
+            "Those that are missing, each of them once."
+        ),
+        "for index in indices[~there].tolist():": (
+            "A picture that comes twice in a batch is decoded twice."
+        ),
+        "for index in indices.unique().tolist():": (
+            "All of the batch, whether they are there or not: nothing is saved."
+        ),
+        "for index in indices[there].unique().tolist():": (
+            "Those that are there already: nothing is ever decoded, and the cache stays empty."
+        ),
+    },
+    decodes_each_once,
+)
 
 # %% [markdown]
 # ### What must stay behind it

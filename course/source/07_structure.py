@@ -180,11 +180,39 @@ for depth in depths:
 #
 # ### Dropout by a mask
 #
-# In training each unit of each sample is multiplied by 0 with probability *p*, and otherwise by
-# $1/(1-p)$, so that the mean stays:
+# In training each unit of each sample is multiplied by 0 with probability *p*, and otherwise by a
+# number that keeps the mean as it was. Which? One line is left out. Yours is compared with
+# PyTorch's dropout, on the same random numbers, with *p* = 0.2:
+
 
 # %%
-lab.show_source(structure.masked_dropout, docstring=False)
+def like_dropout(masked, p=0.2):
+    made, hidden = {}, torch.ones(50, 20, dtype=torch.float64)
+    for name, drop in {"torch": dropout, "yours": masked}.items():
+        torch.manual_seed(0)
+        made[name] = [{"h": drop(hidden, p)}]
+    return lab.prove(made, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    structure.masked_dropout,
+    {
+        "return h * mask / (1 - p)": (
+            "A unit stays with probability 1 − p, so it is made larger by as much: the mean stays."
+        ),
+        "return h * mask": (
+            "The mean falls to 1 − p of it: at inference the next layer sees more than in training."
+        ),
+        "return h * mask / p": (
+            "p is the share that is dropped: what stays is made 5 times as large, not 1.25 times."
+        ),
+        "return h * mask * (1 - p)": (
+            "Made smaller twice. The factor 1 − p belongs to inference, if training did not scale."
+        ),
+    },
+    like_dropout,
+)
 
 # %% [markdown]
 # All units were computed before; the mask is one more piece of work. To *save* work, a unit has to

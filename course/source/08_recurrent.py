@@ -165,13 +165,51 @@ print("a row for each step:", recurrent.pad(ids, three).tolist())
 # Sorted by length, the sentences that still go on are always the first rows. So the words are put
 # step by step: all first words, then all second words of those that have one. `sizes` says how many
 # there are in each step.
-#
-# All words are multiplied by `w_in` *in one product*, before the first step, because that product
-# waits for no state. And they are cut into steps by *one split*. Rows whose sentence has ended are
-# set aside:
 
 # %%
-lab.show_source(recurrent.pack, recurrent.packed_last, docstring=False)
+lab.show_source(recurrent.pack, docstring=False)
+
+# %% [markdown]
+# All words are multiplied by `w_in` *in one product*, before the first step, because that product
+# waits for no state. And they are cut into steps by *one split*. Rows whose sentence has ended are
+# set aside.
+#
+# One line is left out. Your function reads five short sentences with a GRU, and its states are
+# compared with those of the padded batch, in the same order.
+
+
+# %%
+def like_padded(packed_last):
+    torch.manual_seed(0)
+    table, gru = torch.randn(14, 6, dtype=torch.float64), torch.nn.GRU(6, 5).double()
+    weights, cell = [weight.detach() for weight in gru.parameters()], recurrent.gru_cell
+    ids, ends = torch.arange(14), torch.tensor([2, 4, 1, 4, 3])
+    packed = recurrent.pack(ids, ends)
+    padded = recurrent.unrolled(table[recurrent.pad(ids, ends)], ends, weights, cell)
+    yours = packed_last(table[packed.ids], packed.sizes, weights, cell)
+    ways = {"padded": padded[packed.order], "yours": yours}
+    return lab.prove({name: [{"state": state}] for name, state in ways.items()}, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    recurrent.packed_last,
+    {
+        "return torch.cat([held[0], *reversed(ended)])": (
+            "The longest are held to the end. Of the others, who ended last is the longest."
+        ),
+        "return torch.cat([held[0], *ended])": (
+            "The shortest ended first, so they come right after the longest: states change places."
+        ),
+        "return torch.cat([*ended, held[0]])": (
+            "In the order in which they ended, the shortest first: the rows are turned round."
+        ),
+        "return held[0]": (
+            "Only the sentences that are as long as the longest. All others were set aside."
+        ),
+    },
+    like_padded,
+)
 
 # %% tags=["nbval-check-output"]
 by_step = recurrent.pack(ids, three)

@@ -153,10 +153,40 @@ for name, points in (("grid of 27", of_grid), ("27 at random", at_random)):
 # ### Successive halving
 #
 # Train all candidates for one epoch. Keep the best third. Train these until they have had three
-# epochs, keep the best third, and so on. Each level is called a *rung*.
+# epochs, keep the best third, and so on. Each level is called a *rung*. Every rung costs about the
+# same: a third of the candidates, three times the epochs.
+#
+# One line of the plan is left out. Yours has to plan rungs of equal cost from 81 candidates up to
+# 27 epochs; and from 5 candidates up to 10 epochs it must end at 10, with somebody left.
+
 
 # %%
-lab.show_source(search.rungs, docstring=False)
+def costs_alike(rungs):
+    plan, odd = rungs(81, 27), rungs(5, 10)
+    costs = {candidates * epochs for candidates, epochs in plan}
+    ends = plan[-1][1] == 27 and odd[-1][1] == 10
+    return len(costs) == 1 and ends and all(candidates > 0 for candidates, _ in plan + odd)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    search.rungs,
+    {
+        "candidates, first = max(1, candidates // eta), min(longest, first * eta)": (
+            "A third of them, for three times the epochs, and never nobody or beyond the longest."
+        ),
+        "candidates, first = candidates // eta, first * eta": (
+            "Right for 81 and 27. But of 5 candidates nobody is left, and 27 epochs are beyond 10."
+        ),
+        "candidates, first = max(1, candidates // eta), min(longest, first + eta)": (
+            "Three more epochs, not three times as many: the rungs do not cost the same."
+        ),
+        "candidates, first = max(1, candidates - eta), min(longest, first * eta)": (
+            "Three are cut, not two thirds: each rung costs almost three times the one before."
+        ),
+    },
+    costs_alike,
+)
 
 # %% tags=["nbval-check-output"]
 plan = search.rungs(candidates=81, longest=27, eta=3)
@@ -169,9 +199,8 @@ for number, epochs in plan:
 print(f"together {experiment.spent_by(plan)}; 27 candidates to the end: {27 * 27}")
 
 # %% [markdown]
-# Every rung costs about the same: a third of the candidates, three times the epochs. The search
-# itself is below. With one rung nobody is cut, so the same function is plain search, too. `best`
-# ranks the scores; part 7 shows its trap, NaN.
+# The search itself is below. With one rung nobody is cut, so the same function is plain search,
+# too. `best` ranks the scores; part 7 shows its trap, NaN.
 
 # %%
 lab.show_source(search.halving, search.best, docstring=False)

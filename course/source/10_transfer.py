@@ -162,11 +162,46 @@ panel
 # normalization has a running mean and a running variance, which are no weights and change whenever
 # it runs in training mode. `model.train()` would switch that on, so a frozen network does not
 # listen to it.
-#
-# The cut is one number, from "train everything" to "train the head alone":
 
 # %%
-lab.show_source(transfer.Frozen, transfer.split, docstring=False)
+lab.show_source(transfer.Frozen, docstring=False)
+
+# %% [markdown]
+# The cut is one number, from "train everything" to "train the head alone". One line is left out.
+# Your function cuts a small network with batch normalization before its last layer. After an update
+# in training mode, the trunk has to be what it was.
+
+
+# %%
+def only_the_rest_learns(split):
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+    trunk, rest = split(nn.Sequential(*layers), 3)
+    before, both = lab.snapshot(trunk), nn.Sequential(trunk, rest).train()
+    cross_entropy(both(torch.randn(32, 4)), torch.arange(32) % 3).backward()
+    torch.optim.SGD(both.parameters(), lr=0.1).step()
+    return lab.prove({"before": [before], "after": [lab.snapshot(trunk)]}, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    transfer.split,
+    {
+        "return Frozen(nn.Sequential(*parts[:cut])), nn.Sequential(*parts[cut:])": (
+            "No weight learns, no statistics move, and train() changes neither."
+        ),
+        "return Frozen(nn.Sequential(*parts[cut:])), nn.Sequential(*parts[:cut])": (
+            "Exchanged: the head is frozen, and stands before the trunk."
+        ),
+        "return nn.Sequential(*parts[:cut]).eval(), nn.Sequential(*parts[cut:])": (
+            "Evaluation mode ends with the next train(), and the weights learn in either mode."
+        ),
+        "return nn.Sequential(*parts[:cut]).requires_grad_(False), nn.Sequential(*parts[cut:])": (
+            "No weight learns, but the running statistics of batch normalization still move."
+        ),
+    },
+    only_the_rest_learns,
+)
 
 # %%
 x, _ = experiment.pictures_of(base, pieces)

@@ -31,7 +31,7 @@ from statistics import fmean
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from accel_lab import clipping
 from accel_lab.experiments import clipping as experiment
@@ -257,7 +257,41 @@ lab.show_source(clipping.naive_clip_global_norm_, docstring=False)
 # GPU the program would have to wait for the norm before it can decide, so it multiplies by 1.
 
 # %%
-lab.show_source(clipping.clip_global_norm_, clipping.global_norm, docstring=False)
+lab.show_source(clipping.clip_global_norm_, docstring=False)
+
+# %% [markdown]
+# The norm itself, with one line left out. Yours is compared with PyTorch's, on three gradients of
+# different shapes:
+
+
+# %%
+def like_get_total_norm(global_norm):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (3, 4), (5,), (2, 2, 2)
+    three = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    ways = {"torch": get_total_norm(three), "yours": global_norm(three)}
+    return lab.prove({name: [{"norm": norm}] for name, norm in ways.items()}, steps=1)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    clipping.global_norm,
+    {
+        "return torch.linalg.vector_norm(torch.stack(norms), order)": (
+            "The norm of the norms: the root of the sum of all squares."
+        ),
+        "return torch.stack(norms).sum()": (
+            "Squares add up, norms do not: too large, and the more so the more tensors there are."
+        ),
+        "return torch.stack(norms).max()": (
+            "The largest tensor's norm: the others can make the whole much longer."
+        ),
+        "return torch.stack(norms).square().sum()": (
+            "The sum of all squares, without its root: twice the gradient has four times of it."
+        ),
+    },
+    like_get_total_norm,
+)
 
 # %% [markdown]
 # ### The longest step

@@ -24,6 +24,7 @@
 
 # %% jupyter={"source_hidden": true}
 import copy
+import math
 from contextlib import nullcontext
 from itertools import islice
 from statistics import fmean
@@ -324,7 +325,50 @@ lab.Sliders(window, power=range(-24, 25, 4))
 # halve the scale after an overflow, and skip that update. Double it after a long time without one.
 
 # %%
-lab.show_source(precision.LossScaler.step, precision.LossScaler.update, docstring=False)
+lab.show_source(precision.LossScaler.step, docstring=False)
+
+# %% [markdown]
+# How the scale changes is below, with one line left out. Your scale goes through twelve updates,
+# three of which overflow, beside that of PyTorch's `GradScaler`. Both double it after three good
+# updates in a row.
+
+
+# %%
+def like_grad_scaler(update):
+    mine = type("Mine", (precision.LossScaler,), {"update": update})(1024.0, interval=3)
+    torchs = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer, scales = torch.optim.SGD([weight], lr=0.0), {"torch": [], "yours": []}
+    for finite in map(bool, (1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1)):
+        torchs.scale(weight.sum())
+        weight.grad = torch.full_like(weight, 1.0 if finite else math.inf)
+        torchs.step(optimizer)
+        torchs.update()
+        mine.update(finite)
+        for name, scale in {"torch": torchs.get_scale(), "yours": mine.scale}.items():
+            scales[name].append({"scale": torch.tensor(scale)})
+    return lab.prove(scales, steps=12)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    precision.LossScaler.update,
+    {
+        "self.in_a_row = self.in_a_row + 1 if finite else 0": (
+            "An overflow begins the count anew."
+        ),
+        "self.in_a_row = self.in_a_row + finite": (
+            "An overflow does not begin the count anew: the scale is doubled too early after it."
+        ),
+        "self.in_a_row = self.in_a_row + 1": (
+            "Skipped updates count as good ones, and the count can jump over the interval."
+        ),
+        "self.in_a_row = 0 if finite else self.in_a_row + 1": (
+            "The overflows in a row are counted: the scale falls, and never rises."
+        ),
+    },
+    like_grad_scaler,
+)
 
 # %% [markdown]
 # Between the two, `unscale_` looks whether all gradients are finite. One sum per tensor is enough

@@ -174,11 +174,50 @@ lab.show_source(averaging.naive_ema_update)
 lab.show_source(averaging.Average.update, docstring=False)
 
 # %% [markdown]
-# The kinds of average differ in the share alone. `before` is the number of updates that are in the
-# average already:
+# The kinds of average differ in the share of the new weights alone. `before` is the number of
+# updates that are in the average already. In the plain mean all shares are equal:
 
 # %%
-lab.show_source(averaging.EMA.weight, averaging.SWA.weight)
+lab.show_source(averaging.SWA.weight)
+
+# %% [markdown]
+# An EMA can begin in three ways. **Debiased** is how Adam treats its own averages: begin at 0, and
+# divide by $1 - d^t$, which is what the shares of *t* updates add up to. One line is left out.
+# Yours is compared with Adam's way on six numbers:
+
+
+# %%
+def like_adams(weight, decay=0.9):
+    ema = averaging.EMA(torch.nn.Linear(1, 1), decay, start="debiased")
+    numbers = torch.rand(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    biased, mean, ways = 0.0, numbers[0], {"Adam's": [], "yours": []}
+    for before, number in enumerate(numbers):
+        biased = decay * biased + (1 - decay) * number
+        mean = torch.lerp(mean, number, weight(ema, before)) if before else number
+        ways["Adam's"].append({"mean": biased / (1 - decay ** (before + 1))})
+        ways["yours"].append({"mean": mean})
+    return lab.prove(ways, steps=6)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    averaging.EMA.weight,
+    {
+        "return (1 - self.decay) / (1 - self.decay ** (before + 1))": (
+            "With the new one there are before + 1 updates: divide by what their shares add up to."
+        ),
+        "return (1 - self.decay) / (1 - self.decay**before)": (
+            "One update too few: the second share is 1, so the second update replaces the first."
+        ),
+        "return (1 - self.decay) * (1 - self.decay ** (before + 1))": (
+            "Multiplied, not divided: the first updates get less than without the cure."
+        ),
+        "return 1 - self.decay ** (before + 1)": (
+            "What all shares add up to: it approaches 1, so late updates replace all before them."
+        ),
+    },
+    like_adams,
+)
 
 # %% [markdown]
 # ### Which updates are in it

@@ -165,7 +165,49 @@ print(f"activations {found['activation_bytes'] / MIB:5.2f} MiB")
 # last of them forget:
 
 # %%
-lab.show_source(memory.keep_all, memory.in_segments, docstring=False)
+lab.show_source(memory.keep_all, docstring=False)
+
+# %% [markdown]
+# One line of the second is left out. Yours has to reach the same gradients as the plain loop, and
+# keep less:
+
+
+# %%
+def the_same_from_less(in_segments):
+    torch.manual_seed(0)
+    chain = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(8)]
+    rows, model = torch.randn(5, 8), torch.nn.Sequential(*chain)
+    found, peaks = {}, {}
+    for name, run, how in ("plain", memory.keep_all, ()), ("yours", in_segments, (4,)):
+        model.zero_grad(set_to_none=False)
+        with lab.ActivationMeter(model, rows) as meter:
+            run(chain, rows, *how).sum().backward()
+        peaks[name] = meter.peak
+        zeros = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
+        got = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        found[name] = [zeros | got]
+    return peaks["yours"] < peaks["plain"] and lab.prove(found, steps=1, tolerance=1e-6)
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    memory.in_segments,
+    {
+        "x = recompute(nn.Sequential(*part), x, **options)": (
+            "Only what enters the segment is kept; backward computes the rest again."
+        ),
+        "x = keep_all(part, x)": (
+            "The right gradients, and nothing is forgotten: it keeps as much as the plain loop."
+        ),
+        "x = nn.Sequential(*part)(x).detach()": (
+            "Forgotten for good: no gradient reaches the blocks before the last segment."
+        ),
+        "x = recompute(nn.Sequential(*part), x.detach(), **options)": (
+            "Backward ends where a segment begins: only the last two segments learn."
+        ),
+    },
+    the_same_from_less,
+)
 
 # %% [markdown]
 # The last segment is kept, because its backward pass comes next: it would be computed again at

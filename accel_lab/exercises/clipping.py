@@ -604,8 +604,8 @@ is complete, and the same everywhere.
 Write `clip_sharded(piece, replicated, max_norm, all_reduce)`, which runs on every rank: limit the
 global norm of the **whole** gradient to `max_norm`, by changing `piece` and `replicated` in place,
 and return the norm before. The whole gradient is the pieces of all ranks, and `replicated` once.
-`all_reduce(tensor)` replaces a tensor by its sum over the ranks, in place, and returns nothing. Each
-rank may send **one number**. A piece may be empty.""",
+`all_reduce(tensor)` replaces a tensor by its sum over the ranks, in place, and returns nothing.
+Each rank may send **one number**. A piece may be empty.""",
     cases=clip_sharded_cases,
     deal=clip_sharded_deal,
     drive=clip_sharded_drive,

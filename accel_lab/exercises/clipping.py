@@ -404,6 +404,7 @@ CLIP_ONCE = "        scaler.unscale_(optimizer)\n        clip_grad_norm_(paramet
 ADVANCE, BACKWARD = "        schedule.step()\n", "            scaler.scale(loss).backward()\n"
 DIVIDED = "(parameters, max_norm / scaler.get_scale())"
 LIST = "list(model.parameters())"
+STEP = "        scaler.step(optimizer)\n        scaler.update()\n"
 PAST_THE_SCALER = "        clip_grad_norm_(parameters, max_norm * scaler.get_scale())\n"
 
 TRAIN_CLIPPED = Exercise(
@@ -456,8 +457,8 @@ divide again.""",
         Wrong(
             changed(
                 changed(train_clipped, CLIP_ONCE, PAST_THE_SCALER),
-                "scaler.step(optimizer)",
-                "optimizer.step()",
+                STEP,
+                "        optimizer.step()\n",
             ),
             "The steps are scale times too long: optimizer.step() takes the gradients as they are, "
             "and they still carry the scale. Call scaler.unscale_(optimizer) before you clip, and "

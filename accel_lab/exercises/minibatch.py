@@ -150,14 +150,10 @@ generator on, so the next epoch differs, and a seed repeats the whole training."
         ),
         Wrong(
             _shuffled_inside,
-            "Each batch holds neighbours in the data, and only their order within it is left to "
-            "chance. Where the data are sorted by class, a batch still holds one class: draw one "
-            "order of all samples, and cut that.",
-        ),
-        Wrong(
-            _batches_shuffled,
-            "The batches come in another order, and each of them holds neighbours in the data. "
-            "Draw one order of all samples, and cut that.",
+            "Each batch holds neighbours in the data: chance picks the order inside the batches, or "
+            "that of the batches. Where the data are sorted by class, a batch still holds one "
+            "class. Draw one order of all samples, and cut that.",
+            also=(_batches_shuffled,),
         ),
         Wrong.changed(
             epoch_batches,

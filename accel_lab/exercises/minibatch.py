@@ -150,7 +150,7 @@ generator on, so the next epoch differs, and a seed repeats the whole training."
         ),
         Wrong(
             _shuffled_inside,
-            "Each batch holds neighbours in the data: chance picks the order inside the batches, or "
+            "Each batch holds neighbours in the data: chance picks the order inside batches, or "
             "that of the batches. Where the data are sorted by class, a batch still holds one "
             "class. Draw one order of all samples, and cut that.",
             also=(_batches_shuffled,),

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterator
 from itertools import islice
+from math import isnan
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -106,9 +107,10 @@ def _run(steps: Generator[Step, None, None], options: argparse.Namespace) -> Non
     finally:
         steps.close()
     if seen and not options.jsonl:
-        speed = median(throughput for throughput, _ in seen[1:] or seen)
+        known = [speed for speed, _ in seen[1:] or seen if not isnan(speed)]
+        speed = f"median {median(known):,.0f} samples/s" if known else "too short for this clock"
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in seen[-1][1].items())
-        print(f"{len(seen)} updates, median {speed:,.0f} samples/s; at the end {metrics}")
+        print(f"{len(seen)} updates, {speed}; at the end {metrics}")
 
 
 def _end_on_sigterm() -> None:

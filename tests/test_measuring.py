@@ -278,11 +278,16 @@ def test_speeds_by_a_clock_with_coarse_ticks(monkeypatch, digits):
     for module in (comparison, roofs):
         monkeypatch.setattr(module, "perf_counter", lambda: round(time.perf_counter(), digits))
     assert 0 < roofs.fastest(lambda: None, 0.02) < math.inf
-    assert 0 < Step(0, 8, 0.0).throughput < math.inf
+
+
+def test_a_speed_is_left_out_where_the_clock_saw_no_time_pass():
+    assert math.isnan(Step(0, 8, 0.0).throughput)
     record = Record(Knobs(), "run")
-    record.add(Step(0, 8, 0.0))
-    record.close_window(0.0)
-    assert 0 < record.latest("throughput") < math.inf
+    for index, seconds in enumerate((0.0, 0.004, 0.0)):
+        record.add(Step(index, 8, seconds))
+        record.close_window(0.01 * index)
+    assert record.latest("throughput") == record.typical("throughput") == 2000
+    assert [list(one) for one in record.points("throughput")] == [[2], [2000]]
 
 
 def test_large_factors_are_written_in_people_s_digits():

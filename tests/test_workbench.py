@@ -385,6 +385,25 @@ def test_a_limit_holds_wherever_above_us_it_stands(tmp_path, monkeypatch, system
     assert granted.granted_memory(root) == 7000
 
 
+@pytest.mark.parametrize(
+    ("mounts", "quota", "used"),
+    [
+        (SECOND.format("/"), {"a/cpu.max": "50 100"}, {"a/cpu.stat": "usage_usec 7500000\nnr 3"}),
+        (
+            FIRST,
+            {"cpu/a/b/cpu.cfs_quota_us": "100", "cpu/a/b/cpu.cfs_period_us": "100"},
+            {"cpu/a/b/cpuacct.usage": "7500000000", "cpu/a/cpuacct.usage": "9900000000"},
+        ),
+    ],
+    ids=["the second version", "the first version"],
+)
+def test_what_all_took_of_the_quota_in_force_is_known(tmp_path, monkeypatch, mounts, quota, used):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: range(64), raising=False)
+    root = a_system(tmp_path, mounts, quota | used)
+    assert granted.used_of_quota(root) == 7.5
+    assert granted.used_of_quota(a_system(tmp_path / "none", mounts, used)) is None
+
+
 def test_without_a_limit_all_that_we_are_not_kept_from_is_usable(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: range(3), raising=False)
     beside = {"c/memory.max": "7000", "c/cpu.max": "100 100", "a/b/cpu.max": "max 100"}

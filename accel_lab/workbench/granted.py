@@ -21,16 +21,40 @@ def usable_cores(root: Path = ROOT) -> int:
     """What this process may use: neither those that it is kept from, nor more than its container
     grants.
     """
+    return max(1, min([len(own_cores()), *_quotas(root).values()]))
+
+
+def own_cores() -> list[int]:
+    """The numbers of the cores that this process is not kept from."""
     this = psutil.Process()
-    pinned = len(this.cpu_affinity()) if hasattr(this, "cpu_affinity") else os.cpu_count() or 1
-    quotas = []
+    kept_to = this.cpu_affinity() if hasattr(this, "cpu_affinity") else None
+    return list(kept_to or range(os.cpu_count() or 1))
+
+
+def used_of_quota(root: Path = ROOT) -> float | None:
+    """Seconds of CPU that all programs together took of the quota that is in force, since the
+    container began; None without a quota.
+    """
+    quotas = _quotas(root)
+    if not quotas or min(quotas.values()) > len(own_cores()):
+        return None
+    for line in _text(min(quotas, key=quotas.__getitem__) / "cpu.stat").splitlines():
+        if line.startswith("usage_usec "):
+            return int(line.split()[1]) / 1e6
+    first_version = (_text(group / "cpuacct.usage") for group in _groups(root, "cpuacct"))
+    return next((int(text) / 1e9 for text in first_version if text.isdigit()), None)
+
+
+def _quotas(root: Path) -> dict[Path, int]:
+    """Groups that have a quota → cores of it."""
+    quotas = {}
     for group in _groups(root, "cpu"):
         both = _text(group / "cpu.max")
         both = both or " ".join(_text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         match both.split():  # microseconds of work in so many; "max" and -1 are no limit
             case [quota, period] if quota.isdigit() and int(period):
-                quotas.append(ceil(int(quota) / int(period)))
-    return max(1, min([pinned, *quotas]))
+                quotas[group] = ceil(int(quota) / int(period))
+    return quotas
 
 
 def granted_memory(root: Path = ROOT) -> int | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-
-TICK = 1e-7  # seconds: what a coarse clock calls no time took some
+from math import nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,8 @@ class Step:
 
     @property
     def throughput(self) -> float:
-        """samples per second of this update."""
-        return self.samples / max(TICK, self.seconds)
+        """samples per second of this update; NaN where a coarse clock saw no time pass."""
+        return self.samples / self.seconds if self.seconds else nan
 
     def to_json(self) -> str:
         """One JSON line, as ``python -m accel_lab run TECHNIQUE --jsonl`` prints it."""

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.step import TICK, Span, Step
+from accel_lab.workbench.step import Span, Step
 
 # How several steps become one number. The mean suits a loss, a count, a switch that is 0 or 1. The
 # mean of ratios favours their outliers, so a ratio or a speed takes the median. An error takes the
@@ -27,7 +27,7 @@ class Record:
 
     A metric may be there at every step, at some, or only later: its series holds NaN for each
     window that lacks it, and all series are as long as ``seconds``. ``throughput`` (samples over
-    seconds, of the window as a whole) is always there. ``of``, ``points``, ``latest`` and
+    seconds, of the window as a whole) is there unless the clock was too coarse for it. ``of``, ``points``, ``latest`` and
     ``typical`` read a metric; ``bins`` counts all of its values.
     """
 
@@ -75,7 +75,8 @@ class Record:
         for name in dict.fromkeys(("throughput", *self.series, *measured)):
             values, at = measured.get(name, []), middle
             if name == "throughput":
-                values = [sum(s.samples for s in steps) / max(TICK, sum(s.seconds for s in steps))]
+                lasted = sum(step.seconds for step in steps)  # 0: a coarse clock saw no time pass
+                values = [sum(step.samples for step in steps) / lasted] if lasted else []
             elif values:
                 own = (s.index for s in steps if not isnan(s.metrics.get(name, nan)))
                 at = fmean(own) + 1.0

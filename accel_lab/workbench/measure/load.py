@@ -11,10 +11,11 @@ import contextlib
 import os
 from collections.abc import Generator
 from time import monotonic
+from typing import Any
 
 import psutil
 
-from accel_lab.workbench.granted import usable_cores
+from accel_lab.workbench.granted import own_cores, usable_cores, used_of_quota
 from accel_lab.workbench.measure.quiet import make_quiet
 from accel_lab.workbench.watched import kernel
 
@@ -24,24 +25,23 @@ _of_cells: dict[str, tuple[int, float]] = {}  # cell → its last execution, the
 
 
 class Load:
-    """From when it is made: ``others`` is the share of all cores, 0…1, that other programs took."""
+    """From when it is made: ``others`` is the share, 0…1, that other programs took of the cores that
+    we may use. In a container with a quota these are the programs that share it.
+    """
 
     def __init__(self) -> None:
         self._start, self._used = monotonic(), _used()
 
     @property
     def others(self) -> float:
-        """0 where it cannot be known: too soon to tell, or a container that has a part of a machine
-        and sees the use of all of it.
-        """
+        """0 while it is too soon to tell."""
         seconds = monotonic() - self._start
-        cores = psutil.cpu_count() or 1
-        if seconds < LEAST_SECONDS or usable_cores() < cores:
+        if seconds < LEAST_SECONDS:
             return 0.0
         by_all, by_us = (now - then for now, then in zip(_used(), self._used, strict=True))
         # Who lets programs run side by side knows it, and leaves a core to each.
         expected = int(os.environ.get("ACCEL_LAB_BESIDE", "0"))
-        return min(1.0, max(0.0, ((by_all - by_us) / seconds - expected) / cores))
+        return min(1.0, max(0.0, ((by_all - by_us) / seconds - expected) / usable_cores()))
 
 
 @contextlib.contextmanager
@@ -79,16 +79,22 @@ def busy_words(others: float) -> str:
 
 
 def _used() -> tuple[float, float]:
-    """Seconds of CPU since the system started: of all programs, and of this one with all that it
-    has started, ended ones too.
+    """Seconds of CPU since some time in the past: of all programs on the cores that we may use, and
+    of this one with all that it has started, ended ones too.
     """
-    times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    # guest time is counted in user time already
-    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
     ours = 0.0
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
         with contextlib.suppress(psutil.Error):
             ours += sum(process.cpu_times()[:4])
-    return sum(times) - idle - guests, ours
+    by_all = used_of_quota()
+    if by_all is None:
+        every = psutil.cpu_times(percpu=True)
+        by_all = sum(_busy(every[core]) for core in own_cores() if core < len(every))
+    return by_all, ours
+
+
+def _busy(times: Any) -> float:
+    """Of a core's times, those in which it worked; guest time is counted in user time already."""
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - guests

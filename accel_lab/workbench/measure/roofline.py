@@ -27,12 +27,12 @@ from torch import Tensor
 
 from accel_lab.workbench.device import threads
 from accel_lab.workbench.measure.comparison import enough_calls, reading
-from accel_lab.workbench.step import TICK
 
 SIZES = tuple(2**power for power in range(18, 28))  # bytes moved: 256 KiB … 128 MiB
 # Rows and columns of the product that shows the FLOP/s: enough work, and short enough to escape
 # interruptions; a GPU has more to fill.
 MATRIX, MATRIX_OF_A_GPU = 512, 4096
+TICK = 1e-7  # seconds: what a coarse clock calls no time took some
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,11 @@ panel
 # %% [markdown]
 # What to look for:
 #
-# - The dots for the rows lie on the line, which is computed from the counts of the words alone.
-#   Read off how small the share is at a large vocabulary.
+# - Your dot for the rows lies on the line, which is computed from the counts of the words alone.
+#   Read off how small the share is at a large vocabulary. (It is the line of the batch size and the
+#   cleaning that are set now. Former dots of others lie beside it.)
 # - The time of *dense Adam* follows the vocabulary. The time of *rows* follows the batch.
-# - *Dense Adam* ran for two seconds. Look where its accuracy curve ends: in equal time, the slower
+# - *Dense Adam* ran for a moment only. Look where its accuracy curve ends: in equal time, the slower
 #   rule makes fewer updates. The two rules also differ: part 5 shows how.
 
 # %% [markdown]

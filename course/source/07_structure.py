@@ -136,6 +136,7 @@ panel
 #
 # - The weights stay the same, and so do gradients and optimizer. The activations grow with depth.
 # - The dashed curve was there before the dots: one wide layer, plus the calls of each further one.
+#   It foresees the time without dropout, and the mark at the bars the memory without it.
 # - Without residual connections, very deep networks may stay at 10 %, which is chance. With them,
 #   16 layers learn, but 64 may still not; part 6 looks for the reason.
 # - *mask* and *cut* leave out the same share of units. Which one takes less time? Is it the same

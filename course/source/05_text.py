@@ -128,8 +128,8 @@ panel
 #   Read off how small the share is at a large vocabulary. (It is the line of the batch size and the
 #   cleaning that are set now. Former dots of others lie beside it.)
 # - The time of *dense Adam* follows the vocabulary. The time of *rows* follows the batch.
-# - *Dense Adam* ran for a moment only. Look where its accuracy curve ends: in equal time, the slower
-#   rule makes fewer updates. The two rules also differ: part 5 shows how.
+# - *Dense Adam* ran for a moment only. Look where its accuracy curve ends: in equal time, the
+#   slower rule makes fewer updates. The two rules also differ: part 5 shows how.
 
 # %% [markdown]
 # ## 4. Build

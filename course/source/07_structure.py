@@ -200,7 +200,7 @@ lab.MissingLine(
     structure.masked_dropout,
     {
         "return h * mask / (1 - p)": (
-            "A unit stays with probability 1 − p, and what stays is divided by that: the mean stays."
+            "A unit stays with probability 1 − p; what stays is divided by that, so the mean stays."
         ),
         "return h * mask": (
             "The mean falls to 1 − p of it: at inference the next layer sees more than in training."

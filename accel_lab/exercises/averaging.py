@@ -251,6 +251,27 @@ def _as_found(model, optimizer, batches, decay, x):
     return answers
 
 
+def _averages_too_soon(model, optimizer, batches, decay, x):
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    answers = []
+    for micro_batches in batches:
+        optimizer.zero_grad()
+        for inputs, y in micro_batches:
+            with torch.no_grad():
+                for mean, now in pairs:
+                    if mean.is_floating_point():
+                        mean.lerp_(now, 1 - decay)
+                    else:
+                        mean.copy_(now)
+            loss = cross_entropy(model(inputs), y) / len(micro_batches)
+            loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            answers.append(average(x))
+    return answers
+
+
 _STEP_AFTER = changed(
     changed(train_averaged, "        optimizer.step()\n", ""),
     "            answers.append(average(x))\n",
@@ -303,6 +324,18 @@ training, so nothing has to be loaded back.""",
             "in pairs * len(micro_batches):",
             "The average is updated once per micro-batch, so its window spans fewer updates. "
             "Take the weights in once, after the optimizer's step.",
+        ),
+        Wrong(
+            _averages_too_soon,
+            "The average is updated before each micro-batch: as often as there are micro-batches, "
+            "and with the weights before the step. Take them in once, after optimizer.step().",
+        ),
+        Wrong.changed(
+            train_averaged,
+            "mean.lerp_(now, 1 - decay)",
+            "mean = mean.lerp(now, 1 - decay)",
+            "The average stays as it was at the start: `mean = …` gives a new tensor that name, "
+            "and leaves the average's own alone. Write into it, as with `mean.copy_(…)`.",
         ),
         Wrong.changed(
             train_averaged,

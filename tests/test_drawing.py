@@ -463,12 +463,12 @@ def test_distributions_are_outlines_on_one_logarithmic_axis():
 
 
 def test_operations_stand_below_the_roof_with_their_batch_sizes():
-    limits = Roofline(((1_000, 4e9), (100_000, 1e9)), flops_per_second=8e9, call_seconds=1e-6)
+    limits = Roofline(((2**18, 4e9), (2**27, 1e9)), flops_per_second=8e9, call_seconds=1e-6)
     _, (one,) = figure.axes()
     figure.draw_roofline(one, limits, {"matmul": {1: (0.5, 4e8), 16: (8.0, 8e9)}})
     assert [line.get_label() for line in one.lines] == [
-        "roof, from cache",
-        "roof, from memory",
+        "roof, moving 0.25 MiB",
+        "roof, moving 128 MiB",
         "matmul",
     ]
     assert max(one.lines[1].get_ydata()) == 8
@@ -588,3 +588,10 @@ def test_a_prediction_is_of_the_run_at_hand_or_of_the_one_that_would_begin(runs)
         assert set(one[0].lines[0].get_ydata()) == {1.0 + rate}
         live.keep(shown)
         assert set(live._formula.y) == {1.0 + rate}
+
+
+def test_names_that_begin_alike_stay_apart_when_they_are_cut():
+    begin = "micro batches 8, batch size 512, learning rate "
+    assert look.in_short("student alone", 28) == "student alone"
+    cut = [look.in_short(begin + rate, 28) for rate in ("0.1", "0.02")]
+    assert cut == ["micro batche … ning rate 0.1", "micro batche … ing rate 0.02"]

@@ -84,6 +84,14 @@ def counted(many: float, what: str) -> str:
     return f"{many:,.0f} {what}" if many == 1 else f"{many:,.0f} {what}s"
 
 
+def in_short(text: str, most: int) -> str:
+    """Cut to at most so many letters, in the middle: names of runs that begin alike end apart."""
+    if len(text) <= most:
+        return text
+    head = (most - 3) // 2
+    return f"{text[:head].rstrip()} … {text[head - most + 3 :].lstrip()}"
+
+
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 LIMIT = {

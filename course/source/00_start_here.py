@@ -122,7 +122,9 @@ lab.Machine()
 #
 # You can stop anywhere and come back. If something hangs, *Kernel → Restart and Run All* begins
 # anew. Nothing is downloaded; what is written are your guesses, points and speed log, in your home
-# directory.
+# directory. (A page that is loaded anew before all cells of a chapter were run shows the picture of
+# a panel: run its cell again.)
+#
 # Open one chapter at a time if memory is short, and shut its kernel down when you leave it.
 
 # %% [markdown]

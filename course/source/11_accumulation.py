@@ -110,7 +110,7 @@ panel = lab.Panel(
         lab.Timeline(),
     ],
     controls=["batch_size", "micro_batches", "learning_rate"],
-    baselines={"full batch": {"micro_batches": 1}},
+    baselines={"the full batch": {"micro_batches": 1}},
     headline=lab.Headline("activation_bytes", "activations"),
     tour=[base.turned(micro_batches=min(64, base.batch_size)), base.turned(micro_batches=8)],
 )

@@ -114,7 +114,7 @@ panel = lab.Panel(
     base,
     [accuracy, gain_over_window, merged, lab.Curve("throughput", "samples/s")],
     controls=["average", "window", "learning_rate", "second_model"],
-    baselines={"last weights": {"average": "none", "second_model": "none"}},
+    baselines={"the last weights": {"average": "none", "second_model": "none"}},
     headline=lab.Headline("accuracy", "test accuracy", points=True),
     tour=[
         base.turned(window=5),

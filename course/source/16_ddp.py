@@ -504,7 +504,7 @@ def draw_race(over_one, over_threads, label):
     """Below the line, two ranks are faster."""
     picture, (axes,) = lab.figure.axes(8, 3.4)
     lab.figure.powers_of_two(axes, label, over_one)
-    ylabel, one = "time of an update, ×", {"color": lab.figure.ORANGE, "style": "--s"}
+    ylabel, one = "time on two ranks, ×", {"color": lab.figure.ORANGE, "style": "--s"}
     lab.figure.draw_ratios(axes, over_one, ylabel, label="two ranks over one thread", **one)
     lab.figure.draw_ratios(axes, over_threads, label="two ranks over two threads", style="-o")
     return picture, axes

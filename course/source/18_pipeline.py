@@ -632,11 +632,11 @@ guess_eight.against(ratios[8 if 8 in ratios else counts[-1]])
 # learning rate is lower and the network narrower than above.)
 #
 # Leave **micro batches** at 2 or more: with one there is nothing to divide by, and no order to mix
-# up. *Two schedules* needs patience: a rank waits half a minute for a message before it gives up.
+# up. After *two schedules* the ranks wait for a message for some seconds before they give up.
 
 # %% jupyter={"source_hidden": true}
 slow = max(1e-4, base.learning_rate / 10)  # or some mistakes would end the run at once
-broken = base.turned(twin=True, learning_rate=slow, width=min(base.width, 256))
+broken = base.turned(twin=True, learning_rate=slow, width=min(base.width, 256), timeout=8.0)
 charts = [
     lab.Curve("update_error", "error of the update", over="updates", log=(1e-8, 1e2)),
     lab.Curve("bubble_measured", "bubble, % of all ranks' time", scale=100),

@@ -100,7 +100,7 @@ panel = lab.Panel(
         lab.Curve("loss", "loss", over="updates"),
     ],
     controls=["temperature", "soft_share", "samples"],
-    baselines={"student alone": {"soft_share": 0.0}},
+    baselines={"the student alone": {"soft_share": 0.0}},
     headline=lab.Headline("accuracy", "test accuracy", points=True),
     tour=[base.turned(temperature=1.0), base],
     seconds=1.0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from accel_lab.workbench.knobs import Dial
-from accel_lab.workbench.look import LIMIT, number
+from accel_lab.workbench.look import LIMIT, in_short, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,7 +231,7 @@ def label_dots(axes: Axes, dots: Sequence[tuple[float, float, str, str]]) -> Non
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     height = max(0.5, axes.bbox.height / axes.figure.dpi)
-    texts = [textwrap.shorten(text, 30, placeholder=" …") for *_, text, _ in dots]
+    texts = [in_short(text, 30) for *_, text, _ in dots]
     heights = [0.14 / height] * len(texts)
     places = [to_axes.transform((x, y)) for x, y, *_ in dots]
     ups = apart([up for _, up in places], heights)

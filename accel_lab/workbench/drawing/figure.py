@@ -255,12 +255,10 @@ def draw_roofline(
     for each, with its batch sizes beside the marks.
     """
     across = np.geomspace(10**-1.5, 10**2.5, 100)
-    for where, speed, style in (
-        ("cache", limits.bandwidth[0][1], ":"),
-        ("memory", limits.bytes_per_second, "-"),
-    ):
+    for (size, speed), style in zip((limits.bandwidth[0], limits.bandwidth[-1]), ":-", strict=True):
         roof = np.minimum(across * speed, limits.flops_per_second) / 1e9
-        one.plot(across, roof, **LIMIT | {"linestyle": style}, label=f"roof, from {where}")
+        label = f"roof, moving {size / 2**20:g} MiB"
+        one.plot(across, roof, **LIMIT | {"linestyle": style}, label=label)
     styles = zip(cycle(STYLES), cycle("osD^v"), cycle((1, -1)))
     for (name, line), ((color, _), mark, side) in zip(points.items(), styles, strict=False):
         marks = [(intensity, speed / 1e9) for intensity, speed in line.values()]

@@ -27,8 +27,8 @@ class Record:
 
     A metric may be there at every step, at some, or only later: its series holds NaN for each
     window that lacks it, and all series are as long as ``seconds``. ``throughput`` (samples over
-    seconds, of the window as a whole) is there unless the clock was too coarse for it. ``of``, ``points``, ``latest`` and
-    ``typical`` read a metric; ``bins`` counts all of its values.
+    seconds, of the window as a whole) is there unless the clock was too coarse for it. ``of``,
+    ``points``, ``latest`` and ``typical`` read a metric; ``bins`` counts all of its values.
     """
 
     knobs: Knobs

@@ -25,8 +25,8 @@ _of_cells: dict[str, tuple[int, float]] = {}  # cell → its last execution, the
 
 
 class Load:
-    """From when it is made: ``others`` is the share, 0…1, that other programs took of the cores that
-    we may use. In a container with a quota these are the programs that share it.
+    """From when it is made: ``others`` is the share, 0…1, that other programs took of the cores
+    that we may use. In a container with a quota these are the programs that share it.
     """
 
     def __init__(self) -> None:

@@ -270,8 +270,9 @@ def _button(text: str, icon: str, tooltip: str, **more: object) -> w.Button:
 
 
 def _progress(record: Record) -> str:
-    speed = f"<b>{record.latest('throughput'):,.0f} samples/s</b>"
-    return f"update {record.updates[-1]:,.0f} · {speed}"
+    speed = record.latest("throughput")  # None until a coarse clock has seen time pass
+    said = f" · <b>{speed:,.0f} samples/s</b>" if speed is not None else ""
+    return f"update {record.updates[-1]:,.0f}{said}"
 
 
 def _legend_entry(text: str, color: str, style: str) -> str:

@@ -67,7 +67,8 @@ class Prediction:
         self._slider.observe(self._moved, "value")
         self._button.on_click(lambda _: self._commit())
         parts = [self._slider, self._button, self._note]
-        title = w.HTML(f"{STYLE}<b>{escape(self.question)}</b>")
+        reach = f"{in_unit(low, self.unit)} to {in_unit(high, self.unit)}"
+        title = w.HTML(f"{STYLE}<b>{escape(self.question)}</b> <small>({escape(reach)})</small>")
         self.box = w.VBox([title, w.HBox(parts, layout={"flex_flow": "row wrap"})])
         self.box.add_class("accel-ask")
         self._show()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 import bqplot as bq
 import numpy as np
 
@@ -12,7 +10,7 @@ from accel_lab.workbench.drawing.chart import MOST_CURVES, Runs
 from accel_lab.workbench.drawing.curve import Curve
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import BLUE, GREY
+from accel_lab.workbench.look import BLUE, GREY, in_short
 from accel_lab.workbench.panel.live.frame import (
     DASHES,
     INK,
@@ -61,7 +59,7 @@ class LiveCurve:
             kept[0].append(xs[-1:])
             kept[1].append(np.array(self._chart.reach(ys)))
             ys = self._front_of(ys)
-            name = shorten(record.label, 28, placeholder=" …")
+            name = in_short(record.label, 28)
             self._ends.append((xs[-1], ys[-1], name, color))
             line, points = self._line(color, style, 1.6), self._points(color)
             _put(line, xs, ys)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import bqplot as bq
 
 from accel_lab.workbench.drawing.axis import apart
@@ -11,7 +9,7 @@ from accel_lab.workbench.drawing.chart import Runs, Styled
 from accel_lab.workbench.drawing.pareto import Dot, Pareto
 from accel_lab.workbench.drawing.record import Record
 from accel_lab.workbench.knobs import Knobs
-from accel_lab.workbench.look import BLUE, GREY
+from accel_lab.workbench.look import BLUE, GREY, in_short
 from accel_lab.workbench.panel.live.frame import (
     LIMIT,
     FittedAxis,
@@ -71,7 +69,7 @@ class LivePareto:
         ups = apart([share(self._up.scale, dot.y) for dot in named], [0.075] * len(named))
         sides: dict[bool, list[tuple[float, float, str]]] = {True: [], False: []}
         for dot, up in zip(named, ups, strict=True):
-            text = textwrap.shorten(dot.run.record.label, 30, placeholder=" …")
+            text = in_short(dot.run.record.label, 30)
             across = share(self._across.scale, dot.x)
             sides[across < 0.5].append((dot.x, value_at(self._up.scale, up), text))
         say_at(self._right, sides[True])

@@ -430,6 +430,12 @@ def compensated_step(weight, rest, update):
     rest.copy_(exact - weight.float())
 
 
+def _adds_the_rest_in_16_bits(weight, rest, update):
+    total = weight + rest + update  # the first + rounds to bfloat16, and the rest is gone
+    weight.copy_(total)
+    rest.copy_(total - weight.float())
+
+
 def _in_16_bits(weight, rest, update):
     exact = weight + (rest + update.to(weight.dtype))
     rest.copy_(exact - weight)
@@ -465,8 +471,10 @@ its own bfloat16 number describes it well; the next update begins with it.""",
             compensated_step,
             " + rest.float()",
             "",
-            "`rest` is computed and never given back: small updates vanish as before. Add it to "
-            "the weight before you round.",
+            "`rest` never comes back, so small updates vanish as before: either it is not added, "
+            "or it is added to a bfloat16 weight, where it is rounded away. Cast the weight to "
+            "float32, then add `rest` and `update`.",
+            also=(_adds_the_rest_in_16_bits,),
         ),
         Wrong.changed(
             compensated_step,

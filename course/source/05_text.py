@@ -432,7 +432,7 @@ against_dense, against_fused, against_sparse = (
 print(f"{largest:,} rows:", against_dense, against_fused, against_sparse, sep="\n")
 absent, saved = 1 - shares[largest], 1 - against_dense.ratio
 print(f"{absent:.1%} of the rows are not in the batch; leaving them alone", end=" ")
-print(f"saves {saved:.0%} of dense Adam's time" if saved > 0 else "saves nothing here")
+print(f"saved {saved:.0%} of dense Adam's time here" if saved > 0 else "saved nothing here")
 
 # %%
 guess_update.against(against_dense.ratio)

@@ -394,10 +394,10 @@ print(lab.prove({name: lab.trajectory(fresh, sgd, way, batches) for name, way in
 # %% [markdown]
 # ## 6. Measure
 #
-# ### One bad batch, five seeds
+# ### One bad batch, over seeds
 #
-# One run proves little. So five seeds, with other weights and another order of the data, 300
-# updates each: without clipping, and with each rule at a limit that clips.
+# One run proves little. So five seeds (fewer in a quick look), each with other weights and another
+# order of the data, 300 updates each: without clipping, and with each rule at a limit that clips.
 
 # %%
 limits = {"none": base.limit, "value": 0.01, "each norm": 1.0, "global norm": 1.0}
@@ -446,7 +446,7 @@ print(f"{max(rises[rule] for rule in clipped):.2f} × the loss before the batch"
 # At the bad batch itself the loss is high, clipped or not: the pixels are what they are.
 #
 # How deadly the batch is depends on the knobs. And a limit of 1, right for a norm, is far too high
-# for a single number. Two seeds each:
+# for a single number. The test accuracy, a column for each seed:
 
 # %%
 milder = {
@@ -654,7 +654,7 @@ print(f"norm {spoilt:.0f}, weights kept: {kept}")
 #
 # Adam divides the gradient by its own usual size. Multiply all gradients by a factor, and Adam's
 # steps stay the same. So what is a limit worth that clips *every* update? First without a bad
-# batch, then with one. The means of two seeds, 200 updates:
+# batch, then with one. The mean loss over the seeds, 200 updates:
 
 # %%
 adam = base.turned(optimizer="adam", learning_rate=1e-3)
@@ -699,8 +699,8 @@ else:
 # ### SGD that always clips
 #
 # When every update is clipped, the size of the gradient is gone: each gradient enters the step with
-# the length *learning rate × limit*, and only this product counts. No bad batch this time; two
-# seeds each:
+# the length *learning rate × limit*, and only this product counts. No bad batch this time.
+# One number for each seed:
 
 # %%
 ways_of_sgd = {
@@ -728,7 +728,7 @@ print(f"{one / none:.2f} × the loss without clipping")
 # The second sentence from the start. For this network, and without a bad batch, the last line above
 # answers it. The sentence comes from recurrent networks, where gradients multiply through many
 # steps. This one reads a digit row by row. Each learning rate, without clipping and with a limit of
-# 0.25, two seeds:
+# 0.25, over the seeds:
 
 # %%
 rates, two = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), lab.some_seeds(2)

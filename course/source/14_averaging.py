@@ -392,8 +392,8 @@ proof
 # ### One run
 #
 # A single accuracy proves little: the last weights zigzag by several points, and a lucky one may
-# lie at the top. So we compare with the **mean of the last fifty updates**, over five seeds. All
-# averages watch the same runs.
+# lie at the top. So we compare with the **mean of the last fifty updates**, over five seeds (fewer in a quick
+# look). All averages watch the same runs.
 
 # %%
 kinds = {"EMA": base, "SWA of the second half": base.turned(average="SWA")}
@@ -490,8 +490,8 @@ print(
 # %% [markdown]
 # ### Two runs
 #
-# Now the mean of two models that were trained separately. For each of five seeds there are three
-# models: the first one; one with the **same start**, which saw the digits in another order; and one
+# Now the mean of two models that were trained separately. For each seed there are three models:
+# the first one; one with the **same start**, which saw the digits in another order; and one
 # with another **start**. The curve shows the accuracy on the straight line from the first model
 # (left) to the second one (right).
 
@@ -666,7 +666,7 @@ lab.show_source(averaging.fresh_statistics, docstring=False)
 # ### A learning rate that falls
 #
 # Averaging removes the shaking. So does a falling learning rate: at its end the steps are small,
-# and the weights settle by themselves. The same five runs with a *cosine* schedule, from the same
+# and the weights settle by themselves. The same runs with a *cosine* schedule, from the same
 # rate down to zero:
 
 # %%

@@ -392,8 +392,8 @@ proof
 # ### One run
 #
 # A single accuracy proves little: the last weights zigzag by several points, and a lucky one may
-# lie at the top. So we compare with the **mean of the last fifty updates**, over five seeds (fewer in a quick
-# look). All averages watch the same runs.
+# lie at the top. So we compare with the **mean of the last fifty updates**, over five seeds (fewer
+# in a quick look). All averages watch the same runs.
 
 # %%
 kinds = {"EMA": base, "SWA of the second half": base.turned(average="SWA")}

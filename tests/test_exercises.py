@@ -25,6 +25,7 @@ from accel_lab.exercises import LessMemory, Wrong, changed
 from accel_lab.grading import hints, worked
 from accel_lab.grading.difference import difference
 from accel_lab.grading.exchange import on_threads
+from accel_lab.grading.failure import Failure
 from accel_lab.grading.judging import NOT_ATTEMPTED, judge
 from accel_lab.grading.lookup import exercises, find
 from accel_lab.grading.practice import Practice, _marked_up, check
@@ -391,14 +392,34 @@ def test_what_misses_the_target_is_refused_by_its_hint(exercise, answer):
     ids=lambda exercise: exercise.name,
 )
 def test_a_limit_of_memory_is_far_from_right_and_from_wrong(exercise):
-    """So that no luck decides."""
+    """So that no luck decides: three times on either side, and a little of that for luck here."""
+    target, far = exercise.target, 2.5
     for answer, factor in (
-        (exercise.reference, 0.85),
-        *((answer, 1.25) for answer in exercise.target.refuses.answers),
+        (exercise.reference, 1 / far),
+        *((answer, far) for answer in target.refuses.answers),
     ):
-        target = replace(exercise.target, bytes=int(exercise.target.bytes * factor))
-        verdict = judge(replace(exercise, target=target), Here(answer), 1)
-        assert bool(verdict.points) == (answer is exercise.reference)
+        moved = replace(target, bytes=int(target.bytes * factor))
+        verdict = judge(replace(exercise, target=moved), Here(answer), 1)
+        assert bool(verdict.points) == (answer is exercise.reference), verdict
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_room_that_was_free_before_is_not_taken_for_the_answers_memory():
+    """What the kernel has freed leaves gaps, and a block that lies in one would stay when freed."""
+    exercise = find("normalize_into")
+    case = next(exercise.cases(random.Random(0)))
+    sizes = range(300_000, 700_000, 10_000)  # floats
+
+    def answer(x, mean, deviation, out):
+        for size in sizes:
+            torch.ones(size)
+
+    Here(answer).ask(exercise, case, 1 << 30)  # what is allocated from now on lies in the heap
+    lie = [(torch.ones(size), torch.ones(30_000)) for size in sizes]
+    between = [small for _, small in lie]
+    del lie
+    assert not isinstance(Here(answer).ask(exercise, case, 8 << 20), Failure)
+    assert len(between) == len(sizes)
 
 
 UPDATED_ROWS = "table.index_copy(0, present, rows - lr * (sums + decay * rows))"

@@ -81,8 +81,8 @@ class Wrong:
 class LessMemory:
     """A target: one larger case within so many bytes, beyond what is there when it is asked.
 
-    bytes: so far from what the reference takes, and from what ``refuses`` does, that luck decides
-    nothing.
+    bytes: three times what the reference takes, or more, and a third of what each answer of
+    ``refuses`` takes, or less, so that luck decides nothing.
     """
 
     case: Callable[[random.Random], Case]

@@ -14,7 +14,7 @@ from accel_lab.exercises import Case, Exercise, LessMemory, Wrong, changed
 from accel_lab.exercises._data import normal, whole
 
 CLASSES, WIDTH, LENGTH, PADDING = 5, 6, 7, -100
-MANY, WIDE = 48, 10  # micro-batches and classes of a target's case: their logits outweigh the data
+MANY, WIDE = 64, 10  # micro-batches and classes of a target's case: their logits outweigh the data
 
 # ---- build: padded sequences ----
 
@@ -118,7 +118,7 @@ Write `token_update(model, optimizer, micro_batches)`: make one update from that
 micro-batch in memory at a time, and return the loss. `micro_batches` is a list of pairs: x of shape
 [n_i, length, width] and y of shape [n_i, length]; `model(x)` has the shape [n_i, length, classes].
 Flatten both for `cross_entropy`: `model(x).flatten(0, 1)` and `y.flatten()`.
-A micro-batch may be all padding; the whole batch never is. On a batch of 48 large micro-batches you
+A micro-batch may be all padding; the whole batch never is. On a batch of 64 large micro-batches you
 have 20 MB beyond the batch itself; the system counts them.""",
     cases=token_update_cases,
     drive=token_update_drive,
@@ -296,7 +296,7 @@ changing what it takes and returns.
 
 `loader` is a list of micro-batches (x, y), all of one size except that the last one may be shorter.
 Each update is to use `accumulate` micro-batches and the mean loss over **their samples**; what is
-left at the end makes one smaller update. Return the number of updates. With 48 large micro-batches
+left at the end makes one smaller update. Return the number of updates. With 64 large micro-batches
 to an update you have 20 MB beyond the data; the system counts them.""",
     cases=train_epoch_cases,
     drive=train_epoch_drive,

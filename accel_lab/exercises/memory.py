@@ -35,9 +35,9 @@ def recompute_with_cases(rng: random.Random) -> Iterator[Case]:
 
 def recompute_with_large(rng: random.Random) -> Case:
     return {
-        "x": normal(rng, 4096, 64),
-        "context": normal(rng, 4096, 64),
-        "segments": [[normal(rng, 64, 64) / 8 for _ in range(6)] for _ in range(20)],
+        "x": normal(rng, 2048, 64),
+        "context": normal(rng, 2048, 64),
+        "segments": [[normal(rng, 64, 64) / 8 for _ in range(8)] for _ in range(24)],
         "x learns": True,
         "context learns": False,
         "seed": 0,
@@ -163,7 +163,7 @@ All gradients must be those of `run(x, context)`: of x and of context where they
 run's parameters always, even where neither input needs a gradient. `run` draws random numbers
 (a dropout mask) and has a running statistic, a buffer: the mask must be the same in both passes,
 the statistic is updated once, and the random numbers that come afterwards are those that would have
-come without you. On a chain of 20 large segments you have 160 MB; the system counts them.""",
+come without you. On a chain of 24 large segments you have 100 MB; the system counts them.""",
     cases=recompute_with_cases,
     drive=recompute_with_drive,
     reference=recompute_with,
@@ -224,7 +224,7 @@ afterwards; and on copies of the buffers, so that the second run updates no stat
             "segments before it learn nothing. Return the gradient of x, and of context.",
         ),
     ),
-    target=LessMemory(recompute_with_large, 160 << 20, KEEPS_THE_GRAPH),
+    target=LessMemory(recompute_with_large, 100 << 20, KEEPS_THE_GRAPH),
 )
 
 

@@ -20,14 +20,14 @@ from accel_lab.exercises import Case, Exercise, Plain
 from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.failure import Failure, of_ranks, out_of_memory
 from accel_lab.grading.inside import frames
-from accel_lab.grading.inside.answer import describe, driven
+from accel_lab.grading.inside.answer import APART, MAP_THRESHOLD, describe, driven
 from accel_lab.grading.limit import TooLong, within
 from accel_lab.workbench.measure.memory_meter import process_peak
 
-# times the bytes of a target: what is resident counts more than an answer's own, such as pages of
-# libraries that are touched for the first time
-RESIDENT = 1.75
 OURS = 600.0  # seconds: an answer of our own ends long before
+# glibc's heap: of a block's size, which stands before it, the bit that says that it lies apart
+IS_APART = 2
+MOST_GAPS = 8192
 
 
 class Side(Protocol):
@@ -68,7 +68,7 @@ class Here:
             return self._call(exercise, case)[0]
         with _large_memory_apart(), process_peak() as peak:
             got, _ = self._call(exercise, case, as_it_is=True)
-        if isinstance(got, Failure) or peak.grown <= RESIDENT * most_bytes:
+        if isinstance(got, Failure) or peak.grown <= most_bytes:
             return got
         return out_of_memory()
 
@@ -117,17 +117,39 @@ class Here:
 
 @contextmanager
 def _large_memory_apart() -> Generator[None]:
-    """Blocks of a MB and more are given back when freed, as in a sandbox: what the process holds is
-    what the answer uses. Afterwards they are kept for reuse, as glibc does after some time.
+    """Blocks of ``APART`` bytes and more are given back when freed, as in a sandbox: what the
+    process holds is what the answer uses. Afterwards they are kept for reuse, as glibc does after
+    some time.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    mallopt = getattr(library, "mallopt", lambda *_: None)  # glibc has it, musl does not
-    map_threshold, largest = -3, 32 << 20
-    mallopt(map_threshold, 1 << 20)
+    mallopt = getattr(library, "mallopt", None)  # glibc has it, musl does not
+    if library is None or mallopt is None:
+        yield
+        return
+    largest = 32 << 20
+    mallopt(MAP_THRESHOLD, APART)
+    gaps = _gaps(library, APART)
     try:
         yield
     finally:
-        mallopt(map_threshold, largest)
+        for gap in gaps:
+            library.__libc_free(ctypes.c_void_p(gap))
+        mallopt(MAP_THRESHOLD, largest)
+
+
+def _gaps(library: ctypes.CDLL, least: int) -> list[int]:
+    """All that is free in glibc's heap in pieces of at least so many bytes, taken and not touched:
+    there a large block of an answer would lie instead of apart, and stay when freed.
+    """
+    malloc = library.__libc_malloc  # glibc's, where another allocator stands in front of it, too
+    malloc.restype = ctypes.c_void_p
+    taken: list[int] = []
+    while len(taken) < MOST_GAPS and (place := malloc(ctypes.c_size_t(least))):
+        taken.append(place)
+        size = ctypes.c_size_t.from_address(place - ctypes.sizeof(ctypes.c_size_t)).value
+        if size & IS_APART:
+            break
+    return taken
 
 
 def _plain(thing: object) -> Plain:

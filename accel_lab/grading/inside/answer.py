@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import linecache
 import sys
 import traceback
@@ -19,6 +20,9 @@ import torch
 
 from . import frames
 
+MAP_THRESHOLD = -3  # of glibc's mallopt
+# bytes: where memory is measured, a block of so many goes back to the system when freed
+APART = 256 << 10
 NAME = "__main__"  # the module that a learner's definitions are in, as in a notebook
 
 
@@ -72,6 +76,7 @@ def _hold_to(most: int) -> None:
     """
     import resource
 
+    getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(MAP_THRESHOLD, APART)
     for kind, size in (
         (resource.RLIMIT_DATA, most + status("VmData")),
         (resource.RLIMIT_AS, most + status("VmSize")),

@@ -721,7 +721,7 @@ def test_every_kind_of_knob_gets_its_control():
 
     class All(Knobs):
         count: int = dial(4, ge=1, le=9, description="c")
-        power: int = dial(4, ge=1, le=64, log=True, description="p")
+        power: int = dial(4, ge=1, le=1024, log=True, description="p")
         share: float = dial(0.5, ge=0, le=1, description="s")
         rate: float = dial(0.1, ge=0.001, le=1, log=True, description="r")
         few: Literal["a", "b"] = dial("a", description="f")
@@ -739,6 +739,7 @@ def test_every_kind_of_knob_gets_its_control():
         w.ToggleButtons,
         w.Checkbox,
     ]
+    assert controls._inputs["power"].options[-1] == ("1,024", 1024)
     controls._inputs["power"].value = 32
     controls._inputs["on"].value = True
     assert heard == [All(power=32), All(power=32, on=True)]

@@ -111,7 +111,8 @@ lab.Machine()
 #   runs you left. The large line compares your run with the baseline, which takes over all your
 #   knobs but the one that it is named for. **Stop** ends a run (so do two minutes), **Pin** keeps
 #   one, **Clear** forgets all but the baseline, **Reset** turns the knobs back.
-# 4. **Build**: the idea step by step, each step checked, next to the plain loop that you know.
+# 4. **Build**: the idea step by step, each step checked, next to the plain loop that you know. One
+#   line is left to you.
 # 5. **Prove**: the same result as the slow and obvious way, and as PyTorch's own, to the last
 #   digits.
 # 6. **Measure**: properly, with the spread, and your prediction marked.

@@ -494,9 +494,9 @@ axes.legend(frameon=False, loc="upper left", ncols=3, fontsize=8)
 picture
 
 # %% [markdown]
-# At 90° a step has nothing to do with the gradient any more. *Value* goes a good part of that way:
-# it gives the few large numbers and the many small ones nearly the same size. *Each norm* turns
-# less: it shifts the weight between layers. The global norm does not turn at all.
+# At 90° a step has nothing to do with the gradient any more. *Value* turns it, because it gives the
+# few large numbers and the many small ones nearly the same size. *Each norm* turns it, because it
+# shifts the weight between layers. The global norm does not turn it at all.
 #
 # So the first sentence from the start describes the rule *value*, and the code beside it is *each
 # norm*. PyTorch's `clip_grad_norm_`, and the paper that made clipping known (Pascanu et al., 2013),

@@ -365,9 +365,9 @@ print("asked once = asked at every step:", same)
 # %% [markdown]
 # ## 6. Measure
 #
-# ### The gain, over five seeds
+# ### The gain, over several seeds
 #
-# One run proves nothing: another start gives another accuracy. So five starts, each alone and
+# One run proves nothing: another start gives another accuracy. So several starts, each alone and
 # taught with the same samples in the same order, and the difference of each pair.
 
 # %%

@@ -108,6 +108,31 @@ def fits_on_small_screens(page: Page, panels: Locator, look: Callable[[str], Non
     page.set_viewport_size(usual)
 
 
+def knobs_beside_their_chart(page: Page, panel: Locator) -> None:
+    """On a tablet a knob and the first chart, which answers it, are in sight together."""
+    usual = page.viewport_size
+    page.set_viewport_size({"width": 1024, "height": 768})
+    panel.evaluate("panel => panel.scrollIntoView({ block: 'start' })")
+    expect(panel.locator(".accel-knob").first).to_be_in_viewport(ratio=1)
+    expect(panel.locator(".bqplot").first).to_be_in_viewport(ratio=1, timeout=10_000)
+    page.set_viewport_size(usual)
+
+
+def choose_the_missing_line(page: Page) -> None:
+    """Every line that may be the missing one is run when it is chosen, and one of them is right."""
+    asked = page.locator(".accel-line")
+    verdict, said, right = asked.get_by_role("status"), "", 0
+    asked.scroll_into_view_if_needed()
+    expect(verdict).to_have_count(0)
+    for line in asked.get_by_role("radio").all():
+        line.check()
+        expect(verdict).to_have_text(re.compile("[✓✗]"), timeout=30_000)
+        expect(verdict).not_to_have_text(said, timeout=30_000)
+        said = verdict.inner_text()
+        right += "✗" not in said
+    assert right == 1
+
+
 def place_in(panel: Locator, graph: Locator) -> tuple[float, ...]:
     """Where the graph is in its panel, and how large; the page itself may scroll."""
     outer, inner = panel.bounding_box(), graph.bounding_box()
@@ -159,7 +184,9 @@ def test_a_chapter_is_opened_and_its_first_panel_played_with(
     open_notebook(page, lab, chapter)
     run_cell(page, FIRST_PANEL, above=True)
     assert stderr(page) == []
-    play(page, page.locator(".accel-panel").first, picture_of(page, artefacts, chapter))
+    panel = page.locator(".accel-panel").first
+    play(page, panel, picture_of(page, artefacts, chapter))
+    knobs_beside_their_chart(page, panel)
     assert complaints == []
 
 
@@ -172,7 +199,10 @@ def test_a_chapter_is_walked_whole(chapter, page: Page, lab, complaints, artefac
     assert stderr(page) == []
     panel = page.locator(".accel-panel").first
     play(page, panel, look)
+    knobs_beside_their_chart(page, panel)
     fits_on_small_screens(page, page.locator(".accel-panel"), look)
+    if not chapter.startswith("00"):
+        choose_the_missing_line(page)
 
     save(page)
     open_notebook(page, lab, chapter)

@@ -71,6 +71,11 @@ class Controls:
         return self._dials[name].within(self._inputs[name].value)
 
 
+def _written(value: object) -> str:
+    """1,000,000 · none"""
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def _note(text: str) -> str:
     return f'<span class="accel-note" title="{escape(text)}">{escape(text)}</span>'
 
@@ -86,15 +91,14 @@ def _input(dial: Dial, value: Any) -> w.ValueWidget:
         "tooltip": dial.description,
         "style": LABEL,
     }
-    if (
-        dial.choices and sum(len(str(choice)) for choice in dial.choices) <= 70
-    ):  # few enough for a row of buttons
+    choices = [(_written(choice), choice) for choice in dial.choices]
+    if choices and sum(len(name) for name, _ in choices) <= 70:  # few enough for a row of buttons
         wide = {"width": "auto", "max_width": "100%"}
         buttons = {"style": {**LABEL, "button_width": "auto"}, "layout": wide}
-        return w.ToggleButtons(options=list(dial.choices), **{**common, **buttons})
+        return w.ToggleButtons(options=choices, **{**common, **buttons})
     common["layout"] = {"width": "min(27em, 100%)"}
-    if dial.choices:
-        return w.Dropdown(options=list(dial.choices), **common)
+    if choices:
+        return w.Dropdown(options=choices, **common)
     if dial.type is bool:
         return w.Checkbox(**common, indent=True)
     common["continuous_update"] = False
@@ -102,9 +106,10 @@ def _input(dial: Dial, value: Any) -> w.ValueWidget:
         return {int: w.IntText, float: w.FloatText}.get(dial.type, w.Text)(**common)
     if dial.type is int and dial.log:
         powers = [int(dial.low) << i for i in range(64) if int(dial.low) << i <= dial.high]
-        return w.SelectionSlider(options=sorted({*powers, int(dial.high), value}), **common)
+        values = sorted({*powers, int(dial.high), value})
+        return w.SelectionSlider(options=[(_written(one), one) for one in values], **common)
     if dial.type is int:
-        return w.IntSlider(min=int(dial.low), max=int(dial.high), **common)
+        return w.IntSlider(min=int(dial.low), max=int(dial.high), readout_format=",d", **common)
     if dial.log:
         low, high = log10(dial.low), log10(dial.high)
         step = (high - low) / round((high - low) / 0.05)  # so that the last one ends at the end

@@ -29,8 +29,10 @@ STYLE = """<style>
 .accel-line .widget-radio, .accel-line .widget-radio-box { width: auto; height: auto; }
 .accel-line .widget-radio-box label {
   font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 13px);
-  width: auto; max-width: none; height: auto; white-space: pre-wrap; line-height: 1.5;
+  line-height: 1.5; white-space: pre-wrap; width: auto; max-width: none; height: auto;
+  display: grid; grid-template-columns: 13px 1fr; column-gap: 6px;  /* no line below the button */
 }
+.accel-line .widget-radio-box input { grid-area: 1 / 1; align-self: start; margin: 0; }
 </style>"""
 
 

@@ -13,8 +13,8 @@ STYLE = """<style>
   padding: 10px 14px;
 }
 .accel-panel .bqplot > svg { font: 12px var(--jp-ui-font-family); }
-/* A line that a name lies on does not strike it through. */
-.accel-panel .bqplot text.label {
+/* A line that a name lies on does not strike it through; what is black or white lies in a bar. */
+.accel-panel .bqplot text.label:not([style*="fill: white"], [style*="fill: black"]) {
   paint-order: stroke;
   stroke: var(--jp-layout-color0, #fff);
   stroke-linejoin: round;

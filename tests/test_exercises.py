@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -729,6 +730,44 @@ def test_the_smallest_case_is_explained():
     said = judge(exercise, Here(lambda x, right, down: x + 1), 0).case
     shape = eval(said.splitlines()[0].partition("float32 ")[2])
     assert torch.Size(shape).numel() == fewest
+def raises(*arguments):
+    return unknown_name + 1  # noqa: F821
+
+
+def with_words_alone(*arguments):
+    """Not written yet."""
+
+
+def without_return(*arguments):
+    sum([1, 2])
+
+
+@pytest.mark.parametrize("answer", [raises, with_words_alone, without_return])
+@pytest.mark.parametrize("name", ["bias_for_share", "ring_average", "merged"])
+def test_a_crash_or_nothing_returned_is_no_try(name, answer, monkeypatch):
+    tries: defaultdict = defaultdict(set)
+    monkeypatch.setattr("accel_lab.grading.practice._refused", tries)
+    said = Practice(find(name)).check(answer, 0)
+    assert (said.points, said.attempted, tries[name]) == (0, True, set())
+
+
+def test_what_fills_nothing_is_a_try_only_where_it_does_something(monkeypatch):
+    tries: defaultdict = defaultdict(set)
+    monkeypatch.setattr("accel_lab.grading.practice._refused", tries)
+    exercise = find("normalize_into")
+    for answer, counted in ((with_words_alone, 0), (raises, 0), (without_return, 1)):
+        Practice(exercise).check(answer, 0)
+        assert len(tries[exercise.name]) == counted
+
+
+def test_a_crash_in_one_case_of_many_is_a_try(monkeypatch):
+    """The rest of an answer is there."""
+    tries: defaultdict = defaultdict(set)
+    monkeypatch.setattr("accel_lab.grading.practice._refused", tries)
+    Practice(find("fewest_micro_batches")).check(fails_in_case(2), 0)
+    assert len(tries["fewest_micro_batches"]) == 1
+
+
 
 
 def fails_in_case(place: int) -> Callable[..., int]:

@@ -19,6 +19,7 @@ from accel_lab.workbench import look
 
 NOT_ATTEMPTED = "not attempted yet"
 MOST_REASON = 300  # characters
+NO_CRASH = ("stopped", "timeout", "ended", "ExchangeError", "MemoryError")  # it did something
 LASTING = ("stopped", "timeout", "NotImplementedError")  # it would only be so again
 
 
@@ -26,7 +27,8 @@ LASTING = ("stopped", "timeout", "NotImplementedError")  # it would only be so a
 class Verdict:
     """points of most · reason: one line, '' when right · hint: what to think about, a line for each
     mistake, '' if none fits · report: a traceback, or '' · right: what is right already, one line ·
-    case: what went in where the reason shows, a line for each name.
+    case: what went in where the reason shows, a line for each name · no_answer: it crashed in every
+    case, or returned nothing.
     """
 
     exercise: str
@@ -37,6 +39,7 @@ class Verdict:
     report: str = ""
     right: str = ""
     case: str = ""
+    no_answer: bool = False
 
     def __post_init__(self):
         # it may quote what came out of a sandbox
@@ -76,8 +79,8 @@ def judge(
     have spoiled the later ones. say: is told how far it is.
     """
 
-    def refused(reason: str, hint: str = "", *more: str) -> Verdict:
-        return Verdict(exercise.name, 0, exercise.points, reason, hint, *more)
+    def refused(reason: str, hint: str = "", *more: str, no_answer: bool = False) -> Verdict:
+        return Verdict(exercise.name, 0, exercise.points, reason, hint, *more, no_answer=no_answer)
 
     rng = random.Random(seed)
     cases, got = list(exercise.cases(rng)), []
@@ -100,7 +103,9 @@ def judge(
         report = next((one.report for one in failures), "")
         hint = hints.hint(exercise, cases, got, right)
         already = shown.right_already(reasons, got[told], right[told][0], exercise.tolerance)
-        return refused(reasons[told], hint, report, already, shown.brief(cases[told]))
+        nothing = all(map(_is_no_answer, got, reasons))
+        case = shown.brief(cases[told])
+        return refused(reasons[told], hint, report, already, case, no_answer=nothing)
     if exercise.target:
         say("the target")
         if reason := targets.missed(exercise, side, rng):
@@ -111,5 +116,11 @@ def judge(
 def _to_explain(cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> int:
     """The number of a case."""
     wrong = [number for number, reason in enumerate(reasons) if reason]
+def _is_no_answer(got: Plain | Failure, reason: str) -> bool:
+    if isinstance(got, Failure):
+        return got.kind not in NO_CRASH
+    return reason.endswith("None came")
+
+
     differ = list(takewhile(lambda number: not isinstance(got[number], Failure), wrong))
     return shown.smallest(cases, differ) if differ else wrong[0]

@@ -2,11 +2,13 @@
 
 Help comes as a ladder: what is right already, and a small case where the answer is wrong; a hint
 for each misconception that shows; the line of a right answer, folded; and after ``TRIES`` different
-answers that were refused a worked solution with its reasoning, folded as well.
+answers that were refused a worked solution with its reasoning, folded as well. What does nothing,
+returns nothing or crashes in all cases does not count, unless a crash shows a known misconception.
 """
 
 from __future__ import annotations
 
+import dis
 import random
 import re
 from collections import defaultdict
@@ -72,7 +74,7 @@ class Practice:
         if verdict.points == verdict.most:
             points.keep(name, verdict.points)
             return Feedback(**vars(verdict))
-        if verdict.attempted and not _as_given(self.exercise, verdict.hint):
+        if self._is_a_try(answer, verdict):
             _refused[name].add(_what_it_does(answer))
         solved = len(_refused[name]) >= TRIES
         return Feedback(
@@ -81,6 +83,11 @@ class Practice:
             solution=worked.source(self.exercise.reference) if solved else "",
             reasoning=self.exercise.reasoning if solved else "",
         )
+    def _is_a_try(self, answer: Answer, verdict: Verdict) -> bool:
+        if not verdict.attempted or _as_given(self.exercise, verdict.hint) or _does_nothing(answer):
+            return False
+        return bool(verdict.hint) or not verdict.no_answer
+
 
     def _repr_markdown_(self) -> str:
         return markdown(self.exercise)
@@ -111,6 +118,16 @@ def markdown(exercise: Exercise) -> str:
 def _as_given(exercise: Exercise, hint: str) -> bool:
     """Whether it is the function that the chapter gives to be repaired: nothing was tried yet."""
     return any(wrong.given and wrong.hint in hint.splitlines() for wrong in exercise.wrong)
+
+def _does_nothing(answer: Answer) -> bool:
+    """A body of ``...``, ``pass`` or a docstring alone."""
+    code, empty = getattr(answer, "__code__", None), (lambda: None).__code__
+    if code is None:
+        return False
+    ways = [[one.opname for one in dis.get_instructions(body)] for body in (code, empty)]
+    returned = [one.argval for one in dis.get_instructions(code) if "CONST" in one.opname]
+    return ways[0] == ways[1] and returned == [None]
+
 
 
 def _what_it_does(answer: Answer) -> tuple:

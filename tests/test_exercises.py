@@ -723,13 +723,6 @@ def test_a_stub_is_no_try():
     assert (said.solution, said.case) == ("", "")
 
 
-def test_the_smallest_case_is_explained():
-    exercise = find("shift_each")
-    cases = list(exercise.cases(random.Random(0)))
-    fewest = min(case["x"].numel() for case in cases)
-    said = judge(exercise, Here(lambda x, right, down: x + 1), 0).case
-    shape = eval(said.splitlines()[0].partition("float32 ")[2])
-    assert torch.Size(shape).numel() == fewest
 def raises(*arguments):
     return unknown_name + 1  # noqa: F821
 
@@ -768,6 +761,13 @@ def test_a_crash_in_one_case_of_many_is_a_try(monkeypatch):
     assert len(tries["fewest_micro_batches"]) == 1
 
 
+def test_the_smallest_case_is_explained():
+    exercise = find("shift_each")
+    cases = list(exercise.cases(random.Random(0)))
+    fewest = min(case["x"].numel() for case in cases)
+    said = judge(exercise, Here(lambda x, right, down: x + 1), 0).case
+    shape = eval(said.splitlines()[0].partition("float32 ")[2])
+    assert torch.Size(shape).numel() == fewest
 
 
 def fails_in_case(place: int) -> Callable[..., int]:

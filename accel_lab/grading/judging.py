@@ -113,14 +113,14 @@ def judge(
     return Verdict(exercise.name, exercise.points, exercise.points)
 
 
-def _to_explain(cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> int:
-    """The number of a case."""
-    wrong = [number for number, reason in enumerate(reasons) if reason]
 def _is_no_answer(got: Plain | Failure, reason: str) -> bool:
     if isinstance(got, Failure):
         return got.kind not in NO_CRASH
     return reason.endswith("None came")
 
 
+def _to_explain(cases: list[Case], got: list[Plain | Failure], reasons: list[str]) -> int:
+    """The number of a case."""
+    wrong = [number for number, reason in enumerate(reasons) if reason]
     differ = list(takewhile(lambda number: not isinstance(got[number], Failure), wrong))
     return shown.smallest(cases, differ) if differ else wrong[0]

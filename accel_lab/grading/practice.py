@@ -83,11 +83,11 @@ class Practice:
             solution=worked.source(self.exercise.reference) if solved else "",
             reasoning=self.exercise.reasoning if solved else "",
         )
+
     def _is_a_try(self, answer: Answer, verdict: Verdict) -> bool:
         if not verdict.attempted or _as_given(self.exercise, verdict.hint) or _does_nothing(answer):
             return False
         return bool(verdict.hint) or not verdict.no_answer
-
 
     def _repr_markdown_(self) -> str:
         return markdown(self.exercise)
@@ -119,6 +119,7 @@ def _as_given(exercise: Exercise, hint: str) -> bool:
     """Whether it is the function that the chapter gives to be repaired: nothing was tried yet."""
     return any(wrong.given and wrong.hint in hint.splitlines() for wrong in exercise.wrong)
 
+
 def _does_nothing(answer: Answer) -> bool:
     """A body of ``...``, ``pass`` or a docstring alone."""
     code, empty = getattr(answer, "__code__", None), (lambda: None).__code__
@@ -127,7 +128,6 @@ def _does_nothing(answer: Answer) -> bool:
     ways = [[one.opname for one in dis.get_instructions(body)] for body in (code, empty)]
     returned = [one.argval for one in dis.get_instructions(code) if "CONST" in one.opname]
     return ways[0] == ways[1] and returned == [None]
-
 
 
 def _what_it_does(answer: Answer) -> tuple:

@@ -27,12 +27,13 @@ from accel_lab.grading import hints, worked
 from accel_lab.grading.difference import difference
 from accel_lab.grading.exchange import on_threads
 from accel_lab.grading.failure import Failure
-from accel_lab.grading.judging import NOT_ATTEMPTED, judge
+from accel_lab.grading.judging import NOT_ATTEMPTED, Verdict, judge
 from accel_lab.grading.lookup import exercises, find
-from accel_lab.grading.practice import Practice, _marked_up, check
+from accel_lab.grading.practice import Practice, check
 from accel_lab.grading.practice import exercises as practices
 from accel_lab.grading.shown import brief
 from accel_lab.grading.sides import Here, expected, outcome
+from accel_lab.workbench import look
 from accel_lab.workbench.notebook import points
 
 ALL = [exercise for word in catalog.with_exercises() for exercise in exercises(word)]
@@ -710,8 +711,14 @@ def test_what_a_chapter_gives_is_no_try():
 
 
 def test_a_reasoning_is_marked_up():
-    said = _marked_up("`a * b` and *sum*, 2 * 3 * 4 < 9")
+    said = look.marked_up("`a * b` and *sum*, 2 * 3 * 4 < 9")
     assert said == "<code>a * b</code> and <em>sum</em>, 2 * 3 * 4 &lt; 9"
+
+
+def test_a_hint_is_marked_up_and_what_a_learner_wrote_is_not():
+    html = Verdict("mend", 0, 2, "a `b` <i>", "use `split(x)`, not <b>")._repr_html_()
+    assert "Hint: use <code>split(x)</code>, not &lt;b&gt;" in html
+    assert "a `b` &lt;i&gt;" in html
 
 
 def test_a_stub_is_no_try():

@@ -61,7 +61,10 @@ class Verdict:
         return "\n".join([said + why, *lines])
 
     def _repr_html_(self) -> str:
-        right, said = self.points == self.most, escape(repr(self))
+        right, lines = self.points == self.most, repr(self).splitlines()
+        said = "\n".join(
+            look.marked_up(line) if line.startswith("Hint: ") else escape(line) for line in lines
+        )
         color, sign = look.VERDICTS[right if right or self.attempted else None]
         return (
             f'<div style="border-left:4px solid {color};padding:4px 10px;white-space:pre-wrap">'

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dis
 import random
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
@@ -46,7 +45,7 @@ class Feedback(Verdict):
         if self.lines:
             rungs.append(_folded("Show the line of a right answer", _code(self.lines)))
         if self.solution:
-            why = f"<p>{_marked_up(self.reasoning)}</p>"
+            why = f"<p>{look.marked_up(self.reasoning)}</p>"
             rungs.append(_folded("Show a worked solution", why + _code(self.solution)))
         return "".join(rungs)
 
@@ -145,12 +144,6 @@ def _instructions(code: CodeType) -> tuple:
 
 def _folded(title: str, body: str) -> str:
     return f'<details style="margin:4px 0 0 14px"><summary>{title}</summary>{body}</details>'
-
-
-def _marked_up(markdown: str) -> str:
-    """The little of Markdown that a reasoning holds."""
-    html = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown))
-    return re.sub(r"(?<!\w)\*(\S(?:.*?\S)?)\*(?!\w)", r"<em>\1</em>", html)
 
 
 def _code(source: str) -> str:

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from accel_lab.grading.journal import replace_file
 from accel_lab.grading.judging import NOT_ATTEMPTED, Verdict
 from accel_lab.grading.marking import Entry
+from accel_lab.workbench import look
 
 COLUMNS = [
     "learner",
@@ -49,6 +50,7 @@ section > * { color: CanvasText }
 """
 
 PAGES = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+PAGES.filters["marked_up"] = look.marked_up  # escapes what is not its own
 PAGES.globals |= {"NOT_ISOLATED": NOT_ISOLATED}
 
 CLASS = PAGES.from_string(
@@ -89,7 +91,7 @@ LEARNER = PAGES.from_string(
 {% if verdict.reason %}<p>{{ verdict.reason }}</p>{% endif %}
 {% if verdict.right %}<p><b>Right already:</b> {{ verdict.right }}</p>{% endif %}
 {% if verdict.case %}<p><b>The case:</b></p><pre>{{ verdict.case }}</pre>{% endif %}
-{% for hint in verdict.hint.splitlines() %}<p><b>Hint:</b> {{ hint }}</p>{% endfor %}
+{% for hint in verdict.hint.splitlines() %}<p><b>Hint:</b> {{ hint|marked_up|safe }}</p>{% endfor %}
 {% if verdict.report %}<pre>{{ verdict.report }}</pre>{% endif %}
 </section>
 {% endfor %}

@@ -8,6 +8,7 @@ them over, photographs excepted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from math import floor, isfinite, log10
@@ -90,6 +91,12 @@ def in_short(text: str, most: int) -> str:
         return text
     head = (most - 3) // 2
     return f"{text[:head].rstrip()} … {text[head - most + 3 :].lstrip()}"
+
+
+def marked_up(markdown: str) -> str:
+    """HTML of the little of Markdown that a hint or a reasoning holds."""
+    html = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown))
+    return re.sub(r"(?<!\w)\*(\S(?:.*?\S)?)\*(?!\w)", r"<em>\1</em>", html)
 
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

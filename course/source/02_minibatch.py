@@ -467,10 +467,7 @@ for name, laws in both.items():
 # %%
 for name, laws in both.items():
     print(f"by the laws {name}, over those counted and measured:")
-    for what, law, real in (
-        ("updates", laws.updates, updates),
-        ("seconds", laws.seconds, seconds),
-    ):
+    for what, law, real in (("updates", laws.updates, updates), ("seconds", laws.seconds, seconds)):
         print(what, *(f"{size}: {law(size) / real[size]:.2f}" for size in counted), sep="   ")
 fitted = laws  # those of the one run, where fewer than two sizes got there
 

@@ -22,10 +22,10 @@
 from accel_lab.experiments import ddp as experiment
 from accel_lab.workbench import chapter as lab
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters"]
 knobs = {}
 
-# %%
+# %% jupyter={"source_hidden": true}
 base = lab.settings(experiment.Knobs, knobs, ranks=1)
 
 # %% [markdown]

@@ -308,7 +308,7 @@ def epochs_on_kept_cases(rng: random.Random) -> Iterator[Case]:
 
 
 def epochs_on_kept_large(rng: random.Random) -> Case:
-    return _epochs(rng, 256, 256, 3072, 20, 64)
+    return _epochs(rng, 256, 512, 3072, 20, 128)
 
 
 def _epochs(rng: random.Random, n: int, inputs: int, width: int, epochs: int, batch: int) -> Case:
@@ -325,20 +325,14 @@ def epochs_on_kept_drive(answer, case):
     import torch
     from torch import nn
 
-    first, second = case["trunk"]
-    dtype = first.dtype
-    width, inputs = first.shape
-    trunk = nn.Sequential(
-        nn.Linear(inputs, width, bias=False, dtype=dtype),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(width, 8, bias=False, dtype=dtype),
-    )
-    head = nn.Linear(8, 3, bias=False, dtype=dtype)
-    with torch.no_grad():
-        trunk[0].weight.copy_(first)
-        trunk[3].weight.copy_(second)
-        head.weight.copy_(case["head"])
+    def linear(weight):  # random numbers for a start would take longer than the answer
+        outputs, inputs = weight.shape
+        layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, dtype=weight.dtype)
+        layer.weight.data.copy_(weight)
+        return layer
+
+    first, second = map(linear, case["trunk"])
+    trunk, head = nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), second), linear(case["head"])
     answer(trunk, head, case["x"], case["y"], case["order"])
     return {
         "weight of the head": head.weight.detach().clone(),
@@ -403,8 +397,8 @@ each epoch, and in it a tensor for each batch: the places of its samples in x [n
 The trunk contains dropout, and comes in training mode; it is to answer as it does in use. Nothing
 has to be returned.
 
-For 20 epochs, and a trunk that is much larger than the head, it must take at most 0.25 of the time
-of asking the trunk at each update, and lead to the same weights.""",
+For 20 epochs, and a trunk that is much larger than the head, it must take at most a third of the
+time of asking the trunk at each update, and lead to the same weights.""",
     cases=epochs_on_kept_cases,
     drive=epochs_on_kept_drive,
     reference=epochs_on_kept,
@@ -457,7 +451,7 @@ shuffled anew. What is left of an update is one small product.""",
             "You train for one epoch. There is one for each list in `order`.",
         ),
     ),
-    target=LessTime(epochs_on_kept_large, 0.25, ASKING),
+    target=LessTime(epochs_on_kept_large, 1 / 3, ASKING),
 )
 
 

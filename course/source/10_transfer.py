@@ -168,19 +168,22 @@ lab.show_source(transfer.Frozen, docstring=False)
 
 # %% [markdown]
 # The cut is one number, from "train everything" to "train the head alone". One line is left out.
-# Your function cuts a small network with batch normalization before its last layer. After an update
-# in training mode, the trunk has to be what it was.
+# Your function cuts a network of four layers in the middle; the second layer is batch
+# normalization. Then comes an update in training mode. Layers 0 and 1 have to be what they were,
+# and layers 2 and 3 have to learn.
 
 
 # %%
 def only_the_rest_learns(split):
     torch.manual_seed(0)
-    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
-    trunk, rest = split(nn.Sequential(*layers), 3)
-    before, both = lab.snapshot(trunk), nn.Sequential(trunk, rest).train()
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3)
+    small = nn.Sequential(*layers)
+    before, both = lab.snapshot(small), nn.Sequential(*split(small, 2)).train()
     cross_entropy(both(torch.randn(32, 4)), torch.arange(32) % 3).backward()
     torch.optim.SGD(both.parameters(), lr=0.1).step()
-    return lab.prove({"before": [before], "after": [lab.snapshot(trunk)]}, steps=1)
+    after = lab.snapshot(small)
+    changed = {name[0] for name in before if not torch.equal(before[name], after[name])}
+    return changed == {"2", "3"}
 
 
 # %% jupyter={"source_hidden": true}
@@ -188,16 +191,16 @@ lab.MissingLine(
     transfer.split,
     {
         "return Frozen(nn.Sequential(*parts[:cut])), nn.Sequential(*parts[cut:])": (
-            "No weight learns, no statistics move, and train() changes neither."
+            "No weight before the cut learns, no statistics move, and train() changes neither."
         ),
-        "return Frozen(nn.Sequential(*parts[cut:])), nn.Sequential(*parts[:cut])": (
-            "Exchanged: the head is frozen, and stands before the trunk."
+        "return Frozen(nn.Sequential(*parts[:-1])), nn.Sequential(*parts[-1:])": (
+            "The head alone, whatever the cut is: layer 2, which should learn, is frozen as well."
         ),
         "return nn.Sequential(*parts[:cut]).eval(), nn.Sequential(*parts[cut:])": (
             "Evaluation mode ends with the next train(), and the weights learn in either mode."
         ),
         "return nn.Sequential(*parts[:cut]).requires_grad_(False), nn.Sequential(*parts[cut:])": (
-            "No weight learns, but the running statistics of batch normalization still move."
+            "No weight before the cut learns, but train() lets the running statistics move."
         ),
     },
     only_the_rest_learns,

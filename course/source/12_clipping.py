@@ -260,8 +260,9 @@ lab.show_source(clipping.naive_clip_global_norm_, docstring=False)
 lab.show_source(clipping.clip_global_norm_, docstring=False)
 
 # %% [markdown]
-# The norm itself, with one line left out. Yours is compared with PyTorch's, on three gradients of
-# different shapes:
+# The norm itself, with one line left out. It has an **order**: 2 is the length, order 1 adds up all
+# absolute values, and order ∞ takes the largest of them. Yours is compared with PyTorch's in all
+# three, on three gradients of different shapes:
 
 
 # %%
@@ -269,8 +270,10 @@ def like_get_total_norm(global_norm):
     generator = torch.Generator().manual_seed(0)
     shapes = (3, 4), (5,), (2, 2, 2)
     three = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    ways = {"torch": get_total_norm(three), "yours": global_norm(three)}
-    return lab.prove({name: [{"norm": norm}] for name, norm in ways.items()}, steps=1)
+    orders = {"order 1": 1, "order 2": 2, "order ∞": torch.inf}
+    torchs = {name: get_total_norm(three, order) for name, order in orders.items()}
+    yours = {name: global_norm(three, order) for name, order in orders.items()}
+    return lab.prove({"torch": [torchs], "yours": [yours]}, steps=1)
 
 
 # %% jupyter={"source_hidden": true}
@@ -278,16 +281,16 @@ lab.MissingLine(
     clipping.global_norm,
     {
         "return torch.linalg.vector_norm(torch.stack(norms), order)": (
-            "The norm of the norms: the root of the sum of all squares."
+            "The norm of the norms. For order 2 it is the root of the sum of all squares."
+        ),
+        "return torch.stack(norms).square().sum().sqrt()": (
+            "The root of the sum of squares, whatever the order is: right for order 2 alone."
         ),
         "return torch.stack(norms).sum()": (
-            "Squares add up, norms do not: too large, and the more so the more tensors there are."
+            "Right for order 1 alone. For order 2 squares add up, norms do not: it is too large."
         ),
-        "return torch.stack(norms).max()": (
-            "The largest tensor's norm: the others can make the whole much longer."
-        ),
-        "return torch.stack(norms).square().sum()": (
-            "The sum of all squares, without its root: twice the gradient has four times of it."
+        "return torch.stack(norms).pow(order).sum().pow(1 / order)": (
+            "The formula, right for orders 1 and 2. For ∞ the powers are 0 or infinite: it says 1."
         ),
     },
     like_get_total_norm,

@@ -164,8 +164,9 @@ print("the parts add up to the whole:", gap < 1e-12)
 
 # %% [markdown]
 # Now the update, with one line left out. Compare it with the plain one: a loop, and $\ell_j/n$
-# added up, so that no mean of a part has to be weighed. The *n* is what the mean of the whole batch
-# runs over. For pictures that is the samples; where texts are padded, the padding does not count.
+# added up, so that no mean of a part has to be weighted. The *n* is what the mean of the whole
+# batch runs over. For pictures that is the samples; where texts are padded, the padding does not
+# count.
 #
 # Choose the line. Your function is run on the same four parts, and its gradient is compared with
 # the whole batch's.
@@ -190,7 +191,8 @@ lab.MissingLine(
             "Four means are added up: the gradient is about four times too large."
         ),
         'shares = cross_entropy(model(x), y, reduction="none") / len(y) / len(micro_batches)': (
-            "The mean of the means: each of the last 4 samples counts 8 times as much as another."
+            "The mean of the means: each of the last 4 samples counts 8 times as much as "
+            "one of the first 96."
         ),
         'shares = cross_entropy(model(x), y, reduction="sum")': (
             "The sum over all samples: the gradient is 100 times too large."

@@ -355,24 +355,25 @@ lab.MissingLine(
     precision.LossScaler.update,
     {
         "self.in_a_row = self.in_a_row + 1 if finite else 0": (
-            "An overflow begins the count anew."
+            "It counts the good updates in a row: an overflow sets the count back to 0."
         ),
         "self.in_a_row = self.in_a_row + finite": (
-            "An overflow does not begin the count anew: the scale is doubled too early after it."
+            "An overflow leaves the count as it is: after it, the scale is doubled too early."
         ),
         "self.in_a_row = self.in_a_row + 1": (
-            "Skipped updates count as good ones, and the count can jump over the interval."
+            "Skipped updates count as good ones. Here the third is skipped, and the count is "
+            "compared with 3 after good ones only: it goes past 3, and the scale never grows."
         ),
         "self.in_a_row = 0 if finite else self.in_a_row + 1": (
-            "The overflows in a row are counted: the scale falls, and never rises."
+            "It counts the overflows in a row, and good updates reset it: the scale never rises."
         ),
     },
     like_grad_scaler,
 )
 
 # %% [markdown]
-# Between the two, `unscale_` looks whether all gradients are finite. One sum per tensor is enough
-# in nearly every case, for the sum of an infinite number with others is never finite:
+# In `step`, `unscale_` looks whether all gradients are finite. One sum per tensor is
+# enough in nearly every case, for the sum of an infinite number with others is never finite:
 
 # %%
 lab.show_source(precision.unscale_, docstring=False)

@@ -182,8 +182,10 @@ lab.show_source(averaging.SWA.weight)
 
 # %% [markdown]
 # An EMA can begin in three ways. **Debiased** is how Adam treats its own averages: begin at 0, and
-# divide by $1 - d^t$, which is what the shares of *t* updates add up to. One line is left out.
-# Yours is compared with Adam's way on six numbers:
+# divide by $1 - d^t$, which is what the shares of *t* updates add up to.
+#
+# An average that moves by the right share is the same, without the division. Which share? One line
+# is left out. Yours is compared with Adam's way on six numbers:
 
 
 # %%
@@ -191,10 +193,10 @@ def like_adams(weight, decay=0.9):
     ema = averaging.EMA(torch.nn.Linear(1, 1), decay, start="debiased")
     numbers = torch.rand(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     biased, mean, ways = 0.0, numbers[0], {"Adam's": [], "yours": []}
-    for before, number in enumerate(numbers):
+    for t, number in enumerate(numbers, 1):
         biased = decay * biased + (1 - decay) * number
-        mean = torch.lerp(mean, number, weight(ema, before)) if before else number
-        ways["Adam's"].append({"mean": biased / (1 - decay ** (before + 1))})
+        mean = number if t == 1 else torch.lerp(mean, number, weight(ema, t - 1))
+        ways["Adam's"].append({"mean": biased / (1 - decay**t)})
         ways["yours"].append({"mean": mean})
     return lab.prove(ways, steps=6)
 
@@ -210,10 +212,10 @@ lab.MissingLine(
             "One update too few: the second share is 1, so the second update replaces the first."
         ),
         "return (1 - self.decay) * (1 - self.decay ** (before + 1))": (
-            "Multiplied, not divided: the first updates get less than without the cure."
+            "Multiplied, not divided: the first updates get even smaller shares than 1 − d."
         ),
         "return 1 - self.decay ** (before + 1)": (
-            "What all shares add up to: it approaches 1, so late updates replace all before them."
+            "What all shares add up to. It approaches 1, so late updates replace nearly all before."
         ),
     },
     like_adams,

@@ -161,15 +161,15 @@ print(f"activations {found['activation_bytes'] / MIB:5.2f} MiB")
 # %% [markdown]
 # ### Forget, and compute again
 #
-# The plain loop keeps everything. The other one cuts the chain into segments and lets all but the
-# last of them forget:
+# The plain loop keeps everything:
 
 # %%
 lab.show_source(memory.keep_all, docstring=False)
 
 # %% [markdown]
-# One line of the second is left out. Yours has to reach the same gradients as the plain loop, and
-# keep less:
+# The other one cuts the chain into segments and lets all but the last of them forget. One line of
+# it is left out. Yours has to reach the same gradients as the plain loop, and keep less.
+# (`recompute` itself comes next.)
 
 
 # %%
@@ -179,13 +179,11 @@ def the_same_from_less(in_segments):
     rows, model = torch.randn(5, 8), torch.nn.Sequential(*chain)
     found, peaks = {}, {}
     for name, run, how in ("plain", memory.keep_all, ()), ("yours", in_segments, (4,)):
-        model.zero_grad(set_to_none=False)
+        model.zero_grad(set_to_none=False)  # where no gradient comes, zeros stay
         with lab.ActivationMeter(model, rows) as meter:
             run(chain, rows, *how).sum().backward()
         peaks[name] = meter.peak
-        zeros = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
-        got = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-        found[name] = [zeros | got]
+        found[name] = [{key: p.grad.clone() for key, p in model.named_parameters()}]
     return peaks["yours"] < peaks["plain"] and lab.prove(found, steps=1, tolerance=1e-6)
 
 

@@ -289,7 +289,7 @@ for p, m in ((2, 1), (2, 4), (2, 8), (4, 4), (4, 32)):
 # %%
 def turns_back_early(order, stages=3, micro_batches=6):
     lists = [order(stage, stages, micro_batches) for stage in range(stages)]
-    experiment.play(order, stages, micro_batches)  # raises where a stage waits for ever
+    experiment.play(order, stages, micro_batches)  # raises if stages wait for each other
     everything = sorted(pipeline.gpipe(0, stages, micro_batches))
     held = [experiment.most_held(actions) for actions in lists]
     return all(sorted(actions) == everything for actions in lists) and held == [3, 2, 1]
@@ -303,13 +303,15 @@ lab.MissingLine(
             "A new micro-batch goes down, then the oldest one that is held comes back."
         ),
         'actions += [("backward", i - ahead), ("forward", i)]': (
-            "The last stage is to send micro-batch 0 back before it has seen it."
+            "The last stage would begin with the backward of micro-batch 0, before its forward."
         ),
         'actions += [("forward", i), ("backward", i)]': (
-            "The one just sent down is to come back at once; the last few come back twice."
+            "The newest comes back instead of the oldest: before the last stage, the first few "
+            "never come back, and the last few twice."
         ),
         'actions += [("forward", i)]': (
-            "Only forwards until the cool-down, which sends back the last few: the first never are."
+            "Only forwards until the cool-down, which has backwards for the last few alone: "
+            "the first ones never come back."
         ),
     },
     turns_back_early,

@@ -200,16 +200,18 @@ lab.MissingLine(
     distillation.soft_loss,
     {
         "return temperature**2 * (p * difference).sum(1).mean()": (
-            "The sum over the classes, the mean over the samples, and T² against the 1/T² of q − p."
+            "The sum over the classes, the mean over the samples. T² makes up for a gradient that "
+            "shrinks as 1/T²."
         ),
         "return (p * difference).sum(1).mean()": (
-            "Without T² the loss, and with it the teacher's voice, is 16 times too small at T = 4."
+            "Without T² the loss and its gradient are 16 times too small at T = 4."
         ),
         "return temperature**2 * (p * difference).mean()": (
-            "The mean over samples and classes, as kl_div has it by default: 10 times too small."
+            "The mean over samples and 10 classes, kl_div's default: 10 times too small."
         ),
         "return temperature**2 * difference.sum(1).mean()": (
-            "Every class counts alike, also those that the teacher rules out: not weighted by p."
+            "Not weighted by p: classes that the teacher finds unlikely count as much as its "
+            "first choice."
         ),
     },
     like_kl_div,

@@ -190,12 +190,58 @@ reduce_scatter = (ddp.ring_exchange, ddp.reduce_scatter_turns, ddp.ring_reduce_s
 lab.show_source(*reduce_scatter, docstring=False)
 
 # %% [markdown]
-# In the second half, **all-gather**, the complete chunks go round and replace what is there. The
-# all-reduce is the two halves, one after the other:
+# In the second half, **all-gather**, the complete chunks go round and replace what is there. It
+# begins where the first half ends: rank *r* has the complete chunk *r* + 1, the last rank chunk 0.
+#
+# One line of its turns is left out. Like the first half's, it gives a pair for each turn: the chunk
+# to send, and the chunk to receive. Yours is played on four ranks, with a dot for what is not
+# complete:
+
 
 # %%
-all_gather = (ddp.all_gather_turns, ddp.ring_all_gather)
-lab.show_source(*all_gather, ddp.ring_all_reduce, docstring=False)
+def all_get_all(turns_of):
+    chunks, ranks = "ABCD", range(4)
+    holds = [[chunks[c] if c == (rank + 1) % 4 else "." for c in ranks] for rank in ranks]
+    for pairs in zip(*[turns_of(rank, 4) for rank in ranks]):
+        sent = [held[out] for held, (out, _) in zip(holds, pairs)]
+        for rank, (_, into) in enumerate(pairs):
+            holds[rank][into] = sent[rank - 1]
+    return holds == [list(chunks)] * 4
+
+
+# %% jupyter={"source_hidden": true}
+lab.MissingLine(
+    ddp.all_gather_turns,
+    {
+        (
+            "return [((rank - turn + 1) % world, (rank - turn) % world)"
+            " for turn in range(world - 1)]"
+        ): ("A rank sends its complete chunk first, and then passes on what has just arrived."),
+        (
+            "return [((rank - turn) % world, (rank - turn - 1) % world)"
+            " for turn in range(world - 1)]"
+        ): (
+            "The turns of reduce-scatter: only incomplete chunks are sent, and in the last turn "
+            "they replace the complete ones."
+        ),
+        (
+            "return [((rank + turn + 1) % world, (rank + turn) % world)"
+            " for turn in range(world - 1)]"
+        ): (
+            "Counts up, not down: in the second turn an incomplete chunk replaces the complete one."
+        ),
+        "return [((rank + 1) % world, rank) for turn in range(world - 1)]": (
+            "The same chunk in every turn: a rank only ever gets its left neighbour's."
+        ),
+    },
+    all_get_all,
+)
+
+# %% [markdown]
+# The all-reduce is the two halves, one after the other:
+
+# %%
+lab.show_source(ddp.ring_all_gather, ddp.ring_all_reduce, docstring=False)
 
 # %% [markdown]
 # Here is the whole journey on four real ranks. Each begins with ones, so that a number says how
@@ -259,47 +305,7 @@ lab.figure.draw_timelines({"": spans}, label="milliseconds since all were ready"
 # backward pass, either of these:
 
 # %%
-lab.show_source(ddp.average_per_parameter, docstring=False)
-
-
-# %% [markdown]
-# The second has one line left out. What you choose runs on two ranks, with the 61 samples from
-# above, and its gradient is compared with the whole batch's:
-
-
-# %%
-def averaged_by(average, model, x, y):
-    x_mine, y_mine = x[dist.get_rank() :: 2], y[dist.get_rank() :: 2]
-    cross_entropy(model(x_mine), y_mine).backward()
-    average(dict(model.named_parameters()), len(y_mine) / len(y))
-    return model[1].weight.grad
-
-
-def on_two_ranks(average):
-    gradients = dict(lab.launch(averaged_by, 2, average, model, x, y))
-    ways = {"whole batch": whole, "rank 0": gradients[0], "rank 1": gradients[1]}
-    return lab.prove({name: [{"weight": gradient}] for name, gradient in ways.items()}, steps=1)
-
-
-# %% jupyter={"source_hidden": true}
-lab.MissingLine(
-    ddp.average_flat,
-    {
-        "flat = torch.cat([gradient.flatten() for gradient in gradients]).mul_(share)": (
-            "One long tensor of all gradients, weighted by this rank's part of the samples."
-        ),
-        "flat = torch.cat([gradient.flatten() for gradient in gradients])": (
-            "The sum of the ranks' means: with two ranks the gradient is about twice too large."
-        ),
-        "flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(2)": (
-            "The mean of the means: right only if both ranks hold equally many, not 31 and 30."
-        ),
-        "flat = torch.cat([gradient.flatten() for gradient in gradients]).mul_(share / 2)": (
-            "Divided twice: the shares add up to 1 already, so the gradient is half of the batch's."
-        ),
-    },
-    on_two_ranks,
-)
+lab.show_source(ddp.average_per_parameter, ddp.average_flat, docstring=False)
 
 # %% [markdown]
 # The first sends a message for each parameter, and each message costs a round trip, however small

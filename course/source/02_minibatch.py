@@ -279,8 +279,9 @@ lab.Sliders(two_wishes, machine=(20, 4000, 20), data=(10, 2000, 10))
 lab.show_source(minibatch.squares_of_parts, docstring=False)
 
 # %% [markdown]
-# The second function solves them. One of its lines is left out: tr(Σ), the noise of a single
-# sample. Your function is tried on squares made by the formula, with ‖G‖² = 3 and tr(Σ) = 40.
+# The next function solves them. One of its lines is left out: the one for tr(Σ), the noise of a
+# single sample. Your function is tried on squares made by the formula, with ‖G‖² = 3 and
+# tr(Σ) = 40.
 
 
 # %%
@@ -297,15 +298,17 @@ lab.MissingLine(
     minibatch.noise_scale,
     {
         "trace = (small_sq - big_sq) / (1 / small - 1 / big)": (
-            "The difference of the two equations: ‖G‖² drops out, tr(Σ) times a bracket is left."
+            "‖G‖² drops out of the difference. What is left is tr(Σ) times the divisor."
         ),
         "trace = (small_sq - big_sq) * (1 / small - 1 / big)": (
-            "Multiplied by the bracket that tr(Σ) is multiplied by already."
+            "The difference is tr(Σ) times this bracket: now the bracket is in it squared."
         ),
         "trace = small_sq - big_sq": (
-            "What the small part's gradient has more of: still divided by the sizes."
+            "‖G‖² drops out. But in both squares tr(Σ) was divided by a size, and it still is."
         ),
-        "trace = (small_sq - big_sq) / (big - small)": ("The noise falls with 1/B, not with B."),
+        "trace = (small_sq - big_sq) / (big - small)": (
+            "Divided by the difference of the sizes. The equations hold 1/B, not B."
+        ),
     },
     finds_the_noise,
 )

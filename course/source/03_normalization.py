@@ -237,13 +237,13 @@ lab.MissingLine(
             "Of this batch, one mean and one variance for each channel, divided by n."
         ),
         "mean, variance = exact.mean(over), exact.var(over)": (
-            "Divided by n − 1. That belongs to the running variance alone."
+            "Divided by n − 1. PyTorch does that for the running variance alone."
         ),
         "mean, variance = exact.mean(over), exact.std(over, correction=0)": (
-            "The deviation in place of the variance: divided by the root of σ."
+            "σ in place of σ²: the pictures are then divided by the root of σ."
         ),
         "mean, variance = exact.mean((1, 2, 3)), exact.var((1, 2, 3), correction=0)": (
-            "One mean for each picture, over its channels: 8 numbers, where 3 are wanted."
+            "A mean for each picture, over its channels and pixels: 8 numbers, where 3 are wanted."
         ),
     },
     like_batch_norm_2d,

@@ -28,7 +28,7 @@ import math
 from statistics import mean
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from accel_lab import augmentation
 from accel_lab.experiments import augmentation as experiment
@@ -159,20 +159,18 @@ panel
 # ask for, each picture is resampled **once**; doing them one after another would blur it each time.
 # And all pictures go in one call, each with its own map.
 #
-# One line is left out. Your function is compared with PyTorch's own grid, on pictures of 20 × 28
-# pixels and maps drawn at random:
+# One line is left out. Your function gets two pictures of 20 × 28 pixels. It mirrors the first, and
+# looks 3 pixels to the right and 2 up in the second. Moving pixels gives the exact answers:
 
 
 # %%
-def like_affine_grid(warp):
+def like_moved_pixels(warp):
     chosen = torch.Generator().manual_seed(0)
-    pictures = torch.rand(4, 1, 20, 28, generator=chosen, dtype=torch.float64)
-    maps = torch.rand(4, 2, 3, generator=chosen, dtype=torch.float64)  # in pixels
-    halves = torch.tensor([14.0, 10.0])  # affine_grid counts in halves of the picture
-    theta = torch.cat([maps[:, :, :2] * halves, maps[:, :, 2:]], 2) / halves[:, None]
-    grid = affine_grid(theta, list(pictures.shape), align_corners=False)
-    torchs = grid_sample(pictures, grid, align_corners=False)
-    ways = {"torch": torchs, "yours": warp(pictures, maps)}
+    pictures = torch.rand(2, 1, 20, 28, generator=chosen, dtype=torch.float64)
+    mirror, shift = [[-1, 0, 0], [0, 1, 0]], [[1, 0, 3], [0, 1, -2]]  # in pixels, x and y
+    moved = torch.stack([pictures[0].flip(-1), pad(pictures[1], (-3, 3, 2, -2))])
+    warped = warp(pictures, torch.tensor([mirror, shift], dtype=torch.float64))
+    ways = {"moved": moved, "yours": warped}
     return lab.prove({name: [{"x": made}] for name, made in ways.items()}, steps=1)
 
 
@@ -181,19 +179,19 @@ lab.MissingLine(
     augmentation.warp,
     {
         "halves = maps.new_tensor([width / 2, height / 2]).view(1, 2, 1)": (
-            "grid_sample's −1 and 1 are the outer edges: half a width and half a height away."
+            "grid_sample's −1 and 1 are the outer edges: half a width or height from the centre."
         ),
         "halves = maps.new_tensor([(width - 1) / 2, (height - 1) / 2]).view(1, 2, 1)": (
-            "To the centres of the outer pixels, as with align_corners=True: too far out."
+            "The centres of the outer pixels, as for align_corners=True: here, too far out."
         ),
         "halves = maps.new_tensor([height / 2, width / 2]).view(1, 2, 1)": (
             "Exchanged: wrong wherever pictures are not square, and right on all of our digits."
         ),
         "halves = maps.new_tensor([width, height]).view(1, 2, 1)": (
-            "Half as far out: only the middle quarter of the picture is read, twice enlarged."
+            "It looks half as far out: without other changes, the middle quarter fills the picture."
         ),
     },
-    like_affine_grid,
+    like_moved_pixels,
 )
 
 # %% [markdown]

@@ -180,7 +180,7 @@ print("looked up:", text.lookup(ids, table).tolist())
 
 # %% [markdown]
 # Texts have different lengths. So all words stand in one row, and `begins` says where each text
-# begins: an *embedding bag*, without padding. A text without words gets zeros, not 0/0.
+# begins. An *embedding bag* takes the mean of each text's rows, without padding.
 #
 # One line is left out. Your function is compared with PyTorch's own, on three texts of which one is
 # empty.
@@ -200,21 +200,23 @@ lab.MissingLine(
     text.embedding_bag,
     {
         "return sums / lengths.clamp(min=1)[:, None]": (
-            "Each text's sum, divided by its own number of words, or by 1 where it has none."
+            "Each text's sum, divided by its own number of words. Without words, it stays zero."
         ),
         "return sums / lengths[:, None]": (
             "0/0 for the text without words: NaN, which the next layer spreads."
         ),
-        "return sums / len(ids)": ("Divided by the words of all texts: every vector is too short."),
+        "return sums / len(ids)": (
+            "Divided by the words of all texts: the more texts, the smaller each vector."
+        ),
         "return sums / lengths.float().mean()": (
-            "Divided by the mean length: long texts get long vectors, and short texts short ones."
+            "Divided by the mean length: long texts get large vectors, and short texts small ones."
         ),
     },
     like_embedding_bag,
 )
 
 # %% tags=["nbval-check-output"]
-begins = torch.tensor([0, 2, 2])  # words 0 and 1, none, word 2
+begins = torch.tensor([0, 2, 2])  # words 0 and 1, none (zeros), word 2
 print(text.embedding_bag(ids, begins, table).tolist())
 
 # %% [markdown]

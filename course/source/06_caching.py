@@ -184,21 +184,25 @@ with experiment.photographs(8) as eight:
 print(f"{cache.have.sum()} of 8 pictures kept, {cache.pictures.nbytes / 1e3:.0f} kB for all")
 
 # %% [markdown]
-# To read it is to copy. To fill it is the function below, with one line left out. Yours is given
-# two batches in which pictures come twice, and what it decodes is counted.
+# Reading fills the cache, then copies:
 
 # %%
 lab.show_source(caching.Cache.__getitem__, docstring=False)
 
+# %% [markdown]
+# One line of `fill` is left out. Yours is given two batches in which pictures come twice, and the
+# pictures that it decodes are listed:
+
 
 # %%
 def decodes_each_once(fill):
+    decoded = []
+
     def decode(index):
         decoded.append(index)
         return torch.full((1, 2, 2), index, dtype=torch.uint8)
 
-    mine, decoded = type("Mine", (caching.Cache,), {"fill": fill}), []
-    tried = mine(decode, 8, (1, 2, 2))
+    tried = type("Mine", (caching.Cache,), {"fill": fill})(decode, 8, (1, 2, 2))
     for batch in ([3, 3, 5], [5, 7, 7]):
         tried.fill(torch.tensor(batch))
     return sorted(decoded) == [3, 5, 7]
@@ -209,16 +213,16 @@ lab.MissingLine(
     caching.Cache.fill,
     {
         "for index in indices[~there].unique().tolist():": (
-            "Those that are missing, each of them once."
+            "The pictures that are missing, each of them once."
         ),
         "for index in indices[~there].tolist():": (
-            "A picture that comes twice in a batch is decoded twice."
+            "A missing picture that comes twice in a batch is decoded twice."
         ),
         "for index in indices.unique().tolist():": (
-            "All of the batch, whether they are there or not: nothing is saved."
+            "All pictures of the batch: those that are there are decoded again, in every epoch."
         ),
         "for index in indices[there].unique().tolist():": (
-            "Those that are there already: nothing is ever decoded, and the cache stays empty."
+            "Only pictures that are there already: nothing is decoded, and the cache stays empty."
         ),
     },
     decodes_each_once,

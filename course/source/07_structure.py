@@ -200,16 +200,16 @@ lab.MissingLine(
     structure.masked_dropout,
     {
         "return h * mask / (1 - p)": (
-            "A unit stays with probability 1 − p; what stays is divided by that, so the mean stays."
+            "A unit stays with probability 1 − p. Dividing by that keeps the mean."
         ),
         "return h * mask": (
-            "The mean falls to 1 − p of it: at inference the next layer sees more than in training."
+            "1 − p of the mean is left: at inference the next layer sees more than in training."
         ),
         "return h * mask / p": (
             "p is the share that is dropped: what stays is made 5 times as large, not 1.25 times."
         ),
         "return h * mask * (1 - p)": (
-            "Made smaller twice. The factor 1 − p belongs to inference, if training did not scale."
+            "(1 − p)² of the mean is left. A factor 1 − p is for inference, if training has none."
         ),
     },
     like_dropout,

@@ -174,8 +174,8 @@ lab.show_source(recurrent.pack, docstring=False)
 # waits for no state. And they are cut into steps by *one split*. Rows whose sentence has ended are
 # set aside.
 #
-# One line is left out. Your function reads five short sentences with a GRU, and its states are
-# compared with those of the padded batch, in the same order.
+# One line is left out. Your function reads five short sentences with a GRU. Its states have to be
+# those of the padded batch, the longest sentence first.
 
 
 # %%
@@ -196,16 +196,16 @@ lab.MissingLine(
     recurrent.packed_last,
     {
         "return torch.cat([held[0], *reversed(ended)])": (
-            "The longest are held to the end. Of the others, who ended last is the longest."
+            "The longest are held to the end. Of the others, the last to end are the longest."
         ),
         "return torch.cat([held[0], *ended])": (
-            "The shortest ended first, so they come right after the longest: states change places."
+            "The shortest ended first: its state comes right after the longest, in a wrong row."
         ),
         "return torch.cat([*ended, held[0]])": (
-            "In the order in which they ended, the shortest first: the rows are turned round."
+            "In the order in which they ended, the shortest first. Row 0 belongs to the longest."
         ),
         "return held[0]": (
-            "Only the sentences that are as long as the longest. All others were set aside."
+            "Only the states of the longest sentences. Those of all others were set aside."
         ),
     },
     like_padded,

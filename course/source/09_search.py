@@ -156,16 +156,17 @@ for name, points in (("grid of 27", of_grid), ("27 at random", at_random)):
 # epochs, keep the best third, and so on. Each level is called a *rung*. Every rung costs about the
 # same: a third of the candidates, three times the epochs.
 #
-# One line of the plan is left out. Yours has to plan rungs of equal cost from 81 candidates up to
-# 27 epochs; and from 5 candidates up to 10 epochs it must end at 10, with somebody left.
+# One line of the plan is left out. Yours is asked for two plans. From 81 candidates up to 27
+# epochs, the product of candidates and epochs has to stay the same. From 5 candidates up to 10
+# epochs, the last rung has to end at 10, with a candidate left.
 
 
 # %%
-def costs_alike(rungs):
-    plan, odd = rungs(81, 27), rungs(5, 10)
-    costs = {candidates * epochs for candidates, epochs in plan}
-    ends = plan[-1][1] == 27 and odd[-1][1] == 10
-    return len(costs) == 1 and ends and all(candidates > 0 for candidates, _ in plan + odd)
+def product_stays(rungs):
+    even, odd = rungs(81, 27), rungs(5, 10)
+    products = {candidates * epochs for candidates, epochs in even}
+    ends = even[-1][1] == 27 and odd[-1][1] == 10
+    return len(products) == 1 and ends and all(left > 0 for left, _ in even + odd)
 
 
 # %% jupyter={"source_hidden": true}
@@ -173,19 +174,19 @@ lab.MissingLine(
     search.rungs,
     {
         "candidates, first = max(1, candidates // eta), min(longest, first * eta)": (
-            "A third of them, for three times the epochs, and never nobody or beyond the longest."
+            "A third, for three times the epochs: one at least, and not beyond the longest."
         ),
         "candidates, first = candidates // eta, first * eta": (
-            "Right for 81 and 27. But of 5 candidates nobody is left, and 27 epochs are beyond 10."
+            "Right for 81 and 27. But of 5 candidates none is left, and 27 epochs are beyond 10."
         ),
         "candidates, first = max(1, candidates // eta), min(longest, first + eta)": (
-            "Three more epochs, not three times as many: the rungs do not cost the same."
+            "Three more epochs, not three times as many: the product changes from rung to rung."
         ),
         "candidates, first = max(1, candidates - eta), min(longest, first * eta)": (
-            "Three are cut, not two thirds: each rung costs almost three times the one before."
+            "Three are cut, not two thirds: the product almost triples from rung to rung."
         ),
     },
-    costs_alike,
+    product_stays,
 )
 
 # %% tags=["nbval-check-output"]

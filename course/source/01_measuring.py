@@ -332,10 +332,10 @@ picture
 
 # %%
 def counts_all_tensors(matmul):
-    square = torch.rand(784, 784)
+    weight = torch.rand(784, 784)
     for n in (1, 16, 256):
-        rows = torch.rand(n, 784)
-        moved = sum(tensor.nbytes for tensor in (rows, square, rows @ square))
+        x = torch.rand(n, 784)
+        moved = sum(tensor.nbytes for tensor in (x, weight, x @ weight))
         if matmul(n, cpu).bytes != moved:
             return False
     return True

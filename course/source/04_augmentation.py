@@ -159,8 +159,9 @@ panel
 # ask for, each picture is resampled **once**; doing them one after another would blur it each time.
 # And all pictures go in one call, each with its own map.
 #
-# One line is left out. Your function gets two pictures of 20 × 28 pixels. It mirrors the first, and
-# looks 3 pixels to the right and 2 up in the second. Moving pixels gives the exact answers:
+# One line is left out. Your function gets two pictures, 28 pixels wide and 20 high. It mirrors the
+# first, and looks 3 pixels to the right and 2 up in the second. Moving pixels gives the exact
+# answers:
 
 
 # %%

@@ -194,7 +194,7 @@ lab.MissingLine(
             "No weight before the cut learns, no statistics move, and train() changes neither."
         ),
         "return Frozen(nn.Sequential(*parts[:-1])), nn.Sequential(*parts[-1:])": (
-            "Only the head learns, whatever the cut is: layer 2, which should learn, is frozen, too."
+            "Only the head learns, whatever the cut: layer 2, which should learn, is frozen, too."
         ),
         "return nn.Sequential(*parts[:cut]).eval(), nn.Sequential(*parts[cut:])": (
             "Evaluation mode ends with the next train(), and the weights learn in either mode."

@@ -215,7 +215,7 @@ lab.MissingLine(
             "Multiplied, not divided: the first updates get even smaller shares than 1 − d."
         ),
         "return 1 - self.decay ** (before + 1)": (
-            "What all shares add up to, soon near 1: late updates replace nearly all before them."
+            "What all shares add up to, later near 1: late updates replace nearly all before them."
         ),
     },
     like_adams,

@@ -194,8 +194,8 @@ lab.show_source(*reduce_scatter, docstring=False)
 # begins where the first half ends: rank *r* has the complete chunk *r* + 1, the last rank chunk 0.
 #
 # One line of its turns is left out. Like the first half's, it gives a pair for each turn: the chunk
-# to send, and the chunk to receive. Yours is played on four ranks, with a dot for what is not
-# complete:
+# to send right, and the chunk to receive from the left. Yours is played on four ranks, with a dot
+# for what is not complete:
 
 
 # %%

@@ -314,8 +314,9 @@ lab.MissingLine(
 )
 
 # %% [markdown]
-# The mean of the parts' gradients is the gradient of the batch, so this is an ordinary training.
-# One update says little. Both squares are averaged over the run, and divided last.
+# The mean of the parts' gradients is the gradient of the batch, so a run that takes its batches
+# apart trains as usual. One update says little. Both squares are averaged over the run, and divided
+# last.
 
 # %%
 single = experiment.one_run(base)

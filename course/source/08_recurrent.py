@@ -183,9 +183,9 @@ def like_padded(packed_last):
     torch.manual_seed(0)
     table, gru = torch.randn(14, 6, dtype=torch.float64), torch.nn.GRU(6, 5).double()
     weights, cell = [weight.detach() for weight in gru.parameters()], recurrent.gru_cell
-    ids, ends = torch.arange(14), torch.tensor([2, 4, 1, 4, 3])
-    packed = recurrent.pack(ids, ends)
-    padded = recurrent.unrolled(table[recurrent.pad(ids, ends)], ends, weights, cell)
+    ids, lengths = torch.arange(14), torch.tensor([2, 4, 1, 4, 3])
+    packed = recurrent.pack(ids, lengths)
+    padded = recurrent.unrolled(table[recurrent.pad(ids, lengths)], lengths, weights, cell)
     yours = packed_last(table[packed.ids], packed.sizes, weights, cell)
     ways = {"padded": padded[packed.order], "yours": yours}
     return lab.prove({name: [{"state": state}] for name, state in ways.items()}, steps=1)

@@ -57,6 +57,14 @@ def test_a_judge_may_just_say_yes(watched):
     assert asked.try_(TWICE)[0]
 
 
+def test_a_judge_may_say_what_came_and_what_should_have_come(watched):
+    asked = MissingLine(mean_of_squares, CHOICES, lambda mean: (round(3 * float(mean(VALUES))), 14))
+    assert asked.try_(OWN)[0]
+    assert "✓ what comes is 14<" in asked.try_(OWN)[1]
+    assert not asked.try_(TWICE)[0]
+    assert "✗ what comes is 28, and not 14<" in asked.try_(TWICE)[1]
+
+
 def test_the_line_is_left_out_with_its_comment():
     asked = MissingLine(mean_of_squares, CHOICES, same)
     assert asked.right == OWN

@@ -332,13 +332,12 @@ picture
 
 # %%
 def counts_all_tensors(matmul):
-    weight = torch.rand(784, 784)
+    weight, counted, there = torch.rand(784, 784), [], []
     for n in (1, 16, 256):
         x = torch.rand(n, 784)
-        moved = sum(tensor.nbytes for tensor in (x, weight, x @ weight))
-        if matmul(n, cpu).bytes != moved:
-            return False
-    return True
+        counted.append(matmul(n, cpu).bytes)
+        there.append(sum(tensor.nbytes for tensor in (x, weight, x @ weight)))
+    return counted, there
 
 
 # %% jupyter={"source_hidden": true}

@@ -290,7 +290,7 @@ def finds_the_noise(noise_scale, square=3.0, trace=40.0):
         return square + trace / samples
 
     found = [noise_scale(expected(8), expected(big), 8, big) for big in (64, 200)]
-    return all(math.isclose(one, trace / square) for one in found)
+    return [round(one, 6) for one in found], [round(trace / square, 6)] * 2
 
 
 # %% jupyter={"source_hidden": true}

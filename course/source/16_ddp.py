@@ -206,7 +206,7 @@ def all_get_all(turns_of):
         sent = [held[out] for held, (out, _) in zip(holds, pairs)]
         for rank, (_, into) in enumerate(pairs):
             holds[rank][into] = sent[rank - 1]
-    return holds == [list(chunks)] * 4
+    return ["".join(held) for held in holds], [chunks] * 4
 
 
 # %% jupyter={"source_hidden": true}

@@ -205,7 +205,7 @@ def the_right_ones_wait(may_reply):
             server.apply(torch.ones(4), worker, 1 / 3)
             server.ready()
         waiting.append(list(server.waiting))  # who waits after this turn
-    return waiting == [[], [], [1], [1], [], [], [1]]
+    return waiting, [[], [], [1], [1], [], [], [1]]
 
 
 # %% jupyter={"source_hidden": true}

@@ -59,7 +59,8 @@ class Proof:
     def _badge(self, agreement: Agreement) -> str:
         equal = agreement.diverges_at is None
         said = badge(equal, self._say(agreement))
-        return f'<div style="margin:3px 0">{said} &nbsp;max |Δ| = {agreement.worst:.2g}</div>'
+        worst = f"{agreement.worst:.2g}" if math.isfinite(agreement.worst) else "not finite"
+        return f'<div style="margin:3px 0">{said} &nbsp;max |Δ| = {worst}</div>'
 
 
 def prove(

@@ -32,6 +32,7 @@ STYLE = """<style>
   line-height: 1.5; white-space: pre-wrap; width: auto; max-width: none; height: auto;
   display: grid; grid-template-columns: 13px 1fr; column-gap: 6px;  /* no line below the button */
 }
+.accel-line [role="status"] span { display: inline-block; line-height: 1.5; }
 .accel-line .widget-radio-box input { grid-area: 1 / 1; align-self: start; margin: 0; }
 </style>"""
 
@@ -41,7 +42,8 @@ class MissingLine:
 
     choices: line of code → what it does, in one sentence; one of them is the function's own,
     without its comment · judge: called with the function as it reads with the line that was chosen,
-    says whether it does what it should. What it raises counts as no.
+    says whether it does what it should: by a proof, by what came and what should have come, which
+    are shown, or by yes or no. What it raises counts as no.
     Where nobody watches, all are tried at once. Raises ValueError, one line, unless exactly the
     function's own line is judged right; or for a function that cannot be rebuilt from its source.
     """
@@ -50,7 +52,7 @@ class MissingLine:
         self,
         function: Callable[..., Any],
         choices: Mapping[str, str],
-        judge: Callable[[Callable[..., Any]], Proof | bool],
+        judge: Callable[[Callable[..., Any]], Proof | tuple[object, object] | bool],
     ):
         self._function, self._choices, self._judge = function, choices, judge
         self._lines = show_source(function, docstring=False).text.splitlines()
@@ -92,6 +94,10 @@ class MissingLine:
             return False, badge(False, f"it raises {type(error).__name__}: {reason}")
         if isinstance(said, Proof):
             return said.holds, said._repr_html_()
+        if isinstance(said, tuple):
+            came, wanted = said
+            beside = "" if came == wanted else f", and not {wanted}"
+            return came == wanted, badge(came == wanted, f"what comes is {came}{beside}")
         words = "it does what it should" if said else "it does not do what it should"
         return bool(said), badge(bool(said), words)
 
@@ -119,8 +125,8 @@ class MissingLine:
         if line is None:
             return
         self._note.value = "running it …"
-        does = escape(self._choices[line])
-        self._note.value = f'<div role="status">{self.try_(line)[1]} {does}</div>'
+        seen, does = self.try_(line)[1], escape(self._choices[line])
+        self._note.value = f'<div role="status"><div>{seen}</div>{does}</div>'
 
     def _ipython_display_(self) -> None:
         with_gap = self.with_line(GAP)

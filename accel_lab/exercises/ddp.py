@@ -113,6 +113,23 @@ def _forgets_the_rest(gradient, share, rank, world, send, receive):
     return torch.cat([whole, gradient[size:] * share])
 
 
+def _chunks_beside_the_total(gradient, share, rank, world, send, receive):
+    total = gradient * share
+    chunks = list(total.tensor_split(world))
+    for turn in range(world - 1):
+        send(chunks[(rank + turn) % world])
+        chunks[(rank + turn + 1) % world] = chunks[(rank + turn + 1) % world] + receive()
+    for turn in range(world - 1):
+        send(chunks[(rank + turn - 1) % world])
+        chunks[(rank + turn) % world] = receive()
+    return total
+
+
+REDUCE_SCATTER = """\
+    for turn in range(world - 1):
+        send(chunks[(rank + turn) % world])
+"""
+
 ALL_GATHER = """\
     for turn in range(world - 1):
         send(chunks[(rank + turn - 1) % world])
@@ -172,6 +189,13 @@ upwards because this ring turns to the left.""",
             "1/world gives every rank the same weight. The shares are not equal: a rank with more "
             "samples counts for more.",
         ),
+        Wrong.changed(
+            ring_average,
+            "    return total\n",
+            "    return total / world\n",
+            "You divide by the number of ranks as well. The shares add up to 1, so the sum of "
+            "share × gradient is the average already.",
+        ),
         Wrong(
             _weighed_at_every_turn,
             "A rank's share belongs to its own gradient alone. You also weigh what came from the "
@@ -204,6 +228,18 @@ upwards because this ring turns to the left.""",
             "chunk(world)",
             "chunk(world) can give fewer than `world` chunks: 9 numbers in 4 make 3, 3, 3. "
             "`tensor_split(world)` always makes `world` of them.",
+        ),
+        Wrong(
+            _chunks_beside_the_total,
+            "You return your own share × gradient: nothing that came from the others is in it. "
+            "Add to the chunks in place, as add_ does, or put the new chunks together: torch.cat.",
+        ),
+        Wrong.changed(
+            ring_average,
+            REDUCE_SCATTER,
+            REDUCE_SCATTER.replace("world - 1", "world"),
+            "Reduce-scatter takes world − 1 turns. Yours goes on for one more, which adds to a "
+            "chunk what is in it already.",
         ),
         Wrong(
             _forgets_the_rest,
@@ -295,6 +331,11 @@ SUM_OVER_BATCH = 'y[mine], reduction="sum") / len(batch)'
 FIRST_PART = "batch[: -(-len(batch) // world)]"
 CLEAR = "        optimizer.zero_grad()\n"
 _first_part = changed(train_on_rank, "batch[rank::world]", FIRST_PART)
+_no_step_without_samples = changed(
+    train_on_rank,
+    "        optimizer.step()\n",
+    "        if len(mine):\n            optimizer.step()\n",
+)
 _in_a_row = changed(train_on_rank, "batch[rank::world]", "batch.tensor_split(world)[rank]")
 
 TRAIN_ON_RANK = Exercise(
@@ -349,6 +390,32 @@ of 0, and the rank still takes part in every all-reduce.""",
             "A mean of the ranks' means gives each rank the same weight, although one of them has "
             "a sample more, or none at all.",
             also=(changed(_in_a_row, SUM_OVER_BATCH, "y[mine]) / world"),),
+        ),
+        Wrong.changed(
+            train_on_rank,
+            SUM_OVER_BATCH,
+            'y[mine], reduction="sum")',
+            "The step is that of the sum over the batch, and grows with its size. The mean over "
+            "all samples of the batch is asked for: divide by len(batch).",
+        ),
+        Wrong.changed(
+            train_on_rank,
+            SUM_OVER_BATCH,
+            SUM_OVER_BATCH + " / world",
+            "The step is too small, by the number of ranks. Each rank's sum, divided by the size "
+            "of the whole batch, is its part of the mean: the parts have only to be added up.",
+            also=(
+                changed(
+                    train_on_rank,
+                    "            all_reduce(parameter.grad)\n",
+                    "            all_reduce(parameter.grad)\n            parameter.grad /= world\n",
+                ),
+            ),
+        ),
+        Wrong(
+            _no_step_without_samples,
+            "A rank without a sample takes part in all_reduce, and then leaves its own weights as "
+            "they are. It has to step as the others do, or the models differ.",
         ),
         Wrong.changed(
             train_on_rank,
@@ -407,6 +474,19 @@ def best_ranks_cases(rng: random.Random) -> Iterator[Case]:
     # waiting for turns outweighs all else beyond a few ranks
     yield {**plain, "batch_size": 32, "latency": 2e-3, "most": 16}
     yield {**plain, "seconds_per_sample": 1e-6, "most": 8}  # best left to one
+    # equal steps with one rank and with two, to the last digit
+    second = 2.0 ** -rng.randrange(4, 9)
+    latency, size = second * rng.randrange(1, 3), 2 ** rng.randrange(20, 23)
+    yield {
+        "batch_size": 12,
+        "seconds_per_sample": second,
+        "gradient_bytes": size,
+        "latency": latency,
+        "bytes_per_second": size / (6 * second - 2 * latency),
+        "most": 4,
+    }
+    # a third rank brings nothing, and a fourth does
+    yield {**plain, "batch_size": 4, "seconds_per_sample": 1e-2, "most": rng.randrange(4, 7)}
     # more than there are would pay
     yield {**plain, "batch_size": 64, "seconds_per_sample": 1e-2, "most": rng.randrange(3, 6)}
     for _ in range(8):
@@ -441,6 +521,19 @@ def best_ranks(batch_size, seconds_per_sample, gradient_bytes, latency, bytes_pe
         seconds[p] = compute + turns * latency + turns / p * gradient_bytes / bytes_per_second
     best = min(seconds, key=seconds.get)
     return best, seconds[best]
+
+
+def _until_it_rises(
+    batch_size, seconds_per_sample, gradient_bytes, latency, bytes_per_second, most
+):
+    best, least = 1, batch_size * seconds_per_sample
+    for p in range(2, most + 1):
+        compute, turns = -(-batch_size // p) * seconds_per_sample, 2 * (p - 1)
+        seconds = compute + turns * latency + turns / p * gradient_bytes / bytes_per_second
+        if seconds >= least:
+            break
+        best, least = p, seconds
+    return best, least
 
 
 BEST_RANKS = Exercise(
@@ -485,6 +578,25 @@ simplest to try all. `min` returns the first of equal ones, which is the smalles
             "(p - 1) *",
             "You let each rank send its gradient to all others. Round the ring it sends 2(p − 1)/p "
             "of it, less than twice its size.",
+        ),
+        Wrong.changed(
+            best_ranks,
+            "turns = 2 * (p - 1)",
+            "turns = p - 1",
+            "You count one half of the ring's turns. It goes round twice, once to add up and once "
+            "to hand out the sums: 2(p − 1) turns.",
+        ),
+        Wrong.changed(
+            best_ranks,
+            "min(seconds, key=seconds.get)",
+            "min(reversed(seconds), key=seconds.get)",
+            "Where several numbers of ranks give the same shortest step, the smallest of them is "
+            "asked for. Yours gives the largest.",
+        ),
+        Wrong(
+            _until_it_rises,
+            "You stop at the first number of ranks that makes the step no shorter. A later one may "
+            "be better: ⌈batch_size / p⌉ falls in steps. Try all from 1 to `most`.",
         ),
         Wrong.changed(
             best_ranks,

@@ -201,6 +201,34 @@ turn.""",
         Wrong.changed(
             schedule_over_wires,
             ROUND_TRIP,
+            "(1 + message) * (stages - 1 - stage)",
+            "You count a message's units as micro-batches. A micro-batch takes a stage 3 units, "
+            "forward and backward, and a round trip has two messages: that is message / 1.5.",
+        ),
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
+            "message / UNIT * (stages - 1 - stage)",
+            "You count the messages of a round trip alone. The later stages compute on the way, "
+            "too: 3 units, one more micro-batch, for each of them.",
+        ),
+        Wrong.changed(
+            schedule_over_wires,
+            "    ahead = min(ahead, micro_batches)\n",
+            "",
+            "Where there are few micro-batches you start some that do not exist: a stage can be "
+            "ahead by `micro_batches` at most.",
+        ),
+        Wrong.changed(
+            schedule_over_wires,
+            '("forward", i), ("backward", i - ahead)]',
+            '("backward", i - ahead), ("forward", i)]',
+            "In the steady part a forward comes first, then a backward. The other way round the "
+            "last stage begins with the backward of what it has not computed yet.",
+        ),
+        Wrong.changed(
+            schedule_over_wires,
+            ROUND_TRIP,
             "(1 + message / UNIT) * (stages - stage)",
             "Fast enough, and more is held than needed: the last stage can turn back at once, so "
             "it needs no forward ahead.",
@@ -233,6 +261,13 @@ def cut_cases(rng: random.Random) -> Iterator[Case]:
         seconds = [*some(3, 1, 10), rng.randrange(25, 40), *some(4, 1, 10)]
         yield {"seconds": seconds, "bytes_held": some(8, 10, 20), "stages": 3, "limit": 1000}
     yield {"seconds": [9, 1, 1, 9, 9, 1, 1, 1], "bytes_held": [1] * 8, "stages": 3, "limit": 8}
+    # Runs of 11, 12 and 6 are fastest; those of 8, 8 and 13 differ least.
+    more = rng.randrange(1, 5)
+    seconds = [more * each for each in (8, 2, 1, 5, 7, 6)]
+    yield {"seconds": seconds, "bytes_held": [1] * len(seconds), "stages": 3, "limit": 9}
+    # One layer takes longer than all others: two runs are as fast as three, and three are asked for
+    seconds = [rng.randrange(50, 60), *some(5, 1, 10)]
+    yield {"seconds": seconds, "bytes_held": some(6, 10, 20), "stages": 3, "limit": 1000}
     # The only cut within the limit fills it to the last byte.
     much = rng.randrange(10, 20)
     yield {"seconds": some(4, 1, 10), "bytes_held": [much] * 4, "stages": 2, "limit": 2 * much}
@@ -308,6 +343,28 @@ def _fills_to_the_mean(seconds, bytes_held, stages, limit):
     return sizes
 
 
+def _as_few_as_will_do(seconds, bytes_held, stages, limit):
+    """The least time for which filling run after run needs no more than ``stages`` of them."""
+    layers = range(len(seconds))
+    for most in sorted({sum(seconds[i : j + 1]) for i in layers for j in layers[i:]}):
+        sizes, spent, kept = [0], 0, 0
+        for time, room in zip(seconds, bytes_held, strict=True):
+            if sizes[-1] and (spent + time > most or kept + room > limit):
+                sizes.append(0)
+                spent = kept = 0
+            sizes[-1] += 1
+            spent, kept = spent + time, kept + room
+        fits = max(_sums(seconds, sizes)) <= most and max(_sums(bytes_held, sizes)) <= limit
+        if fits and len(sizes) <= stages:
+            return sizes
+    return None
+
+
+def _fastest_or_none(seconds, bytes_held, stages, limit):
+    fastest = cut(seconds, bytes_held, stages, sum(bytes_held))
+    return fastest if max(_sums(bytes_held, fastest)) <= limit else None
+
+
 CUT = Exercise(
     name="cut",
     points=3,
@@ -361,6 +418,30 @@ k layers into j runs follows from those into j − 1.)""",
             _fills_to_the_mean,
             "Filling run after run up to the mean decides too early: what is left over falls to "
             "the last run. Compare whole cuts.",
+        ),
+        Wrong.changed(
+            cut,
+            "slowest = max(_sums(seconds, sizes))",
+            "slowest = max(_sums(seconds, sizes)) - min(_sums(seconds, sizes))",
+            "You make the runs as equal as can be. The slowest run decides: how quick the others "
+            "are beside it does not matter.",
+        ),
+        Wrong(
+            _as_few_as_will_do,
+            "Where fewer runs are just as fast you return too few of them: cut what is left into "
+            "`stages` runs, each of one layer at least.",
+        ),
+        Wrong(
+            _fastest_or_none,
+            "You take the fastest cut and give None where it keeps too much. A slower one may fit: "
+            "look for the fastest among those within the limit.",
+        ),
+        Wrong.changed(
+            cut,
+            "            best, least = sizes, slowest\n",
+            "            return sizes\n",
+            "You return the first cut that keeps within the limit. A later one may be faster: "
+            "compare them all.",
         ),
         Wrong.changed(
             cut,
@@ -466,6 +547,29 @@ of every parameter on its way, and leaves the gradient for the stage before in `
             "    layers.zero_grad()\n    layers(received)",
             "Only the last micro-batch is left in `.grad`: the parts of all micro-batches are "
             "to add up.",
+        ),
+        Wrong.changed(
+            backward_again,
+            "    layers(received).backward(gradient)\n",
+            "    with torch.no_grad():\n"
+            "        out = layers(received)\n"
+            "    out.backward(gradient)\n",
+            "There is no graph to go back through. This forward pass is the one that needs it: "
+            "run the layers outside of no_grad, and do not detach what comes out.",
+        ),
+        Wrong.changed(
+            backward_again,
+            ".backward(gradient)",
+            ".backward()",
+            "Without an argument `backward` starts from one number alone, a loss. Here it starts "
+            "from a tensor: give it that tensor's gradient, `out.backward(gradient)`.",
+        ),
+        Wrong.changed(
+            backward_again,
+            ".backward(gradient)",
+            ".backward(gradient / len(x))",
+            "You divide by the number of samples. `gradient` is that of the loss, whose mean is "
+            "taken already: pass it on as it came.",
         ),
         Wrong(
             _only_sends,

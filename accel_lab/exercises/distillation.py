@@ -20,7 +20,10 @@ def half_labelled_loss_cases(rng):
         (rng.randint(10, 30), 10),
     ):
         labels = whole(rng, 0, classes, samples)
-        labels[shuffled(rng, samples)[: samples // 3]] = -1
+        order = shuffled(rng, samples)
+        labels[order[: samples // 3]] = -1
+        labels[order[-1]] = 0  # a label like any other
+        labels[order[-2]] = classes - 1
         yield {
             "student": 2 * normal(rng, samples, classes, dtype=torch.float64),
             "teacher": 2 * normal(rng, samples, classes, dtype=torch.float64),
@@ -124,6 +127,34 @@ up for the 1/T² by which the temperature shrinks the gradient.""",
         ),
         Wrong.changed(
             half_labelled_loss,
+            "labels >= 0",
+            "labels > 0",
+            "0 is a label like any other. Only −1 stands for none: keep the samples with "
+            "`labels >= 0`.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
+            "student[seen], labels[seen]",
+            "student, labels",
+            "cross_entropy takes −1 for a class. Give it the labelled samples alone, or say "
+            "ignore_index=-1.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
+            " * temperature**2",
+            " * temperature",
+            "The temperature shrinks the gradient twice: it divides the logits, and brings the "
+            "probabilities closer together. So the soft part is multiplied by T², not by T.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
+            "(1 - soft_share) * hard + soft_share * temperature**2 * soft",
+            "temperature**2 * ((1 - soft_share) * hard + soft_share * soft)",
+            "You multiply the hard part by T², too. No temperature is in it: T² belongs to the "
+            "soft part alone.",
+        ),
+        Wrong.changed(
+            half_labelled_loss,
             "labels[seen])",
             'labels[seen], reduction="sum") / len(labels)',
             "The mean of the hard part is over the labelled samples alone; the others say nothing "
@@ -164,7 +195,7 @@ up for the 1/T² by which the temperature shrinks the gradient.""",
 
 def keep_logits_cases(rng):
     for training in (True, False, True):
-        batch_size = rng.randint(2, 5)
+        batch_size = rng.choice((2, 3, 5))  # as many parts are of another size
         yield {
             "x": normal(rng, 3 * batch_size + 1, 6),
             "weights": [normal(rng, 8, 6), normal(rng, 3, 8)],
@@ -188,11 +219,14 @@ def keep_logits_drive(answer, case):
             layer.weight.copy_(weight)
             layer.bias.fill_(0.1)
         norm.running_mean.copy_(case["mean"]), norm.running_var.copy_(case["variance"])
+    asked = []
+    teacher.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
     torch.manual_seed(case["seed"])
     kept = answer(teacher.train(case["training"]), case["x"], case["batch_size"])
     return {
         "logits": kept.detach(),
         "the logits hold a graph": kept.requires_grad,
+        "most samples at a time": max(asked, default=0),
         "the teacher is in training mode afterwards": teacher.training,
         "its batch statistics afterwards": [norm.running_mean, norm.running_var],
     }
@@ -258,6 +292,27 @@ it.""",
         ),
         Wrong.changed(
             keep_logits,
+            "torch.cat([teacher(part) for part in x.split(batch_size)])",
+            "teacher(x)",
+            "You ask about all samples at once, which takes the memory of all. Ask `batch_size` at "
+            "a time, and put the answers together.",
+        ),
+        Wrong.changed(
+            keep_logits,
+            "x.split(batch_size)",
+            "x.chunk(batch_size)",
+            "chunk(n) makes n parts, whatever their size. `batch_size` samples at a time are what "
+            "split(batch_size) gives.",
+        ),
+        Wrong.changed(
+            keep_logits,
+            "teacher(part) for",
+            "teacher(part).softmax(1) for",
+            "These are probabilities. The logits are asked for: the loss divides them by its "
+            "temperature before the softmax.",
+        ),
+        Wrong.changed(
+            keep_logits,
             "    teacher.train(training)\n",
             "",
             "The teacher left in another mode than it came in. Put it back.",
@@ -286,6 +341,8 @@ def bias_for_share_cases(rng):
         column = rng.randrange(5)
         logits = 2 * normal(rng, samples, 5, dtype=torch.float64)
         logits[:, column] += rng.uniform(least, most)
+        if samples == 10:
+            logits -= logits.max() + 1  # softmax does not see it, and no class is above 0
         yield {"logits": logits, "column": column, "share": rng.choice((0.2, 0.3, 0.4))}
 
 
@@ -350,6 +407,20 @@ the sorted list.""",
             "-int(-share * len(logits) // 1)",
             "You always round up, and let one sample more in. How many are asked for is round("
             "share · n).",
+        ),
+        Wrong.changed(
+            bias_for_share,
+            "missing.sort().values[count - 1]",
+            "missing.quantile(share)",
+            "A quantile lies between two samples, and its place is share · (n − 1). The smallest "
+            "bias is that of one sample: the one in place round(share · n).",
+        ),
+        Wrong.changed(
+            bias_for_share,
+            "= -torch.inf",
+            "= 0",
+            "You put 0 in the class's own place, and 0 can be the highest of a sample. Leave the "
+            "class out, or put −inf there.",
         ),
         Wrong.changed(
             bias_for_share,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from accel_lab.exercises import Case, Exercise, LessMemory, Wrong
+from accel_lab.exercises import Case, Exercise, LessMemory, Wrong, changed
 from accel_lab.exercises._data import normal
 
 WIDTH = 6
@@ -145,11 +145,17 @@ def _inputs_alone(run, x, context):
     return Again.apply(x, context)
 
 
+def _without_a_graph(run, x, context):
+    with torch.no_grad():
+        return run(x, context)
+
+
 KEEPS_THE_GRAPH = Wrong(
     _keeps_the_graph,
     "All is right, and all activations are kept. Run the module without a graph first, as the "
     "forward of a torch.autograd.Function does, and again with one in its backward.",
 )
+STATE = "            ctx.rng = torch.get_rng_state()\n"
 OWN_BUFFERS = "torch.func.functional_call(run, buffers, (x, context))"
 
 RECOMPUTE_WITH = Exercise(
@@ -204,6 +210,35 @@ afterwards; and on copies of the buffers, so that the second run updates no stat
             "*(None for _ in every[2:]))",
             "The parameters get no gradient, so nothing is learned. Return theirs, too, in the "
             "order in which they were handed to apply.",
+        ),
+        Wrong(
+            _without_a_graph,
+            "The output has no graph, and no gradient comes back through it. Run the module "
+            "in the forward of a torch.autograd.Function, whose backward runs it again.",
+        ),
+        Wrong.changed(
+            recompute_with,
+            STATE + "            ctx.save_for_backward(x, context)\n"
+            "            return run(x, context)\n",
+            "            ctx.save_for_backward(x, context)\n"
+            "            y = run(x, context)\n" + STATE + "            return y\n",
+            "You keep the state of the random numbers after the first run, which has drawn its "
+            "mask by then. Keep it before.",
+        ),
+        Wrong.changed(
+            recompute_with,
+            "return tuple(next(found) if one.requires_grad else None for one in every)",
+            "back = [next(found) if one.requires_grad else None for one in every]\n"
+            "            return (back[0], None, *back[2:])",
+            "The gradient of context is missing. It is an input like x: return its gradient, too, "
+            "where it needs one.",
+        ),
+        Wrong.changed(
+            recompute_with,
+            "with torch.enable_grad(), torch.random.fork_rng():",
+            "with torch.random.fork_rng():",
+            "Inside of backward no graph is made unless you ask for it: run the module there "
+            "under torch.enable_grad().",
         ),
         Wrong(
             _by_torch_reentrant,
@@ -378,6 +413,25 @@ GATHER = """\
         pieces[(rank - turn - 1) % world].copy_(receive())
 """
 
+GATHER_TOO_FAR = """\
+    for turn in range(world - 1):
+        send(pieces[(rank - turn - 1) % world])
+        pieces[(rank - turn - 2) % world].copy_(receive())
+"""
+UPDATE = """\
+    momentum = 0.9 * momentum + pieces[rank]
+    weights = weights.clone()
+    pieces = weights.tensor_split(world)
+    pieces[rank].sub_(rate * momentum)
+"""
+MOMENTUM_LAST = """\
+    total = pieces[rank]
+    weights = weights.clone()
+    pieces = weights.tensor_split(world)
+    pieces[rank].sub_(rate * momentum)
+    momentum = 0.9 * momentum + total
+"""
+
 SHARDED_UPDATE = Exercise(
     name="sharded_update",
     points=3,
@@ -435,7 +489,29 @@ send the gradient. Each half sends world − 1 pieces.""",
             "    weights = weights.clone()\n    pieces = weights.tensor_split(world)\n",
             "    pieces = weights.clone().tensor_split(world)\n",
             "The weights that you return are the old ones. Return those that were updated and "
-            "sent round.",
+            "sent round; each rank sends its own piece, the updated one, first.",
+            also=(changed(sharded_update, GATHER, GATHER_TOO_FAR),),
+        ),
+        Wrong.changed(
+            sharded_update,
+            UPDATE,
+            MOMENTUM_LAST,
+            "The weights take a step along the momentum of the update before. First the momentum "
+            "gets the new gradient, then the weights the new momentum.",
+        ),
+        Wrong.changed(
+            sharded_update,
+            ".copy_(receive())",
+            ".add_(receive())",
+            "The pieces that arrive in the second half are new weights: they replace what is "
+            "there. Yours adds them to it.",
+        ),
+        Wrong.changed(
+            sharded_update,
+            "0.9 * momentum + pieces[rank]",
+            "0.9 * momentum + pieces[rank] / world",
+            "You divide by the number of ranks as well. The shares add up to 1, so the sum of "
+            "share × gradient is the average already.",
         ),
         Wrong(
             _all_reduce_first,
@@ -476,6 +552,10 @@ def segments_for_cases(rng: random.Random) -> Iterator[Case]:
     yield case(36, 2, 1, 15)  # only k = 8 fits
     yield case(rng.randrange(9, 40), 1000, 1000, 1999)  # nothing fits: two blocks need 2,000
     yield case(7, 3, 1, 21)  # all of it fits
+    yield case(7, 8, 4, 24)  # k = 3, and 4 with segments of ⌈7 / k⌉
+    yield case(10, 10, 5, 57)  # k = 2: a peak of 55, not of 60
+    blocks = rng.randrange(4, 8)
+    yield case(blocks, 10, 1, 10 + blocks)  # only a segment for each block does
     for _ in range(10):
         blocks, boundary = rng.randrange(8, 60), rng.randrange(10, 50)
         kept = boundary * rng.randrange(1, 6) + rng.randrange(10)
@@ -508,6 +588,15 @@ def _lowest(blocks, kept, boundary, budget):
 def _root(blocks, kept, boundary, budget):
     k = min(blocks, max(1, round((blocks * kept / boundary) ** 0.5)))
     return k if kept * -(-blocks // k) + boundary * (k - 1) <= budget else None
+
+
+def _as_chunk_cuts(blocks, kept, boundary, budget):
+    for k in range(1, blocks + 1):
+        size = -(-blocks // k)
+        sizes = [min(size, blocks - start) for start in range(0, blocks, size)]
+        if max(kept * s + boundary * before for before, s in enumerate(sizes)) <= budget:
+            return k
+    return None
 
 
 def _every_block(blocks, kept, boundary, budget):
@@ -577,6 +666,38 @@ segments': a long one in front has few inputs before it, a short one at the end 
             "kept * sizes[0] + boundary * (k - 1) <= budget",
             "You add the longest segment and all inputs. They do not exist at once: when the "
             "longest segment, the first one, is computed again, no input is before it.",
+        ),
+        Wrong.changed(
+            segments_for,
+            "<= budget",
+            "< budget",
+            "A peak of exactly `budget` bytes fits: only more than that is too much.",
+        ),
+        Wrong.changed(
+            segments_for,
+            "enumerate(sizes)",
+            "enumerate(sizes, 1)",
+            "You count the input of the segment that is computed again. Only the segments before "
+            "it keep theirs: the first one has none before it.",
+        ),
+        Wrong.changed(
+            segments_for,
+            "range(1, blocks + 1)",
+            "range(1, blocks)",
+            "range(1, blocks) leaves out `blocks` itself, a segment for each block, and that may "
+            "be the only number that fits.",
+        ),
+        Wrong.changed(
+            segments_for,
+            "range(1, blocks + 1)",
+            "range(blocks, 0, -1)",
+            "You return the largest number that fits. The more segments, the more is computed "
+            "twice: begin with one.",
+        ),
+        Wrong(
+            _as_chunk_cuts,
+            "You cut segments of ⌈blocks / k⌉, and a short one is left for the end. As equal as "
+            "can be means that they differ by one at most: 10 blocks in 4 are 3, 3, 2, 2.",
         ),
         Wrong.changed(
             segments_for,

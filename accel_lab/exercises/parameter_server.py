@@ -75,6 +75,15 @@ _pulls_at_its_push = changed(
     "held[one], due[one] = weights, now",
     "due[one] = now",
 )
+_pulls_before_its_push = changed(
+    changed(
+        serve_bounded,
+        "        weights = weights - rate *",
+        "        before = weights\n        weights = weights - rate *",
+    ),
+    "held[one], due[one] = weights, now",
+    "held[one], due[one] = before, now",
+)
 _counts_open_waits = changed(
     serve_bounded,
     "    return weights, waited",
@@ -190,6 +199,24 @@ that goes on begins its gradient now, so its wait is `now` minus the second at w
             "keeps those of its own push, and what others pushed meanwhile is missing.",
         ),
         Wrong(
+            _pulls_before_its_push,
+            "Your workers pull the weights from before the push that has just come. The server "
+            "subtracts it first, and then hands out new weights.",
+        ),
+        Wrong.changed(
+            serve_bounded,
+            "now - arrived[one]",
+            "now + seconds[one] - arrived[one]",
+            "You count the time in which a worker computes as well. It waits from its push to the "
+            "moment when it gets new weights.",
+        ),
+        Wrong.changed(
+            serve_bounded,
+            "waited[one] += now",
+            "waited[one] = now",
+            "You keep the last wait alone. Add up all waits of a worker.",
+        ),
+        Wrong(
             _counts_open_waits,
             "You count waits that have not ended at the last push. Only a wait that has ended "
             "counts.",
@@ -263,6 +290,12 @@ def train_with_server(weights, batches, gradient, rate, rank, world, send, recei
     return weights
 
 
+ANSWERS_FIRST = """\
+            pushed = [receive(worker) for worker in workers]
+            for worker in workers:
+                send(worker, weights)
+            weights = weights - rate * sum(pushed)
+"""
 ROUND = """\
             pushed = [receive(worker) for worker in workers]
             weights = weights - rate * sum(pushed)
@@ -341,6 +374,41 @@ workers, from rank 1 on.""",
             "/ (world - 1)",
             "1 / (world − 1) gives every worker the same weight, but one of them may have a "
             "sample more. The weight of a worker's mean is its share of the batch.",
+        ),
+        Wrong.changed(
+            train_with_server,
+            ROUND,
+            ANSWERS_FIRST,
+            "The server answers before it updates: the workers go on with the weights of the "
+            "batch before. Take all pushes, update once, then answer.",
+        ),
+        Wrong.changed(
+            train_with_server,
+            MINE,
+            "batch[rank :: world - 1]",
+            "You begin one sample too late: the first sample of the batch is nobody's. Rank 1 "
+            "takes the samples from number 0 on, rank 2 from number 1: from rank − 1.",
+        ),
+        Wrong.changed(
+            train_with_server,
+            SHARE,
+            "* len(mine)",
+            "A push is now the sum over the worker's samples, and the step grows with the batch. "
+            "Divide by the number of samples of the whole batch.",
+        ),
+        Wrong.changed(
+            train_with_server,
+            SHARE,
+            "/ len(batch)",
+            "You divide a mean by the size of the batch: `gradient` has divided by the worker's "
+            "samples already. Multiply by their number first.",
+        ),
+        Wrong.changed(
+            train_with_server,
+            "send(0, gradient",
+            "send(0, rate * gradient",
+            "The rate counts twice, in the push and in the server. Push a gradient: the server "
+            "multiplies it by the rate.",
         ),
         Wrong.changed(
             train_with_server,
@@ -502,6 +570,34 @@ two messages' bytes.""",
         ),
         Wrong.changed(
             best_mode,
+            "turns = 2 * (workers - 1)",
+            "turns = workers - 1",
+            "You count one half of the ring's turns. It goes round twice, once to add up and once "
+            "to hand out the sums: 2(W − 1) turns.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "max(paces",
+            "min(paces",
+            "You return the mode with the fewest gradients per second. The one with the most is "
+            "asked for.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "1 / (2 * wire)",
+            "1 / (2 * workers * wire)",
+            "You divide what the server's link can carry by the number of workers. It is the limit "
+            "of all workers together.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "2 * workers * wire",
+            "(workers + 1) * wire",
+            "The weights go out to each worker by itself: W times over the server's one link, not "
+            "once.",
+        ),
+        Wrong.changed(
+            best_mode,
             "2 * latency + 2 * workers",
             "2 * workers * latency + 2 * workers",
             "In sync all workers send at once, so their latencies overlap: one before the "
@@ -512,6 +608,13 @@ two messages' bytes.""",
             "sum(1 / (each + 2 * (latency + wire)) for each in seconds)",
             "workers / (max(seconds) + 2 * (latency + wire))",
             "In async nobody waits for the slowest worker: the paces of all workers add up.",
+        ),
+        Wrong.changed(
+            best_mode,
+            "sum(1 / (each + 2 * (latency + wire)) for each in seconds)",
+            "workers / (sum(seconds) / workers + 2 * (latency + wire))",
+            "In async you take W workers of the mean time. A quick worker makes more gradients "
+            "than a slow one loses: add up the paces, 1 / seconds, of all workers.",
         ),
         Wrong.changed(
             best_mode,

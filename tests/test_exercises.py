@@ -387,6 +387,28 @@ def test_what_misses_the_target_is_refused_by_its_hint(exercise, answer):
     assert "\n" not in verdict.reason
 
 
+@pytest.mark.parametrize("name", ["normalize_into", "shift_each"])
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [(lambda out: 1 / 0, "ZeroDivisionError"), (lambda out: out.mul_(2), "values differ")],
+)
+def test_what_goes_wrong_on_the_larger_case_alone_is_not_told_the_target_s_hint(
+    name, later, reason
+):
+    exercise, calls = find(name), []
+    cases = len(list(exercise.cases(random.Random(0))))
+
+    def answer(*arguments):
+        calls.append(1)
+        made = exercise.reference(*arguments)
+        return later(arguments[-1] if made is None else made) if len(calls) > cases else made
+
+    verdict = judge(exercise, Here(answer), 0)
+    assert verdict.reason.startswith("right, but on a larger case: ")
+    assert reason in verdict.reason
+    assert verdict.hint == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "exercise",

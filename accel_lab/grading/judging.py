@@ -111,8 +111,9 @@ def judge(
         return refused(reasons[told], hint, report, already, case, no_answer=nothing)
     if exercise.target:
         say("the target")
-        if reason := targets.missed(exercise, side, rng):
-            return refused(reason, exercise.target.refuses.hint)
+        reason, hint = targets.missed(exercise, side, rng)
+        if reason:
+            return refused(reason, hint)
     return Verdict(exercise.name, exercise.points, exercise.points)
 
 

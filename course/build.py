@@ -92,11 +92,14 @@ def is_up_to_date(source: Path, digest: str) -> bool:
     return nbformat.read(path, 4).metadata.get("accel_lab", {}).get("built_from") == digest
 
 
-def needs_every_core(word: str) -> bool:
-    """A chapter about ranks measures what a second core brings: it is built with none beside it."""
+def needs_every_core(one: catalog.ChapterFile) -> bool:
+    """A chapter that measures what a second core brings, with ranks or by a count of the cores, is
+    built with none beside it.
+    """
     from accel_lab.workbench.ranks.world import RankKnobs
 
-    return issubclass(catalog.experiment(word).Knobs, RankKnobs)
+    counts_cores = "lab.usable_cores()" in one.path.read_text(encoding="utf-8")
+    return counts_cores or issubclass(catalog.experiment(one.word).Knobs, RankKnobs)
 
 
 def main() -> None:
@@ -132,7 +135,7 @@ def main() -> None:
         print(f"{one.path.stem}: built in {perf_counter() - start:.0f} s", flush=True)
         return ""
 
-    alone = [one for one in rooms if needs_every_core(one.word)]
+    alone = [one for one in rooms if needs_every_core(one)]
     os.environ["ACCEL_LAB_BESIDE"] = str(options.jobs - 1)
     with ThreadPoolExecutor(options.jobs) as pool:
         failures = [*pool.map(built, [one for one in rooms if one not in alone])]

@@ -121,14 +121,14 @@ def knobs_beside_their_chart(page: Page, panel: Locator) -> None:
 def choose_the_missing_line(page: Page) -> None:
     """Every line that may be the missing one is run when it is chosen, and one of them is right."""
     asked = page.locator(".accel-line")
-    verdict, said, right = asked.get_by_role("status"), "", 0
+    verdict, said, right = asked.get_by_role("status"), "", 0  # as text without line breaks
     asked.scroll_into_view_if_needed()
     expect(verdict).to_have_count(0)
     for line in asked.get_by_role("radio").all():
         line.check()
         expect(verdict).to_have_text(re.compile("[✓✗]"), timeout=30_000)
         expect(verdict).not_to_have_text(said, timeout=30_000)
-        said = verdict.inner_text()
+        said = verdict.text_content()
         right += "✗" not in said
     assert right == 1
 

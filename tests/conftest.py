@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 BROWSER = Path(__file__).parent / "browser"
@@ -13,6 +14,9 @@ BROWSER = Path(__file__).parent / "browser"
 # for each other on cores that are taken, and a test take three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+# No example may depend on the machine being quiet; the first one pays for starting up, too.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

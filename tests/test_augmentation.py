@@ -18,7 +18,7 @@ from accel_lab.workbench.knobs import KnobError
 
 SMALL_KNOBS = {"pictures": 5, "batch_size": 16, "seed": 1}  # the chapter in little, for papermill
 
-some = settings(max_examples=40, deadline=None)
+some = settings(max_examples=40)
 policies = st.builds(
     Policy,
     flip=st.sampled_from([0.0, 0.5, 1.0]),

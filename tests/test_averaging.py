@@ -191,7 +191,7 @@ def test_the_usual_loop_is_an_ema_of_the_parameters_and_forgets_buffers():
     assert not torch.allclose(naive[1].running_mean, ours.model[1].running_mean)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(decay=st.floats(0, 0.9999), count=st.integers(1, 60), seed=st.integers(0, 2**16))
 def test_a_constant_stays_what_it_is_and_a_mean_lies_within(decay, count, seed):
     torch.manual_seed(seed)
@@ -357,7 +357,7 @@ def test_shares_that_do_not_fit_are_refused():
 # ---- several models ----
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 5), seed=st.integers(0, 2**16))
 def test_a_mean_of_models_is_the_mean_of_each_tensor(count, seed):
     torch.manual_seed(seed)
@@ -419,7 +419,7 @@ def shuffled(model: nn.Sequential, seed: int) -> nn.Sequential:
     return copied
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(widths=st.lists(st.integers(1, 12), min_size=0, max_size=4), seed=st.integers(0, 2**16))
 def test_sorting_changes_no_answer(widths, seed):
     torch.manual_seed(seed)

@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line_and_not_kept(tmp_path):
 # ---- caches ----
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batches=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), max_size=6),
     shared=st.booleans(),

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
@@ -24,7 +24,6 @@ SMALL_KNOBS = {
     "seed": 1,
 }  # the chapter in little, for papermill
 
-unhurried = settings(deadline=None)  # the first example pays for starting up
 temperatures = st.floats(0.5, 50)
 sizes = st.tuples(st.integers(1, 9), st.integers(2, 12))
 seeds = st.integers(0, 2**31 - 1)
@@ -49,7 +48,6 @@ def torchs(student: torch.Tensor, teacher: torch.Tensor, t: float) -> torch.Tens
 # ---- the loss ----
 
 
-@unhurried
 @given(sizes, seeds, temperatures)
 def test_equal_to_torchs_in_value_and_gradient(size, seed, t):
     student, teacher = logits(size, seed)
@@ -59,7 +57,6 @@ def test_equal_to_torchs_in_value_and_gradient(size, seed, t):
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
-@unhurried
 @given(sizes, seeds, temperatures)
 def test_its_gradient_is_the_difference_of_the_opinions(size, seed, t):
     student, teacher = logits(size, seed)
@@ -68,7 +65,6 @@ def test_its_gradient_is_the_difference_of_the_opinions(size, seed, t):
     torch.testing.assert_close(gradient, expected.detach(), rtol=1e-9, atol=1e-12)
 
 
-@unhurried
 @given(sizes, seeds)
 def test_hot_enough_it_is_matching_centred_logits(size, seed):
     """Hinton et al. 2015, section 2.1."""
@@ -80,7 +76,6 @@ def test_hot_enough_it_is_matching_centred_logits(size, seed):
     )
 
 
-@unhurried
 @given(sizes, seeds, temperatures)
 def test_never_negative_and_nothing_where_they_agree(size, seed, t):
     student, teacher = logits(size, seed)

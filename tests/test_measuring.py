@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,7 +34,6 @@ from accel_lab.workbench.ranks.launch import launch
 from accel_lab.workbench.step import Step
 
 SMALL_KNOBS = {"operation": "element-wise", "batch_size": 4}
-unhurried = settings(deadline=None)  # the first example pays for starting up
 CPU = torch.device("cpu")
 
 
@@ -177,7 +176,6 @@ def test_a_drift_is_blamed_on_a_program_in_blocks_and_not_in_pairs(truth):
     assert 0.08 < off[0.25] < off[0.5]
 
 
-@unhurried
 @given(some_pairs)
 def test_swapping_the_programs_turns_the_verdict_round(pairs):
     one, other = Comparison.of(pairs), Comparison.of([(peer, ours) for ours, peer in pairs])
@@ -188,7 +186,6 @@ def test_swapping_the_programs_turns_the_verdict_round(pairs):
     )
 
 
-@unhurried
 @given(some_pairs, st.floats(0.01, 100))
 def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, factor):
     one, other = (
@@ -199,7 +196,6 @@ def test_a_program_so_many_times_slower_has_so_many_times_the_ratio(pairs, facto
     assert other.interval == pytest.approx(tuple(factor * end for end in one.interval))
 
 
-@unhurried
 @given(some_pairs)
 def test_low_ratio_high_and_the_interval_lie_in_order(pairs):
     one = Comparison.of(pairs)
@@ -516,7 +512,6 @@ def test_every_operation_is_timed_at_every_size(monkeypatch):
         assert all(0 < seconds < 1 for _, seconds in by_size.values()), name
 
 
-@unhurried
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31))
 def test_three_ways_to_the_same_sums(n, inputs, outputs, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -278,7 +278,7 @@ def test_cut_loses_nothing_and_is_as_equal_as_can_be(n, k):
     assert [len(part) for part in parts] == [n // k + (place < n % k) for place in range(k)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 60), s=st.integers(1, 20))
 def test_the_best_number_of_segments_is_near_the_root(n, s):
     best = peak_tensors(n, s, best_segments(n, s))

@@ -51,7 +51,7 @@ def seeded(seed: int) -> torch.Generator:
 # ---- fetching ----
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 2**16))
 def test_an_epoch_deals_out_every_sample_once(n, size, seed):
     x, y = torch.arange(n), torch.arange(n) + 100
@@ -239,7 +239,7 @@ def test_a_noise_scale_that_cannot_be_told_is_refused(arguments, said):
 # ---- the laws ----
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.builds(
         Laws,

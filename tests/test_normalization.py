@@ -27,7 +27,7 @@ from accel_lab.workbench.measure.proof import prove, snapshot
 
 SMALL_KNOBS = {"layers": 1, "batch_size": 32, "seed": 1}
 METHODS = [n.to_zero_one, n.to_minus_one_one, n.to_unit_variance]
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def pixels(*shape, seed=0):

@@ -270,7 +270,7 @@ def test_mixed_update_with_a_scaler_says_whether_it_stepped():
     assert not same(model, before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     place=st.integers(0, 11),
     value=st.sampled_from([0.0, 1.0, 3e38, -3e38, math.inf, -math.inf, math.nan]),

@@ -32,7 +32,7 @@ from accel_lab.workbench.knobs import KnobError
 SMALL_KNOBS = {"batch_size": 32, "cell": "GRU", "seed": 1}  # the chapter in little, for papermill
 LAYERS = {"GRU": (nn.GRU, gru_cell, 1), "LSTM": (nn.LSTM, lstm_cell, 2)}
 both_cells = pytest.mark.parametrize("kind", LAYERS)
-some = settings(max_examples=30, deadline=None)
+some = settings(max_examples=30)
 lengths_ = st.lists(st.integers(1, 9), min_size=1, max_size=7).map(torch.tensor)
 ODD = torch.tensor([3, 7, 1, 7, 2, 1, 5])  # ties, and single words
 

@@ -93,7 +93,7 @@ def test_the_plans_that_everybody_quotes():
     assert rungs(9, 27, first=27) == [(9, 27)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(2, 5), st.integers(1, 100))
 def test_every_plan_ends_at_the_longest_and_never_grows(candidates, longest, eta, first):
     first = min(first, longest)
@@ -148,7 +148,7 @@ class Counted:
         return torch.tensor([self.score(self.had[m], m) for m in self.members.tolist()])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(2, 4), st.randoms())
 def test_halving_trains_each_as_long_as_it_lasted_and_keeps_the_best(number, longest, eta, rng):
     scores = list(range(longest * number))  # none is equal to another

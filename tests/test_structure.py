@@ -58,7 +58,7 @@ def parameters_of(depth: int, width: int, inputs: int, outputs: int) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     depth=st.integers(1, 9),
     width=st.integers(1, 30),

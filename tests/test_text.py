@@ -23,7 +23,7 @@ from accel_lab.workbench.knobs import KnobError
 
 SMALL_KNOBS = {"vocabulary": 3000, "batch_size": 32, "seed": 1}  # the chapter in little
 
-some = settings(max_examples=40, deadline=None)
+some = settings(max_examples=40)
 lengths = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 
 
